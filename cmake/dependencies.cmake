@@ -1,0 +1,21 @@
+# Everything that graft stands on, each with its reason. Debian 12 package names in brackets.
+find_package(Threads REQUIRED)
+find_package(nlohmann_json REQUIRED)  # JSON trees [nlohmann-json3-dev]
+find_package(fmt REQUIRED)            # text formatting, header-only here [libfmt-dev]
+find_package(spdlog REQUIRED)         # log sinks, header-only here [libspdlog-dev]
+find_package(CLI11 REQUIRED)          # command line [libcli11-dev]
+find_package(OpenSSL REQUIRED)        # SHA-256 of kernel packages [libssl-dev]
+
+# Static archives of the two text libraries: the program then runs on machines without them.
+find_library(GRAFT_PCRE2_LIBRARY NAMES libpcre2-8.a pcre2-8 REQUIRED)    # split patterns [libpcre2-dev]
+find_library(GRAFT_UTF8PROC_LIBRARY NAMES libutf8proc.a utf8proc REQUIRED)  # Unicode [libutf8proc-dev]
+add_library(graft_text_deps INTERFACE)
+target_compile_definitions(graft_text_deps INTERFACE PCRE2_CODE_UNIT_WIDTH=8 UTF8PROC_STATIC)
+target_link_libraries(graft_text_deps INTERFACE ${GRAFT_PCRE2_LIBRARY} ${GRAFT_UTF8PROC_LIBRARY})
+
+if(GRAFT_BUILD_TESTS)
+  find_package(GTest REQUIRED)        # tests [libgtest-dev, libgmock-dev]
+  include(GoogleTest)
+endif()
+
+include(torch)

@@ -1,0 +1,3 @@
+# Written by the kernels room: see graft_add_kernel_package() below.
+function(graft_add_kernel_package name)
+endfunction()

@@ -1,0 +1,141 @@
+#include "graft/layers/contract.h"
+
+#include <array>
+#include <cmath>
+
+namespace graft::layers {
+
+namespace {
+
+class RmsNormReference final : public RmsNorm::Kernel {
+ public:
+  explicit RmsNormReference(RmsNormVariant variant) : variant_(variant) {}
+
+  at::Tensor forward(const at::Tensor& x, const at::Tensor& weight, double eps) const override {
+    const at::Tensor x_float = x.to(at::kFloat);
+    const at::Tensor norm = x_float * at::rsqrt(x_float.pow(2).mean(-1, /*keepdim=*/true) + eps);
+    switch (variant_) {
+      case RmsNormVariant::kCastBeforeWeight:
+        return weight * norm.to(x.scalar_type());
+      case RmsNormVariant::kCastAfterWeight:
+        return (weight * norm).to(x.scalar_type());
+      case RmsNormVariant::kFloatWeight:
+        return (weight.to(at::kFloat) * norm).to(x.scalar_type());
+      case RmsNormVariant::kZeroCentered:
+        return (norm * (1.0 + weight.to(at::kFloat))).to(x.scalar_type());
+    }
+    return {};
+  }
+
+ private:
+  RmsNormVariant variant_;
+};
+
+at::Tensor activate(ActivationKind kind, const at::Tensor& x) {
+  switch (kind) {
+    case ActivationKind::kSilu:
+      return at::silu(x);
+    case ActivationKind::kGelu:
+      return at::gelu(x);
+    case ActivationKind::kGeluTanh:
+      return at::gelu(x, "tanh");
+    case ActivationKind::kGeluNew:
+      // Unfused in the input's dtype, exactly as transformers' NewGELUActivation.
+      return 0.5 * x * (1.0 + at::tanh(std::sqrt(2.0 / M_PI) * (x + 0.044715 * at::pow(x, 3.0))));
+    case ActivationKind::kGeluFast:
+      return 0.5 * x * (1.0 + at::tanh(x * 0.7978845608 * (1.0 + 0.044715 * x * x)));
+    case ActivationKind::kQuickGelu:
+      return x * at::sigmoid(1.702 * x);
+  }
+  return {};
+}
+
+class ActivationReference final : public Activation::Kernel {
+ public:
+  explicit ActivationReference(ActivationKind kind) : kind_(kind) {}
+  at::Tensor forward(const at::Tensor& x) const override { return activate(kind_, x); }
+
+ private:
+  ActivationKind kind_;
+};
+
+class GatedActivationReference final : public GatedActivation::Kernel {
+ public:
+  explicit GatedActivationReference(ActivationKind kind) : kind_(kind) {}
+  at::Tensor forward(const at::Tensor& gate, const at::Tensor& up) const override {
+    return activate(kind_, gate) * up;
+  }
+
+ private:
+  ActivationKind kind_;
+};
+
+class LinearReference final : public Linear::Kernel {
+ public:
+  at::Tensor forward(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) const override {
+    return at::linear(x, weight, bias.defined() ? std::optional<at::Tensor>(bias) : std::nullopt);
+  }
+};
+
+}  // namespace
+
+std::pair<at::Tensor, at::Tensor> RmsNorm::Kernel::add_forward(const at::Tensor& x, const at::Tensor& residual,
+                                                               const at::Tensor& weight, double eps) const {
+  at::Tensor sum = residual + x;
+  return {forward(sum, weight, eps), sum};
+}
+
+std::shared_ptr<const RmsNorm::Kernel> RmsNorm::reference(const Spec& spec) {
+  return std::make_shared<RmsNormReference>(spec.variant);
+}
+
+std::string RmsNorm::variant_name(const Spec& spec) {
+  constexpr std::array kNames = {"cast_before_weight", "cast_after_weight", "float_weight", "zero_centered"};
+  return kNames[static_cast<size_t>(spec.variant)];
+}
+
+std::string_view activation_layer_name(ActivationKind kind) {
+  constexpr std::array<std::string_view, 6> kNames = {"SiLU",    "GeLU",     "GeluTanh",
+                                                      "NewGELU", "FastGELU", "QuickGELU"};
+  return kNames[static_cast<size_t>(kind)];
+}
+
+std::shared_ptr<const Activation::Kernel> Activation::reference(const Spec& spec) {
+  return std::make_shared<ActivationReference>(spec.kind);
+}
+
+std::string Activation::variant_name(const Spec&) { return "default"; }
+
+std::shared_ptr<const GatedActivation::Kernel> GatedActivation::reference(const Spec& spec) {
+  return std::make_shared<GatedActivationReference>(spec.kind);
+}
+
+std::string GatedActivation::variant_name(const Spec&) { return "default"; }
+
+std::shared_ptr<const Linear::Kernel> Linear::reference(const Spec&) {
+  return std::make_shared<LinearReference>();
+}
+
+std::string Linear::variant_name(const Spec&) { return "default"; }
+
+std::string layer_name(const RmsNorm::Spec&) { return std::string(RmsNorm::kName); }
+
+std::string layer_name(const Activation::Spec& spec) { return std::string(activation_layer_name(spec.kind)); }
+
+std::string layer_name(const GatedActivation::Spec& spec) {
+  switch (spec.kind) {
+    case ActivationKind::kSilu:
+      return "SiluAndMul";
+    case ActivationKind::kGelu:
+      return "GeluAndMul";
+    case ActivationKind::kGeluTanh:
+      return "GeluTanhAndMul";
+    default:
+      // No package offers these; the slot then stays on its reference and the trace says so.
+      return std::string(activation_layer_name(spec.kind)) + "AndMul";
+  }
+}
+
+std::string layer_name(const Linear::Spec&) { return std::string(Linear::kName); }
+
+}  // namespace graft::layers

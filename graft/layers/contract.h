@@ -1,0 +1,111 @@
+// Contracts: what a layer name means in C++. Each contract is an abstract kernel (the typed
+// signature), a spec (the numeric variant that a slot asks for) and a reference in plain ATen.
+// A loaded kernel takes part by implementing the abstract class (layers/adapter.h).
+//
+// Shape letters: B batch, S query length, H hidden, I intermediate, N rows (all leading dims).
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include <ATen/ATen.h>
+
+namespace graft::layers {
+
+// Where the cast back to the input's dtype happens, and what the weight is.
+//   kCastBeforeWeight  y = weight * cast(norm(x))            llama, mistral, qwen, phi3, smollm3
+//   kCastAfterWeight   y = cast(weight * norm(x))            olmo2, gpt_oss
+//   kFloatWeight       y = cast(float(weight) * norm(x))     nemotron_h
+//   kZeroCentered      y = cast((1 + float(weight)) * norm(x))  gemma
+// with norm(x) = float(x) * rsqrt(mean(float(x)^2) + eps).
+enum class RmsNormVariant { kCastBeforeWeight, kCastAfterWeight, kFloatWeight, kZeroCentered };
+
+// Layer name `RMSNorm`.
+struct RmsNorm {
+  static constexpr std::string_view kName = "RMSNorm";
+
+  struct Spec {
+    RmsNormVariant variant = RmsNormVariant::kCastBeforeWeight;
+  };
+
+  class Kernel {
+   public:
+    virtual ~Kernel() = default;
+    // x [N..., H], weight [H] -> [N..., H] in x's dtype (variant A: promoted with weight's dtype).
+    virtual at::Tensor forward(const at::Tensor& x, const at::Tensor& weight, double eps) const = 0;
+    // Returns (norm(x + residual), x + residual); the sum is rounded to x's dtype first.
+    // The default adds with ATen and calls forward().
+    virtual std::pair<at::Tensor, at::Tensor> add_forward(const at::Tensor& x, const at::Tensor& residual,
+                                                          const at::Tensor& weight, double eps) const;
+  };
+
+  static std::shared_ptr<const Kernel> reference(const Spec& spec);
+  static std::string variant_name(const Spec& spec);
+};
+
+// Layer names `SiLU`, `GeLU`, `GeluTanh`, `NewGELU`, `FastGELU`, `QuickGELU`: one tensor in, one out.
+enum class ActivationKind { kSilu, kGelu, kGeluTanh, kGeluNew, kGeluFast, kQuickGelu };
+
+// The layer name of the Hub for an activation, e.g. `NewGELU`.
+std::string_view activation_layer_name(ActivationKind kind);
+
+struct Activation {
+  struct Spec {
+    ActivationKind kind = ActivationKind::kSilu;
+  };
+
+  class Kernel {
+   public:
+    virtual ~Kernel() = default;
+    // x any shape -> same shape and dtype.
+    virtual at::Tensor forward(const at::Tensor& x) const = 0;
+  };
+
+  static std::shared_ptr<const Kernel> reference(const Spec& spec);
+  static std::string variant_name(const Spec& spec);
+};
+
+// Layer names `SiluAndMul`, `GeluAndMul`, `GeluTanhAndMul`: act(gate) * up, each [N..., I].
+// gate and up may be strided views (halves of one fused projection).
+struct GatedActivation {
+  struct Spec {
+    ActivationKind kind = ActivationKind::kSilu;
+  };
+
+  class Kernel {
+   public:
+    virtual ~Kernel() = default;
+    virtual at::Tensor forward(const at::Tensor& gate, const at::Tensor& up) const = 0;
+  };
+
+  static std::shared_ptr<const Kernel> reference(const Spec& spec);
+  static std::string variant_name(const Spec& spec);
+};
+
+// Layer name `Linear`: y = x weight^T + bias; x [N..., K], weight [M, K], bias [M] or undefined.
+struct Linear {
+  static constexpr std::string_view kName = "Linear";
+
+  struct Spec {};
+
+  class Kernel {
+   public:
+    virtual ~Kernel() = default;
+    virtual at::Tensor forward(const at::Tensor& x, const at::Tensor& weight,
+                               const at::Tensor& bias) const = 0;
+  };
+
+  static std::shared_ptr<const Kernel> reference(const Spec& spec);
+  static std::string variant_name(const Spec& spec);
+};
+
+// The layer name that a spec of contract C stands for.
+std::string layer_name(const RmsNorm::Spec& spec);
+std::string layer_name(const Activation::Spec& spec);
+std::string layer_name(const GatedActivation::Spec& spec);
+std::string layer_name(const Linear::Spec& spec);
+
+}  // namespace graft::layers

@@ -1,0 +1,52 @@
+// What every decoder-only language model offers, whichever family it is.
+// Shape letters: B batch, S new tokens, T all tokens (past and new), V vocabulary.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <torch/nn/module.h>
+
+#include "graft/nn/kv_cache.h"
+
+namespace graft::models {
+
+// Arguments of one forward pass. Undefined tensors and null pointers mean "absent".
+struct ForwardInput {
+  at::Tensor input_ids;            // [B, S] int64
+  at::Tensor attention_mask;       // [B, T] int64 or bool, 1 = attend; absent: all ones
+  at::Tensor position_ids;         // [B, S] int64; absent: cache length + 0..S-1
+  nn::KvCache* cache = nullptr;    // absent: no cache
+  int64_t logits_to_keep = 0;      // last n positions; 0: all
+};
+
+// Facts that generate() and the program need of any model.
+struct CausalLMInfo {
+  std::string model_type;          // `llama`, `qwen2`, …
+  int64_t vocab_size = 0;
+  int64_t num_layers = 0;
+  int64_t max_position_embeddings = 0;
+  int64_t num_parameters = 0;
+  std::vector<int64_t> eos_token_ids;
+  int64_t bos_token_id = -1;
+  int64_t pad_token_id = -1;
+};
+
+class CausalLM : public torch::nn::Module {
+ public:
+  ~CausalLM() override = default;
+
+  // Returns logits [B, S or logits_to_keep, V] in the model's dtype.
+  virtual at::Tensor forward(const ForwardInput& input) = 0;
+
+  // A cache that grows, or with max_length > 0 one allocated for max_length tokens at once.
+  virtual std::unique_ptr<nn::KvCache> make_cache(int64_t batch_size, int64_t max_length = 0) const = 0;
+
+  virtual const CausalLMInfo& info() const = 0;
+  virtual at::Device device() const = 0;
+  virtual at::ScalarType dtype() const = 0;
+};
+
+}  // namespace graft::models
