@@ -1,0 +1,17 @@
+// What the MODEL argument of a command means.
+#pragma once
+
+#include <filesystem>
+#include <string>
+
+namespace graft::cli {
+
+// Returns the model to load: the argument itself, or for an empty one the demo model: GRAFT_DEMO_MODEL,
+// else the .gguf file under share/graft/models beside the program.
+// Throws NotFound when there is no demo model.
+std::string resolve_model(const std::string& argument);
+
+// True for a path that names a .gguf file.
+bool is_gguf_file(const std::filesystem::path& path);
+
+}  // namespace graft::cli

@@ -1,0 +1,83 @@
+// What the command line asked for. Filled by cmd_<name>.cpp without libtorch, read by run_<name>.cpp.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace graft::cli {
+
+// Options that every command has.
+struct CommonOptions {
+  bool json = false;
+  bool quiet = false;
+  int verbosity = 0;
+};
+
+// Which model, on which device, with which kernels.
+struct ModelOptions {
+  std::string model;               // folder, .gguf file or Hub id; empty: the demo model
+  std::string gguf_file;           // file inside a folder
+  std::string revision;
+  std::string device = "cpu";      // cpu, cuda, cuda:1
+  std::string dtype = "auto";      // auto, float32, bfloat16, float16
+  std::string attn_implementation = "sdpa";
+  bool use_kernels = true;
+  std::string kernel_config;       // JSON text or a file with it
+};
+
+struct GenerateOptions {
+  CommonOptions common;
+  ModelOptions model;
+  std::optional<std::string> prompt;
+  std::optional<std::string> prompt_file;
+  std::optional<std::string> chat;
+  std::optional<std::string> system;
+  std::optional<std::string> prompt_ids;  // comma-separated
+  int64_t max_new_tokens = 128;
+  std::optional<double> temperature;
+  std::optional<int64_t> top_k;
+  std::optional<double> top_p;
+  std::optional<double> min_p;
+  std::optional<double> repetition_penalty;
+  std::optional<int64_t> num_beams;
+  std::vector<std::string> stop;
+  uint64_t seed = 0;
+  bool ignore_eos = false;
+  std::string cache = "dynamic";
+  bool stream = false;
+};
+
+struct LogitsOptions {
+  CommonOptions common;
+  ModelOptions model;
+  std::string ids;
+  std::string out;
+};
+
+struct ExplainOptions {
+  CommonOptions common;
+  ModelOptions model;
+  std::string mode = "inference";
+};
+
+struct DoctorOptions {
+  CommonOptions common;
+};
+
+struct TokenizeOptions {
+  CommonOptions common;
+  std::string model;
+  std::string text;
+  std::string file;
+  bool no_special_tokens = false;
+};
+
+struct InfoOptions {
+  CommonOptions common;
+  std::string model;
+  bool tensors = false;
+};
+
+}  // namespace graft::cli

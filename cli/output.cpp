@@ -1,0 +1,62 @@
+#include "cli/output.h"
+
+#include <sys/resource.h>
+
+#include <cstdio>
+
+#include <fmt/format.h>
+
+#include "graft/core/error.h"
+
+namespace graft::cli {
+
+void print_json(nlohmann::ordered_json object) {
+  nlohmann::ordered_json with_schema = {{"schema", kJsonSchema}};
+  with_schema.update(object);
+  // Bytes that are no UTF-8 (a token of half a character) become U+FFFD instead of an exception.
+  const auto text = with_schema.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
+  fmt::print(stdout, "{}\n", text);
+  std::fflush(stdout);
+}
+
+void print_note(const CommonOptions& common, std::string_view line) {
+  if (!common.quiet) {
+    fmt::print(stderr, "{}\n", line);
+  }
+}
+
+int report_error(const std::exception& error, bool json) {
+  const auto* known = dynamic_cast<const Error*>(&error);
+  const int exit_code = known != nullptr ? known->exit_code() : 1;
+  if (json) {
+    nlohmann::ordered_json body = {{"code", known != nullptr ? known->code() : "internal"},
+                                   {"message", error.what()}};
+    if (known != nullptr && !known->hint().empty()) {
+      body["hint"] = known->hint();
+    }
+    print_json({{"error", body}, {"exit_code", exit_code}});
+  } else {
+    fmt::print(stderr, "graft: error: {}\n", error.what());
+    if (known != nullptr) {
+      fmt::print(stderr, "code: {}\n", known->code());
+    }
+  }
+  return exit_code;
+}
+
+std::string format_bytes(uint64_t size_bytes) {
+  const double mib = static_cast<double>(size_bytes) / (1024.0 * 1024.0);
+  return mib < 1024.0 ? fmt::format("{:.1f} MiB", mib) : fmt::format("{:.1f} GiB", mib / 1024.0);
+}
+
+std::string format_seconds(double seconds) {
+  return seconds < 10.0 ? fmt::format("{:.0f} ms", seconds * 1e3) : fmt::format("{:.1f} s", seconds);
+}
+
+uint64_t peak_rss_bytes() {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  return static_cast<uint64_t>(usage.ru_maxrss) * 1024;
+}
+
+}  // namespace graft::cli
