@@ -1,0 +1,29 @@
+#!/usr/bin/env python3
+"""Shows two runs of `graft generate --json` side by side: kernels off, kernels on."""
+
+import collections
+import json
+import pathlib
+import sys
+
+
+def main():
+    off, on = (json.loads(pathlib.Path(name).read_text()) for name in sys.argv[1:3])
+    print(f"\n{on['text'].strip()}\n")
+    equal = off["generated_ids"] == on["generated_ids"]
+    print(f"token ids with kernels off and on: {'equal' if equal else 'DIFFERENT'} ({len(on['generated_ids'])} tokens)")
+    print(f"\n{'on ' + sys.argv[3]:<22}{'kernels off':>14}{'kernels on':>14}")
+    for key, label in (("prefill_tokens_per_second", "prefill tokens/s"), ("decode_tokens_per_second", "decode tokens/s")):
+        print(f"{label:<22}{off[key]:>14.1f}{on[key]:>14.1f}")
+    print(f"{'peak memory MiB':<22}{off['peak_rss_bytes'] / 2**20:>14.1f}{on['peak_rss_bytes'] / 2**20:>14.1f}")
+    print(f"\n{'layer':<14}{'count':>6}  package")
+    rows = collections.Counter()
+    for row in on["swapped"]:
+        rows[(row["layer"], row["package"], row["variant"])] += row["count"]
+    for (layer, package, variant), count in sorted(rows.items()):
+        print(f"{layer:<14}{count:>6}  {package} ({variant})")
+    return 0 if equal and rows else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
