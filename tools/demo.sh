@@ -12,4 +12,4 @@ for kernels in off on; do
   "$graft" generate --chat "$question" --max-new-tokens 64 --device "$device" --dtype bfloat16 \
     --kernels "$kernels" --json > "$work/$kernels.json"
 done
-.venv/bin/python tools/show_demo.py "$work/off.json" "$work/on.json" "$device"
+.venv/bin/python tools/show_demo.py "$work/off.json" "$work/on.json" "$graft" "$device" bfloat16

@@ -6,13 +6,18 @@ import json
 import pathlib
 import sys
 
+import teacher_forced
+
 
 def main():
     off, on = (json.loads(pathlib.Path(name).read_text()) for name in sys.argv[1:3])
     print(f"\n{on['text'].strip()}\n")
-    equal = off["generated_ids"] == on["generated_ids"]
-    print(f"token ids with kernels off and on: {'equal' if equal else 'DIFFERENT'} ({len(on['generated_ids'])} tokens)")
-    print(f"\n{'on ' + sys.argv[3]:<22}{'kernels off':>14}{'kernels on':>14}")
+    graft, device, dtype = sys.argv[3:6]
+    verdict, ties = teacher_forced.compare(graft, ["--device", device, "--dtype", dtype], dtype, off, on)
+    said = {"equal": "equal", "tie": f"equal up to {len(ties)} ties of the reference's logits: {ties}",
+            "different": f"DIFFERENT: {ties}"}[verdict]
+    print(f"token ids with kernels off and on: {said} ({len(on['generated_ids'])} tokens)")
+    print(f"\n{f'{device}, {dtype}':<22}{'kernels off':>14}{'kernels on':>14}")
     for key, label in (("prefill_tokens_per_second", "prefill tokens/s"), ("decode_tokens_per_second", "decode tokens/s")):
         print(f"{label:<22}{off[key]:>14.1f}{on[key]:>14.1f}")
     print(f"{'peak memory MiB':<22}{off['peak_rss_bytes'] / 2**20:>14.1f}{on['peak_rss_bytes'] / 2**20:>14.1f}")
@@ -22,7 +27,7 @@ def main():
         rows[(row["layer"], row["package"], row["variant"])] += row["count"]
     for (layer, package, variant), count in sorted(rows.items()):
         print(f"{layer:<14}{count:>6}  {package} ({variant})")
-    return 0 if equal and rows else 1
+    return 0 if verdict != "different" and rows else 1
 
 
 if __name__ == "__main__":
