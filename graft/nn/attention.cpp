@@ -1,0 +1,140 @@
+#include "graft/nn/attention.h"
+
+#include <algorithm>
+#include <limits>
+
+#include <fmt/format.h>
+
+#include "graft/core/error.h"
+
+namespace graft::nn {
+
+namespace {
+
+// The lowest finite value of a floating dtype, which eager attention adds where it masks.
+double lowest_value(at::ScalarType dtype) {
+  switch (dtype) {
+    case at::kHalf:
+      return static_cast<double>(std::numeric_limits<at::Half>::lowest());
+    case at::kBFloat16:
+      return static_cast<double>(std::numeric_limits<at::BFloat16>::lowest());
+    case at::kDouble:
+      return std::numeric_limits<double>::lowest();
+    default:
+      return static_cast<double>(std::numeric_limits<float>::lowest());
+  }
+}
+
+at::Tensor allowed_keys(const MaskRequest& request, int64_t window) {
+  const auto options = at::TensorOptions().dtype(at::kLong).device(request.device);
+  const int64_t num_keys = request.num_past + request.num_new;
+  const at::Tensor query_idx = at::arange(request.num_past, num_keys, options).unsqueeze(1);
+  const at::Tensor key_idx = at::arange(num_keys, options).unsqueeze(0);
+  at::Tensor allowed = key_idx.le(query_idx);
+  if (window > 0) {
+    allowed = allowed.logical_and(key_idx.gt(query_idx - window));
+  }
+  allowed = allowed.unsqueeze(0).unsqueeze(0);
+  if (request.padding.defined()) {
+    allowed = allowed.logical_and(request.padding.unsqueeze(1).unsqueeze(1));
+  }
+  return allowed;
+}
+
+// Each key and value head, once for every query head that shares it.
+at::Tensor repeat_kv(const at::Tensor& x, int64_t num_groups) {
+  if (num_groups == 1) {
+    return x;
+  }
+  const int64_t batch = x.size(0), heads = x.size(1), length = x.size(2), dim = x.size(3);
+  return x.unsqueeze(2)
+      .expand({batch, heads, num_groups, length, dim})
+      .reshape({batch, heads * num_groups, length, dim});
+}
+
+at::Tensor attend_eager(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                        const AttentionMask& mask, const AttentionOptions& options) {
+  const int64_t num_groups = options.num_heads / options.num_kv_heads;
+  at::Tensor scores = at::matmul(query, repeat_kv(key, num_groups).transpose(2, 3)) * options.scale;
+  if (options.softcap > 0.0) {
+    scores = at::tanh(scores / options.softcap) * options.softcap;
+  }
+  if (mask.additive.defined()) {
+    scores = scores + mask.additive;
+  }
+  const at::Tensor weights = at::softmax(scores, -1, at::kFloat).to(query.scalar_type());
+  return at::matmul(weights, repeat_kv(value, num_groups));
+}
+
+at::Tensor attend_sdpa(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                       const AttentionMask& mask, const AttentionOptions& options) {
+  const int64_t num_groups = options.num_heads / options.num_kv_heads;
+  const std::optional<at::Tensor> additive =
+      mask.additive.defined() ? std::optional<at::Tensor>(mask.additive) : std::nullopt;
+  if (num_groups > 1 && query.size(2) == 1) {
+    // One query a head: the heads that share a key become the query positions, nothing is repeated.
+    const at::Tensor packed =
+        query.view({query.size(0), options.num_kv_heads, num_groups, options.head_dim});
+    return at::scaled_dot_product_attention(packed, key, value, additive, 0.0, false, options.scale)
+        .reshape({query.size(0), options.num_heads, 1, options.head_dim});
+  }
+  if (num_groups > 1 && query.is_cuda() && !additive && options.head_dim <= 256) {
+    return at::scaled_dot_product_attention(query, key, value, additive, 0.0, mask.causal,
+                                            options.scale, /*enable_gqa=*/true);
+  }
+  return at::scaled_dot_product_attention(query, repeat_kv(key, num_groups),
+                                          repeat_kv(value, num_groups), additive, 0.0, mask.causal,
+                                          options.scale);
+}
+
+}  // namespace
+
+AttentionBackend parse_attention_backend(const std::string& name) {
+  if (name == "sdpa") {
+    return AttentionBackend::kSdpa;
+  }
+  if (name == "eager") {
+    return AttentionBackend::kEager;
+  }
+  throw InvalidArgument(
+      "models.attn_implementation", "unknown",
+      fmt::format("attn_implementation: expected `sdpa` or `eager`, got `{}`", name));
+}
+
+AttentionMask build_mask(const MaskRequest& request, int64_t window) {
+  const int64_t num_keys = request.num_past + request.num_new;
+  const bool windowed = window > 0 && num_keys > window;
+  AttentionMask mask;
+  if (!request.padding.defined()) {
+    if (request.num_new == 1) {
+      mask.first_key = windowed ? num_keys - window : 0;
+      return mask;
+    }
+    if (!windowed && request.num_past == 0 && request.backend == AttentionBackend::kSdpa) {
+      mask.causal = true;
+      return mask;
+    }
+  }
+  const double masked = request.backend == AttentionBackend::kSdpa
+                            ? -std::numeric_limits<double>::infinity()
+                            : lowest_value(request.dtype);
+  const at::Tensor allowed = allowed_keys(request, windowed ? window : 0);
+  mask.additive =
+      at::zeros(allowed.sizes(), at::TensorOptions().dtype(request.dtype).device(request.device))
+          .masked_fill_(allowed.logical_not(), masked);
+  return mask;
+}
+
+at::Tensor attend(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                  const AttentionMask& mask, const AttentionOptions& options) {
+  const bool cut = mask.first_key > 0;
+  const at::Tensor keys = cut ? key.slice(2, mask.first_key) : key;
+  const at::Tensor values = cut ? value.slice(2, mask.first_key) : value;
+  const at::Tensor out = options.backend == AttentionBackend::kEager
+                             ? attend_eager(query, keys, values, mask, options)
+                             : attend_sdpa(query, keys, values, mask, options);
+  return out.transpose(1, 2).reshape(
+      {query.size(0), query.size(2), options.num_heads * options.head_dim});
+}
+
+}  // namespace graft::nn

@@ -1,0 +1,54 @@
+// Scaled dot-product attention over cached keys and values, and the masks it takes.
+// Shape letters: B batch, S query length, T key length, Hq / Hkv heads, D head size.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include <ATen/ATen.h>
+
+namespace graft::nn {
+
+// kSdpa   at::scaled_dot_product_attention
+// kEager  matmul, float32 softmax, matmul, rounding after each as transformers' eager path does
+enum class AttentionBackend { kSdpa, kEager };
+
+// Reads `attn_implementation`. Throws InvalidArgument for an unknown one, listing the known ones.
+AttentionBackend parse_attention_backend(const std::string& name);
+
+// What one kind of layer (full or sliding) may attend to in one forward pass.
+struct AttentionMask {
+  at::Tensor additive;    // [B or 1, 1, S, T] in the activation dtype; undefined: nothing masked
+  bool causal = false;    // S == T and the upper triangle is masked, though `additive` is not given
+  int64_t first_key = 0;  // keys before this one are out of the window for every query
+};
+
+struct MaskRequest {
+  int64_t num_new = 0;   // S
+  int64_t num_past = 0;  // T - S
+  at::Tensor padding;    // [B, T] bool, true = attend; undefined: no padding
+  at::ScalarType dtype = at::kFloat;
+  at::Device device = at::kCPU;
+  AttentionBackend backend = AttentionBackend::kSdpa;
+};
+
+// Builds the causal mask of one forward pass; leaves it out wherever nothing is lost by that.
+//
+// window   keys that a query sees, itself included; 0: all
+AttentionMask build_mask(const MaskRequest& request, int64_t window);
+
+struct AttentionOptions {
+  int64_t num_heads = 0;
+  int64_t num_kv_heads = 0;
+  int64_t head_dim = 0;
+  double scale = 1.0;
+  double softcap = 0.0;  // scores become softcap * tanh(score / softcap); 0: off. Needs kEager.
+  AttentionBackend backend = AttentionBackend::kSdpa;
+};
+
+// query  [B, Hq, S, D]   key, value [B, Hkv, T, D], any strides with a dense last dimension
+// returns [B, S, Hq * D]
+at::Tensor attend(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                  const AttentionMask& mask, const AttentionOptions& options);
+
+}  // namespace graft::nn

@@ -1,0 +1,102 @@
+#include "graft/nn/contiguous_kv_cache.h"
+
+#include <algorithm>
+
+#include <fmt/format.h>
+
+#include "graft/core/error.h"
+
+namespace graft::nn {
+
+namespace {
+
+constexpr int64_t kMinCapacity = 64;
+
+// A copy of `used` positions of `old` in fresh storage of `capacity` positions.
+at::Tensor moved(const at::Tensor& old, int64_t used, int64_t capacity) {
+  at::Tensor fresh = at::empty({old.size(0), old.size(1), capacity, old.size(3)}, old.options());
+  if (used > 0) {
+    fresh.narrow(2, 0, used).copy_(old.narrow(2, 0, used));
+  }
+  return fresh;
+}
+
+}  // namespace
+
+DynamicKvCache::DynamicKvCache(int64_t num_layers) : layers_(num_layers) {}
+
+int64_t DynamicKvCache::capacity_for(int64_t needed, int64_t current) const {
+  const int64_t wanted = std::max({needed, current + current / 2, kMinCapacity});
+  return (wanted + kMinCapacity - 1) / kMinCapacity * kMinCapacity;
+}
+
+std::pair<at::Tensor, at::Tensor> DynamicKvCache::update(int64_t layer_idx, const at::Tensor& key,
+                                                         const at::Tensor& value) {
+  Layer& layer = layers_[layer_idx];
+  const int64_t num_new = key.size(2);
+  const int64_t needed = length_ + num_new;
+  const int64_t capacity = layer.keys.defined() ? layer.keys.size(2) : 0;
+  if (length_ == 0 && layer.keys.defined() && layer.keys.size(0) != key.size(0)) {
+    layer = {};  // a new text with another batch size
+  }
+  if (!layer.keys.defined()) {
+    const int64_t fresh = capacity_for(needed, 0);
+    layer.keys = at::empty({key.size(0), key.size(1), fresh, key.size(3)}, key.options());
+    layer.values = at::empty({value.size(0), value.size(1), fresh, value.size(3)}, value.options());
+  } else if (needed > capacity) {
+    const int64_t grown = capacity_for(needed, capacity);
+    layer.keys = moved(layer.keys, length_, grown);
+    layer.values = moved(layer.values, length_, grown);
+  }
+  layer.keys.narrow(2, length_, num_new).copy_(key);
+  layer.values.narrow(2, length_, num_new).copy_(value);
+  return {layer.keys.narrow(2, 0, needed), layer.values.narrow(2, 0, needed)};
+}
+
+void DynamicKvCache::reorder(const at::Tensor& beam_idx) {
+  for (Layer& layer : layers_) {
+    if (!layer.keys.defined()) {
+      continue;
+    }
+    for (at::Tensor* stored : {&layer.keys, &layer.values}) {
+      const at::Tensor rows = stored->narrow(2, 0, length_).index_select(0, beam_idx);
+      *stored = moved(rows, length_, stored->size(2));
+    }
+  }
+}
+
+StaticKvCache::StaticKvCache(const KvCacheShape& shape, int64_t max_length,
+                             const at::TensorOptions& options)
+    : DynamicKvCache(shape.num_layers), max_length_(max_length) {
+  for (Layer& layer : layers_) {
+    layer.keys =
+        at::empty({shape.batch_size, shape.num_kv_heads, max_length, shape.head_dim}, options);
+    layer.values = at::empty_like(layer.keys);
+  }
+}
+
+int64_t StaticKvCache::capacity_for(int64_t needed, int64_t) const {
+  if (needed > max_length_) {
+    throw InvalidArgument(
+        "nn.kv_cache", "full",
+        fmt::format("cache: expected at most {} tokens, got {}", max_length_, needed),
+        "make the cache with a larger max_length");
+  }
+  return max_length_;
+}
+
+void StaticKvCache::reorder(const at::Tensor& beam_idx) {
+  for (Layer& layer : layers_) {
+    for (at::Tensor* stored : {&layer.keys, &layer.values}) {
+      at::Tensor used = stored->narrow(2, 0, length_);
+      const at::Tensor rows = used.index_select(0, beam_idx);
+      if (rows.size(0) == used.size(0)) {
+        used.copy_(rows);  // in place: captured graphs keep their addresses
+      } else {
+        *stored = moved(rows, length_, max_length_);
+      }
+    }
+  }
+}
+
+}  // namespace graft::nn
