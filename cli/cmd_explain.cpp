@@ -7,7 +7,8 @@ namespace graft::cli {
 
 void add_explain(CLI::App& app, Chosen& chosen) {
   auto options = std::make_shared<ExplainOptions>();
-  auto* command = app.add_subcommand("explain", "Show which kernel every layer gets, what was refused, and why");
+  auto* command = app.add_subcommand(
+      "explain", "Show which kernel every layer gets, what was refused, and why");
   add_model_options(*command, options->model);
   command->add_option("--mode", options->mode, "inference, training, or either with +compile")
       ->capture_default_str();

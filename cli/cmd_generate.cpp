@@ -27,7 +27,8 @@ void add_sampling_options(CLI::App& command, GenerateOptions& options) {
   command.add_option("--num-beams", options.num_beams);
   command.add_option("--stop", options.stop, "Stop string; may be given several times");
   command.add_option("--seed", options.seed)->capture_default_str();
-  command.add_flag("--ignore-eos", options.ignore_eos, "Go on to max-new-tokens whatever the model says");
+  command.add_flag("--ignore-eos", options.ignore_eos,
+                   "Go on to max-new-tokens whatever the model says");
   command.add_option("--cache", options.cache, "KV cache: dynamic or static")
       ->check(CLI::IsMember({"dynamic", "static"}))
       ->capture_default_str();

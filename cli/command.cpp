@@ -9,16 +9,19 @@ void add_common_options(CLI::App& command, CommonOptions& options) {
 }
 
 void add_model_options(CLI::App& command, ModelOptions& options) {
-  command.add_option("MODEL", options.model, "Folder, .gguf file or Hub id (default: the demo model)");
+  command.add_option("MODEL", options.model,
+                     "Folder, .gguf file or Hub id (default: the demo model)");
   command.add_option("--gguf-file", options.gguf_file, "A .gguf file inside the folder MODEL");
   command.add_option("--revision", options.revision, "Branch, tag or commit of a Hub id");
   command.add_option("--device", options.device, "cpu, cuda or cuda:N")->capture_default_str();
-  command.add_option("--dtype", options.dtype, "auto, float32, bfloat16 or float16")->capture_default_str();
+  command.add_option("--dtype", options.dtype, "auto, float32, bfloat16 or float16")
+      ->capture_default_str();
   command.add_option("--attn-implementation", options.attn_implementation, "eager or sdpa")
       ->capture_default_str();
   command
       .add_option_function<std::string>(
-          "--kernels", [&options](const std::string& value) { options.use_kernels = value == "on"; },
+          "--kernels",
+          [&options](const std::string& value) { options.use_kernels = value == "on"; },
           "on or off (default: on)")
       ->check(CLI::IsMember({"on", "off"}));
   command.add_option("--kernel-config", options.kernel_config,

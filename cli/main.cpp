@@ -3,11 +3,12 @@
 
 #include <fmt/format.h>
 
-#include "cli/command.h"
-#include "cli/output.h"
 #include "graft/core/error.h"
 #include "graft/core/log.h"
 #include "graft/core/version.h"
+
+#include "cli/command.h"
+#include "cli/output.h"
 
 namespace graft::cli {
 
@@ -16,10 +17,13 @@ namespace {
 constexpr char kFooter[] =
     "Examples:\n"
     "  graft generate --prompt \"The capital of France is\"     text from the demo model\n"
-    "  graft generate MODEL --chat \"Hello\" --device cuda      a folder, a .gguf file or a Hub id\n"
-    "  graft explain MODEL --device cuda                      which kernel each layer gets, and why\n"
+    "  graft generate MODEL --chat \"Hello\" --device cuda      a folder, a .gguf file or a Hub "
+    "id\n"
+    "  graft explain MODEL --device cuda                      which kernel each layer gets, and "
+    "why\n"
     "  graft doctor                                           what this machine offers\n"
-    "Exit codes: 0 ok, 1 failed, 2 usage, 3 network, 4 integrity, 5 device or kernel, 130 interrupted";
+    "Exit codes: 0 ok, 1 failed, 2 usage, 3 network, 4 integrity, 5 device or kernel, 130 "
+    "interrupted";
 
 constexpr void (*kCommands[])(CLI::App&, Chosen&) = {
     add_generate, add_tokenize, add_logits, add_explain, add_info, add_doctor,

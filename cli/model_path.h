@@ -6,9 +6,9 @@
 
 namespace graft::cli {
 
-// Returns the model to load: the argument itself, or for an empty one the demo model: GRAFT_DEMO_MODEL,
-// else the .gguf file under share/graft/models beside the program.
-// Throws NotFound when there is no demo model.
+// Returns the model to load: the argument itself, or for an empty one the demo model:
+// GRAFT_DEMO_MODEL, else the .gguf file under share/graft/models beside the program. Throws
+// NotFound when there is no demo model.
 std::string resolve_model(const std::string& argument);
 
 // True for a path that names a .gguf file.

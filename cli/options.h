@@ -1,4 +1,5 @@
-// What the command line asked for. Filled by cmd_<name>.cpp without libtorch, read by run_<name>.cpp.
+// What the command line asked for. Filled by cmd_<name>.cpp without libtorch, read by
+// run_<name>.cpp.
 #pragma once
 
 #include <cstdint>
@@ -17,14 +18,14 @@ struct CommonOptions {
 
 // Which model, on which device, with which kernels.
 struct ModelOptions {
-  std::string model;               // folder, .gguf file or Hub id; empty: the demo model
-  std::string gguf_file;           // file inside a folder
+  std::string model;      // folder, .gguf file or Hub id; empty: the demo model
+  std::string gguf_file;  // file inside a folder
   std::string revision;
-  std::string device = "cpu";      // cpu, cuda, cuda:1
-  std::string dtype = "auto";      // auto, float32, bfloat16, float16
+  std::string device = "cpu";  // cpu, cuda, cuda:1
+  std::string dtype = "auto";  // auto, float32, bfloat16, float16
   std::string attn_implementation = "sdpa";
   bool use_kernels = true;
-  std::string kernel_config;       // JSON text or a file with it
+  std::string kernel_config;  // JSON text or a file with it
 };
 
 struct GenerateOptions {

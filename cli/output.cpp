@@ -1,10 +1,9 @@
 #include "cli/output.h"
 
-#include <sys/resource.h>
-
 #include <cstdio>
 
 #include <fmt/format.h>
+#include <sys/resource.h>
 
 #include "graft/core/error.h"
 
@@ -14,7 +13,8 @@ void print_json(nlohmann::ordered_json object) {
   nlohmann::ordered_json with_schema = {{"schema", kJsonSchema}};
   with_schema.update(object);
   // Bytes that are no UTF-8 (a token of half a character) become U+FFFD instead of an exception.
-  const auto text = with_schema.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
+  const auto text =
+      with_schema.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
   fmt::print(stdout, "{}\n", text);
   std::fflush(stdout);
 }
@@ -50,7 +50,8 @@ std::string format_bytes(uint64_t size_bytes) {
 }
 
 std::string format_seconds(double seconds) {
-  return seconds < 10.0 ? fmt::format("{:.0f} ms", seconds * 1e3) : fmt::format("{:.1f} s", seconds);
+  return seconds < 10.0 ? fmt::format("{:.0f} ms", seconds * 1e3)
+                        : fmt::format("{:.1f} s", seconds);
 }
 
 uint64_t peak_rss_bytes() {

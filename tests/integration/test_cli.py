@@ -148,7 +148,7 @@ class Errors(unittest.TestCase):
 class Documentation(unittest.TestCase):
     def test_every_environment_variable_in_the_sources_is_documented(self):
         documented = (ROOT / "docs/env.md").read_text()
-        pattern = re.compile(r'(?:env::get|getenv|env_get)\(\s*"([A-Z0-9_]+)"')
+        pattern = re.compile(r'(?:env::get|getenv|env_get|folder)\(\s*"([A-Z0-9_]+)"')
         for folder in ("graft", "cli", "kernels"):
             for path in (ROOT / folder).rglob("*.[ch]*"):
                 if path.stem.endswith("_test"):

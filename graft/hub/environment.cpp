@@ -1,0 +1,63 @@
+#include "graft/hub/environment.h"
+
+#include <algorithm>
+#include <cctype>
+#include <optional>
+
+#include "graft/core/env.h"
+
+namespace graft::hub {
+
+namespace {
+
+namespace fs = std::filesystem;
+
+// A variable that is set to nothing names no folder.
+std::optional<fs::path> folder(const char* name) {
+  const auto value = env::get(name);
+  if (!value || value->empty()) {
+    return std::nullopt;
+  }
+  if (value->starts_with("~/")) {
+    return fs::path(env::get("HOME").value_or("/")) / value->substr(2);
+  }
+  return fs::path(*value);
+}
+
+bool is_true(std::string value) {
+  std::transform(value.begin(), value.end(), value.begin(),
+                 [](unsigned char c) { return static_cast<char>(std::toupper(c)); });
+  return value == "1" || value == "ON" || value == "YES" || value == "TRUE";
+}
+
+}  // namespace
+
+fs::path home() {
+  if (const auto named = folder("HF_HOME")) {
+    return *named;
+  }
+  const auto base =
+      folder("XDG_CACHE_HOME").value_or(fs::path(env::get("HOME").value_or("/")) / ".cache");
+  return base / "huggingface";
+}
+
+fs::path cache_folder() {
+  if (const auto named = folder("HF_HUB_CACHE")) {
+    return *named;
+  }
+  if (const auto named = folder("HUGGINGFACE_HUB_CACHE")) {
+    return *named;
+  }
+  return home() / "hub";
+}
+
+fs::path kernels_cache_folder() { return folder("KERNELS_CACHE").value_or(cache_folder()); }
+
+bool offline() {
+  if (const auto value = env::get("HF_HUB_OFFLINE")) {
+    return is_true(*value);
+  }
+  return is_true(env::get("TRANSFORMERS_OFFLINE").value_or(""));
+}
+
+}  // namespace graft::hub

@@ -1,0 +1,22 @@
+// Where the Hub is and where its cache lies, by the variables that huggingface_hub documents.
+// Read anew at each call: nothing is frozen at start-up.
+#pragma once
+
+#include <filesystem>
+#include <string>
+
+namespace graft::hub {
+
+// HF_HOME, else ${XDG_CACHE_HOME:-~/.cache}/huggingface.
+std::filesystem::path home();
+
+// The cache of models: HF_HUB_CACHE, else HUGGINGFACE_HUB_CACHE, else home()/hub.
+std::filesystem::path cache_folder();
+
+// The cache of kernels: KERNELS_CACHE, else cache_folder().
+std::filesystem::path kernels_cache_folder();
+
+// HF_HUB_OFFLINE (else TRANSFORMERS_OFFLINE) is 1, ON, YES or TRUE, any case.
+bool offline();
+
+}  // namespace graft::hub
