@@ -15,16 +15,18 @@ namespace graft::models {
 
 // Arguments of one forward pass. Undefined tensors and null pointers mean "absent".
 struct ForwardInput {
-  at::Tensor input_ids;            // [B, S] int64
-  at::Tensor attention_mask;       // [B, T] int64 or bool, 1 = attend; absent: all ones
-  at::Tensor position_ids;         // [B, S] int64; absent: cache length + 0..S-1
-  nn::KvCache* cache = nullptr;    // absent: no cache
-  int64_t logits_to_keep = 0;      // last n positions; 0: all
+  at::Tensor input_ids;          // [B, S] int64
+  at::Tensor attention_mask;     // [B, T] int64 or bool, 1 = attend; absent: all ones
+  at::Tensor position_ids;       // [B, S] int64; absent: cache length + 0..S-1
+  nn::KvCache* cache = nullptr;  // absent: no cache
+  int64_t logits_to_keep = 0;    // last n positions; 0: all
 };
 
 // Facts that generate() and the program need of any model.
 struct CausalLMInfo {
-  std::string model_type;          // `llama`, `qwen2`, …
+  std::string model_type;    // `llama`, `qwen2`, …
+  std::string folder;        // where the checkpoint lies, with generation_config.json and tokenizer
+  std::string weights_file;  // the .gguf file, where the weights come from one
   int64_t vocab_size = 0;
   int64_t num_layers = 0;
   int64_t max_position_embeddings = 0;
@@ -42,7 +44,8 @@ class CausalLM : public torch::nn::Module {
   virtual at::Tensor forward(const ForwardInput& input) = 0;
 
   // A cache that grows, or with max_length > 0 one allocated for max_length tokens at once.
-  virtual std::unique_ptr<nn::KvCache> make_cache(int64_t batch_size, int64_t max_length = 0) const = 0;
+  virtual std::unique_ptr<nn::KvCache> make_cache(int64_t batch_size,
+                                                  int64_t max_length = 0) const = 0;
 
   virtual const CausalLMInfo& info() const = 0;
   virtual at::Device device() const = 0;

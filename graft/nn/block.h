@@ -35,10 +35,11 @@ class Block : public torch::nn::Module {
 template <typename T>
 class BlockList : public torch::nn::Module {
  public:
-  template <typename... Args>
+  // Makes the next child, a T or a class derived from it.
+  template <typename U = T, typename... Args>
   void append(Args&&... args) {
     items_.push_back(register_module(std::to_string(items_.size()),
-                                     std::make_shared<T>(std::forward<Args>(args)...)));
+                                     std::make_shared<U>(std::forward<Args>(args)...)));
   }
   const std::vector<std::shared_ptr<T>>& items() const { return items_; }
 

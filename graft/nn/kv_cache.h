@@ -1,4 +1,5 @@
-// Keys and values of past tokens, one entry per layer. B batch, T tokens held, Hkv heads, D head size.
+// Keys and values of past tokens, one entry per layer. B batch, T tokens held, Hkv heads, D head
+// size.
 #pragma once
 
 #include <cstdint>

@@ -13,7 +13,7 @@ namespace graft::nn {
 
 namespace {
 
-constexpr std::array<std::pair<std::string_view, RopeType>, 8> kRopeTypes = {{
+constexpr std::array<std::pair<std::string_view, RopeType>, 7> kRopeTypes = {{
     {"default", RopeType::kDefault},
     {"linear", RopeType::kLinear},
     {"dynamic", RopeType::kDynamic},
@@ -21,7 +21,6 @@ constexpr std::array<std::pair<std::string_view, RopeType>, 8> kRopeTypes = {{
     {"yarn", RopeType::kYarn},
     {"longrope", RopeType::kLongRope},
     {"su", RopeType::kLongRope},  // the name in early phi3 configs
-    {"none", RopeType::kDefault},
 }};
 
 // arange(0, dim, 2) / dim in float32, the exponents of theta.

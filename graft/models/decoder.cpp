@@ -1,0 +1,189 @@
+#include "graft/models/decoder.h"
+
+#include <algorithm>
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include "graft/core/error.h"
+#include "graft/nn/contiguous_kv_cache.h"
+#include "graft/nn/point_recorder.h"
+
+namespace graft::models {
+
+namespace {
+
+void check_input(const ForwardInput& input, int64_t num_past) {
+  if (!input.input_ids.defined() || input.input_ids.dim() != 2 ||
+      input.input_ids.scalar_type() != at::kLong || input.input_ids.numel() == 0) {
+    throw InvalidArgument(
+        "models.forward", "input-ids",
+        fmt::format("input_ids: expected int64 of shape [B, S], not empty, got {}",
+                    input.input_ids.defined()
+                        ? fmt::format("{} {}", toString(input.input_ids.scalar_type()),
+                                      input.input_ids.sizes())
+                        : "nothing"));
+  }
+  const at::Tensor& mask = input.attention_mask;
+  const int64_t num_all = num_past + input.input_ids.size(1);
+  if (mask.defined() &&
+      (mask.dim() != 2 || mask.size(0) != input.input_ids.size(0) || mask.size(1) != num_all)) {
+    throw InvalidArgument(
+        "models.forward", "attention-mask",
+        fmt::format("attention_mask: expected shape [{}, {}] (batch, past and new "
+                    "tokens), got {}",
+                    input.input_ids.size(0), num_all, mask.sizes()));
+  }
+}
+
+}  // namespace
+
+std::shared_ptr<nn::RmsNorm> DecoderLayer::add_norm(const std::string& name,
+                                                    const DecoderConfig& config,
+                                                    layers::RmsNormVariant variant) {
+  return add<nn::RmsNorm>(name, config.hidden_size, config.rms_norm_eps, variant);
+}
+
+at::Tensor split_heads(const at::Tensor& x, int64_t head_dim) {
+  return x.view({x.size(0), x.size(1), x.size(2) / head_dim, head_dim});
+}
+
+nn::MlpOptions mlp_options(const DecoderConfig& config) {
+  return {.hidden_size = config.hidden_size,
+          .intermediate_size = config.intermediate_size,
+          .activation = config.activation,
+          .bias = config.mlp_bias};
+}
+
+at::Tensor attend_with_cache(const at::Tensor& query, const at::Tensor& key,
+                             const at::Tensor& value, int64_t layer_idx,
+                             const nn::AttentionMask& mask, const nn::AttentionOptions& options,
+                             const ForwardContext& context) {
+  at::Tensor keys = key.transpose(1, 2);
+  at::Tensor values = value.transpose(1, 2);
+  if (context.cache != nullptr) {
+    std::tie(keys, values) = context.cache->update(layer_idx, keys, values);
+  }
+  return nn::attend(query.transpose(1, 2), keys, values, mask, options);
+}
+
+DecoderModel::DecoderModel(const DecoderConfig& config, layers::RmsNormVariant norm_variant)
+    : embed_tokens(add<nn::Embedding>("embed_tokens", config.vocab_size, config.hidden_size)),
+      layers(add<nn::BlockList<DecoderLayer>>("layers")),
+      norm(add<nn::RmsNorm>("norm", config.hidden_size, config.rms_norm_eps, norm_variant)) {}
+
+DecoderForCausalLM::DecoderForCausalLM(const DecoderConfig& config,
+                                       layers::RmsNormVariant norm_variant)
+    : config_(config), rotary_(config.rope, config.head_dim) {
+  for (const LayerType type : config.layer_types) {
+    (type == LayerType::kSliding ? any_sliding_ : any_full_) = true;
+  }
+  model_ = register_module("model", std::make_shared<DecoderModel>(config, norm_variant));
+  lm_head_ = register_module(
+      "lm_head", std::make_shared<nn::Linear>(config.hidden_size, config.vocab_size, false));
+  info_.model_type = config.model_type;
+  info_.vocab_size = config.vocab_size;
+  info_.num_layers = config.num_layers;
+  info_.max_position_embeddings = config.max_position_embeddings;
+  info_.eos_token_ids = config.eos_token_ids;
+  info_.bos_token_id = config.bos_token_id;
+  info_.pad_token_id = config.pad_token_id;
+}
+
+void DecoderForCausalLM::finish_loading(const std::string& folder) {
+  if (tied()) {
+    lm_head_->assign_weight("weight", model_->embed_tokens->weight);
+  }
+  info_.folder = folder;
+  info_.num_parameters = tied() ? -lm_head_->weight.numel() : 0;
+  for (const at::Tensor& weight : parameters()) {
+    info_.num_parameters += weight.numel();
+  }
+}
+
+std::unique_ptr<nn::KvCache> DecoderForCausalLM::make_cache(int64_t batch_size,
+                                                            int64_t max_length) const {
+  if (max_length <= 0) {
+    return std::make_unique<nn::DynamicKvCache>(config_.num_layers);
+  }
+  const nn::KvCacheShape shape{config_.num_layers, batch_size, config_.num_kv_heads,
+                               config_.head_dim};
+  return std::make_unique<nn::StaticKvCache>(shape, max_length,
+                                             at::TensorOptions().dtype(dtype()).device(device()));
+}
+
+at::Tensor DecoderForCausalLM::embed(const at::Tensor& input_ids) const {
+  return model_->embed_tokens->forward(input_ids);
+}
+
+at::Tensor DecoderForCausalLM::project(const at::Tensor& hidden) const {
+  return lm_head_->forward(hidden);
+}
+
+void DecoderForCausalLM::fill_rotary(ForwardContext& context, const at::Tensor& position_ids,
+                                     int64_t length) const {
+  context.rotary = rotary_.tables(position_ids, length, dtype());
+}
+
+void DecoderForCausalLM::fill_masks(ForwardContext& context, const ForwardInput& input,
+                                    int64_t num_past) const {
+  nn::MaskRequest request{.num_new = input.input_ids.size(1),
+                          .num_past = num_past,
+                          .padding = {},
+                          .dtype = dtype(),
+                          .device = input.input_ids.device(),
+                          .backend = config_.attention_backend};
+  if (input.attention_mask.defined()) {
+    const at::Tensor attended = input.attention_mask.to(request.device, at::kBool);
+    if (!attended.all().item<bool>()) {
+      request.padding = attended;
+    }
+  }
+  if (any_full_) {
+    context.full_mask = nn::build_mask(request, 0);
+  }
+  if (any_sliding_) {
+    context.sliding_mask = nn::build_mask(request, config_.sliding_window);
+  }
+}
+
+ForwardContext DecoderForCausalLM::make_context(const ForwardInput& input) const {
+  const int64_t num_past = input.cache != nullptr ? input.cache->length() : 0;
+  check_input(input, num_past);
+  ForwardContext context;
+  context.cache = input.cache;
+  fill_masks(context, input, num_past);
+  int64_t length = num_past + input.input_ids.size(1);
+  at::Tensor positions = input.position_ids;
+  if (!positions.defined()) {
+    positions = at::arange(num_past, length, input.input_ids.options()).unsqueeze(0);
+  } else if (rotary_.needs_length()) {
+    length = positions.max().item<int64_t>() + 1;
+  }
+  fill_rotary(context, positions, length);
+  return context;
+}
+
+at::Tensor DecoderForCausalLM::forward(const ForwardInput& input) {
+  const ForwardContext context = make_context(input);
+  nn::ResidualStream stream(embed(input.input_ids));
+  nn::record_point("", "embed_tokens", stream.value());
+  const bool recording = nn::PointRecorder::current() != nullptr;
+  for (size_t i = 0; i < model_->layers->items().size(); ++i) {
+    model_->layers->items()[i]->forward(stream, context);
+    if (recording) {
+      nn::record_point(fmt::format("layers.{}", i), "", stream.value());
+    }
+  }
+  stream.keep_last(input.logits_to_keep);
+  const at::Tensor hidden = stream.normalized(*model_->norm);
+  nn::record_point("", "norm", hidden);
+  at::Tensor logits = project(hidden);
+  nn::record_point("", "logits", logits);
+  if (input.cache != nullptr) {
+    input.cache->advance(input.input_ids.size(1));
+  }
+  return logits;
+}
+
+}  // namespace graft::models

@@ -1,0 +1,111 @@
+// The frame of a decoder-only model: embedding, layers, final norm, head. What happens inside a
+// layer is each family's own code (llama/, qwen2/, …).
+// Shape letters: B batch, S new tokens, T all tokens, H hidden.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "graft/models/causal_lm.h"
+#include "graft/models/decoder_config.h"
+#include "graft/nn/attention.h"
+#include "graft/nn/block.h"
+#include "graft/nn/linear.h"
+#include "graft/nn/mlp.h"
+#include "graft/nn/rms_norm.h"
+#include "graft/nn/rotary.h"
+
+namespace graft::models {
+
+// What one forward pass computes once for all layers.
+struct ForwardContext {
+  nn::AttentionMask full_mask;
+  nn::AttentionMask sliding_mask;
+  nn::RotaryTables rotary;
+  nn::RotaryTables sliding_rotary;  // only where sliding layers have tables of their own
+  nn::KvCache* cache = nullptr;
+
+  const nn::AttentionMask& mask(LayerType type) const {
+    return type == LayerType::kSliding ? sliding_mask : full_mask;
+  }
+};
+
+class DecoderLayer : public nn::Block {
+ public:
+  // Adds this layer's contributions to the stream.
+  virtual void forward(nn::ResidualStream& stream, const ForwardContext& context) const = 0;
+
+ protected:
+  // A norm over the hidden size with the config's eps.
+  std::shared_ptr<nn::RmsNorm> add_norm(
+      const std::string& name, const DecoderConfig& config,
+      layers::RmsNormVariant variant = layers::RmsNormVariant::kCastBeforeWeight);
+};
+
+// [B, S, heads * D] -> [B, S, heads, D], a view.
+at::Tensor split_heads(const at::Tensor& x, int64_t head_dim);
+
+nn::MlpOptions mlp_options(const DecoderConfig& config);
+
+// query [B, S, Hq, D], key and value [B, S, Hkv, D], all rotated -> [B, S, Hq * D].
+// Appends key and value to the cache, where there is one, and attends.
+at::Tensor attend_with_cache(const at::Tensor& query, const at::Tensor& key,
+                             const at::Tensor& value, int64_t layer_idx,
+                             const nn::AttentionMask& mask, const nn::AttentionOptions& options,
+                             const ForwardContext& context);
+
+// The weights under `model.`.
+class DecoderModel final : public nn::Block {
+ public:
+  DecoderModel(const DecoderConfig& config, layers::RmsNormVariant norm_variant);
+
+  std::shared_ptr<nn::Embedding> embed_tokens;
+  std::shared_ptr<nn::BlockList<DecoderLayer>> layers;
+  std::shared_ptr<nn::RmsNorm> norm;
+};
+
+class DecoderForCausalLM : public CausalLM {
+ public:
+  DecoderForCausalLM(const DecoderConfig& config, layers::RmsNormVariant norm_variant);
+
+  at::Tensor forward(const ForwardInput& input) final;
+  std::unique_ptr<nn::KvCache> make_cache(int64_t batch_size, int64_t max_length) const final;
+  const CausalLMInfo& info() const final { return info_; }
+  at::Device device() const final { return model_->embed_tokens->weight.device(); }
+  at::ScalarType dtype() const final { return model_->embed_tokens->weight.scalar_type(); }
+
+  // Called by the loader once all weights are in: ties the head and counts parameters.
+  void finish_loading(const std::string& folder);
+  bool tied() const { return config_.tie_word_embeddings; }
+
+ protected:
+  template <typename Layer, typename... Args>
+  void append_layer(Args&&... args) {
+    model_->layers->append<Layer>(std::forward<Args>(args)...);
+  }
+
+  // ids [B, S] -> [B, S, H]. Gemma scales here.
+  virtual at::Tensor embed(const at::Tensor& input_ids) const;
+  // hidden [B, S, H] -> [B, S, V]. Gemma2 caps here.
+  virtual at::Tensor project(const at::Tensor& hidden) const;
+  // Fills the rotary tables of `context`. Gemma3 has two, olmo2 keeps them in float32.
+  virtual void fill_rotary(ForwardContext& context, const at::Tensor& position_ids,
+                           int64_t length) const;
+
+  const nn::RotaryEmbedding& rotary() const { return rotary_; }
+
+ private:
+  ForwardContext make_context(const ForwardInput& input) const;
+  void fill_masks(ForwardContext& context, const ForwardInput& input, int64_t num_past) const;
+
+  DecoderConfig config_;
+  nn::RotaryEmbedding rotary_;
+  bool any_sliding_ = false;
+  bool any_full_ = false;
+  CausalLMInfo info_;
+  std::shared_ptr<DecoderModel> model_;
+  std::shared_ptr<nn::Linear> lm_head_;
+};
+
+}  // namespace graft::models
