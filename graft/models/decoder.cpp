@@ -48,6 +48,15 @@ at::Tensor split_heads(const at::Tensor& x, int64_t head_dim) {
   return x.view({x.size(0), x.size(1), x.size(2) / head_dim, head_dim});
 }
 
+at::Tensor scaled_embedding(const at::Tensor& x, double scale) {
+  const at::Tensor rounded = at::scalar_tensor(scale, at::TensorOptions().dtype(x.scalar_type()));
+  return x * rounded.item();
+}
+
+at::Tensor soft_capped(const at::Tensor& x, double cap) {
+  return cap > 0.0 ? at::tanh(x / cap) * cap : x;
+}
+
 nn::MlpOptions mlp_options(const DecoderConfig& config) {
   return {.hidden_size = config.hidden_size,
           .intermediate_size = config.intermediate_size,

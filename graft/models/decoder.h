@@ -46,6 +46,12 @@ class DecoderLayer : public nn::Block {
 // [B, S, heads * D] -> [B, S, heads, D], a view.
 at::Tensor split_heads(const at::Tensor& x, int64_t head_dim);
 
+// x times a scale that is rounded to x's dtype first (Gemma's embedding).
+at::Tensor scaled_embedding(const at::Tensor& x, double scale);
+
+// cap * tanh(x / cap); x itself when cap is 0 (Gemma's logits).
+at::Tensor soft_capped(const at::Tensor& x, double cap);
+
 nn::MlpOptions mlp_options(const DecoderConfig& config);
 
 // query [B, S, Hq, D], key and value [B, S, Hkv, D], all rotated -> [B, S, Hq * D].

@@ -166,6 +166,46 @@ std::optional<at::ScalarType> read_dtype(const ConfigReader& reader) {
   reader.fail(key, "one of `float32`, `bfloat16`, `float16`, `float64`, `auto`");
 }
 
+int64_t read_sliding_window(const ConfigReader& reader, int64_t fallback) {
+  if (reader.raw().contains("sliding_window") && !reader.has("sliding_window")) {
+    return 0;
+  }
+  return reader.integer("sliding_window", kPositionsRange, fallback);
+}
+
+void read_upper_window(const ConfigReader& reader, DecoderConfig& config) {
+  config.sliding_window =
+      reader.boolean("use_sliding_window", false) ? read_sliding_window(reader, 4096) : 0;
+  const int64_t first = reader.integer("max_window_layers", {0, 1 << 20}, 28);
+  config.layer_types = read_layer_types(reader, config.num_layers, [&](int64_t i) {
+    return config.sliding_window > 0 && i >= first;
+  });
+}
+
+double read_softcap(const ConfigReader& reader, const std::string& key, double fallback) {
+  if (reader.raw().contains(key) && !reader.has(key)) {
+    return 0.0;
+  }
+  return reader.real(key, {0.0, 1e6}, fallback);
+}
+
+void refuse_bidirectional(const ConfigReader& reader) {
+  if (reader.boolean("use_bidirectional_attention", false)) {
+    throw IncompatibleError("models.config", "bidirectional",
+                            fmt::format("`{}`: use_bidirectional_attention: expected false for a "
+                                        "causal language model, got true",
+                                        reader.where()));
+  }
+}
+
+void use_eager_for_softcap(DecoderConfig& config) {
+  if (config.attention_backend != nn::AttentionBackend::kEager) {
+    inform(fmt::format("[models.{}] attn_implementation: eager, as sdpa has no soft cap on scores",
+                       config.model_type));
+    config.attention_backend = nn::AttentionBackend::kEager;
+  }
+}
+
 ConfigReader rope_object(const ConfigReader& reader) {
   return reader.has("rope_scaling") ? reader.object("rope_scaling")
                                     : reader.object("rope_parameters");

@@ -71,6 +71,21 @@ nn::RopeParameters read_rope(const ConfigReader& config, const ConfigReader& own
 // The object that holds rope parameters: `rope_scaling` where set, else `rope_parameters`.
 ConfigReader rope_object(const ConfigReader& reader);
 
+// `sliding_window`: 0 for a null, `fallback` where the key is left out.
+int64_t read_sliding_window(const ConfigReader& reader, int64_t fallback);
+
+// Qwen's rule: a window only with `use_sliding_window`, from layer `max_window_layers` upwards.
+void read_upper_window(const ConfigReader& reader, DecoderConfig& config);
+
+// A soft cap: 0 (off) for a null, `fallback` where the key is left out.
+double read_softcap(const ConfigReader& reader, const std::string& key, double fallback);
+
+// Throws   IncompatibleError where a config asks for attention in both directions.
+void refuse_bidirectional(const ConfigReader& reader);
+
+// Scaled dot-product attention knows no soft cap, so such models attend eagerly. Logs the change.
+void use_eager_for_softcap(DecoderConfig& config);
+
 // Reads `dtype` or `torch_dtype`; nullopt when absent or `auto`.
 std::optional<at::ScalarType> read_dtype(const ConfigReader& reader);
 

@@ -1,0 +1,86 @@
+#include "graft/models/mistral/mistral_model.h"
+
+#include <algorithm>
+
+namespace graft::models {
+
+namespace {
+
+class MistralAttention : public nn::Block {
+ public:
+  MistralAttention(const DecoderConfig& config, int64_t layer_idx)
+      : layer_idx_(layer_idx),
+        layer_type_(config.layer_types[layer_idx]),
+        options_(config.attention_options()) {
+    const int64_t query_size = config.num_heads * config.head_dim;
+    const int64_t kv_size = config.num_kv_heads * config.head_dim;
+    q_proj_ = add<nn::Linear>("q_proj", config.hidden_size, query_size, false);
+    k_proj_ = add<nn::Linear>("k_proj", config.hidden_size, kv_size, false);
+    v_proj_ = add<nn::Linear>("v_proj", config.hidden_size, kv_size, false);
+    o_proj_ = add<nn::Linear>("o_proj", query_size, config.hidden_size, false);
+  }
+
+  at::Tensor forward(const at::Tensor& x, const ForwardContext& context) const {
+    const at::Tensor query = split_heads(q_proj_->forward(x), options_.head_dim);
+    const at::Tensor key = split_heads(k_proj_->forward(x), options_.head_dim);
+    const at::Tensor value = split_heads(v_proj_->forward(x), options_.head_dim);
+    return o_proj_->forward(attend_with_cache(
+        nn::apply_rotary(query, context.rotary), nn::apply_rotary(key, context.rotary), value,
+        layer_idx_, context.mask(layer_type_), options_, context));
+  }
+
+ private:
+  int64_t layer_idx_;
+  LayerType layer_type_;
+  nn::AttentionOptions options_;
+  std::shared_ptr<nn::Linear> q_proj_;
+  std::shared_ptr<nn::Linear> k_proj_;
+  std::shared_ptr<nn::Linear> v_proj_;
+  std::shared_ptr<nn::Linear> o_proj_;
+};
+
+class MistralDecoderLayer : public DecoderLayer {
+ public:
+  MistralDecoderLayer(const DecoderConfig& config, int64_t layer_idx)
+      : self_attn_(add<MistralAttention>("self_attn", config, layer_idx)),
+        mlp_(add<nn::GatedMlp>("mlp", mlp_options(config))),
+        input_layernorm_(add_norm("input_layernorm", config)),
+        post_attention_layernorm_(add_norm("post_attention_layernorm", config)) {}
+
+  void forward(nn::ResidualStream& stream, const ForwardContext& context) const override {
+    stream.add(self_attn_->forward(stream.normalized(*input_layernorm_), context));
+    stream.add(mlp_->forward(stream.normalized(*post_attention_layernorm_)));
+  }
+
+ private:
+  std::shared_ptr<MistralAttention> self_attn_;
+  std::shared_ptr<nn::GatedMlp> mlp_;
+  std::shared_ptr<nn::RmsNorm> input_layernorm_;
+  std::shared_ptr<nn::RmsNorm> post_attention_layernorm_;
+};
+
+class MistralForCausalLM final : public DecoderForCausalLM {
+ public:
+  explicit MistralForCausalLM(const DecoderConfig& config)
+      : DecoderForCausalLM(config, layers::RmsNormVariant::kCastBeforeWeight) {
+    for (int64_t i = 0; i < config.num_layers; ++i) {
+      append_layer<MistralDecoderLayer>(config, i);
+    }
+  }
+};
+
+}  // namespace
+
+std::shared_ptr<DecoderForCausalLM> make_mistral(const ConfigReader& reader,
+                                                 const ModelOptions& options) {
+  DecoderConfig config =
+      read_decoder_config(reader, {.max_position_embeddings = 131072, .num_kv_heads = 8});
+  config.attention_backend = options.attention_backend;
+  // A null window means none; the class default of 4096 counts only where the key is left out.
+  config.sliding_window = read_sliding_window(reader, 4096);
+  std::fill(config.layer_types.begin(), config.layer_types.end(),
+            config.sliding_window > 0 ? LayerType::kSliding : LayerType::kFull);
+  return std::make_shared<MistralForCausalLM>(config);
+}
+
+}  // namespace graft::models
