@@ -1,0 +1,13 @@
+// Registration of ops under the package's own namespace: file stem, metadata id and namespace are
+// one name.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+// The macros paste their argument, so TORCH_EXTENSION_NAME needs one more expansion.
+#define GRAFT_OPS(module) GRAFT_OPS_EXPAND_(TORCH_EXTENSION_NAME, module)
+#define GRAFT_OPS_EXPAND_(name, module) STABLE_TORCH_LIBRARY(name, module)
+#define GRAFT_OPS_IMPL(key, module) GRAFT_OPS_IMPL_EXPAND_(TORCH_EXTENSION_NAME, key, module)
+#define GRAFT_OPS_IMPL_EXPAND_(name, key, module) STABLE_TORCH_LIBRARY_IMPL(name, key, module)

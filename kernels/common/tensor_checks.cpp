@@ -1,0 +1,182 @@
+#include "kernels/common/tensor_checks.h"
+
+#include <stdexcept>
+
+namespace graft_kernels {
+
+void fail(const char* op, const char* argument, const std::string& expected,
+          const std::string& got) {
+  std::string text = "[";
+  text.append(op).append("] ").append(argument).append(": expected ").append(expected);
+  text.append(", got ").append(got);
+  throw std::runtime_error(text);
+}
+
+std::string to_text(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Float:
+      return "float32";
+    case ScalarType::BFloat16:
+      return "bfloat16";
+    case ScalarType::Half:
+      return "float16";
+    case ScalarType::Double:
+      return "float64";
+    case ScalarType::Int:
+      return "int32";
+    case ScalarType::Long:
+      return "int64";
+    default:
+      return "dtype number " + std::to_string(static_cast<int>(dtype));
+  }
+}
+
+std::string shape_text(const Tensor& tensor) {
+  std::string text = "[";
+  for (int64_t dim = 0; dim < tensor.dim(); ++dim) {
+    text.append(dim == 0 ? "" : ", ").append(std::to_string(tensor.size(dim)));
+  }
+  return text + "]";
+}
+
+std::string device_text(const Tensor& tensor) {
+  if (tensor.is_cpu()) {
+    return "cpu";
+  }
+  const std::string type = tensor.is_cuda() ? "cuda" : "another device type";
+  return type + ":" + std::to_string(tensor.get_device_index());
+}
+
+void check_floating(const char* op, NamedTensor value) {
+  const ScalarType dtype = value.tensor.scalar_type();
+  if (dtype != ScalarType::Float && dtype != ScalarType::BFloat16 && dtype != ScalarType::Half) {
+    fail(op, value.name, "float32, bfloat16 or float16", to_text(dtype));
+  }
+}
+
+void check_dtype(const char* op, NamedTensor value, ScalarType dtype, const char* origin) {
+  if (value.tensor.scalar_type() != dtype) {
+    fail(op, value.name, to_text(dtype) + " (" + origin + ")", to_text(value.tensor.scalar_type()));
+  }
+}
+
+void check_same_shape(const char* op, NamedTensor value, NamedTensor like) {
+  const auto sizes = value.tensor.sizes();
+  const auto wanted = like.tensor.sizes();
+  bool same = sizes.size() == wanted.size();
+  for (size_t dim = 0; same && dim < sizes.size(); ++dim) {
+    same = sizes[dim] == wanted[dim];
+  }
+  if (!same) {
+    fail(op, value.name, "shape " + shape_text(like.tensor) + " (that of " + like.name + ")",
+         shape_text(value.tensor));
+  }
+}
+
+void check_same_device(const char* op, NamedTensor value, NamedTensor like) {
+  const bool same = value.tensor.is_cuda() == like.tensor.is_cuda() &&
+                    value.tensor.is_cpu() == like.tensor.is_cpu() &&
+                    value.tensor.get_device_index() == like.tensor.get_device_index();
+  if (!same) {
+    fail(op, value.name, "device " + device_text(like.tensor) + " (that of " + like.name + ")",
+         device_text(value.tensor));
+  }
+}
+
+void check_has_rows(const char* op, NamedTensor value) {
+  if (value.tensor.dim() < 1) {
+    fail(op, value.name, "at least one dimension", "a scalar");
+  }
+}
+
+void check_rows(const char* op, NamedTensor value) {
+  const int64_t last = value.tensor.dim() - 1;
+  if (value.tensor.size(last) > 1 && value.tensor.stride(last) != 1) {
+    fail(op, value.name, "a contiguous last dimension (stride 1)",
+         "stride " + std::to_string(value.tensor.stride(last)));
+  }
+}
+
+void check_no_partial_overlap(const char* op, NamedTensor written, NamedTensor read) {
+  if (written.tensor.numel() == 0 || read.tensor.numel() == 0) {
+    return;
+  }
+  const auto span = [](const Tensor& tensor) {
+    int64_t elements = 1;
+    for (int64_t dim = 0; dim < tensor.dim(); ++dim) {
+      elements += (tensor.size(dim) - 1) * tensor.stride(dim);
+    }
+    return elements * static_cast<int64_t>(tensor.element_size());
+  };
+  const auto begin = [](const Tensor& tensor) {
+    return static_cast<const char*>(tensor.const_data_ptr());
+  };
+  const char* written_begin = begin(written.tensor);
+  const char* read_begin = begin(read.tensor);
+  const bool apart = written_begin + span(written.tensor) <= read_begin ||
+                     read_begin + span(read.tensor) <= written_begin;
+  if (apart) {
+    return;
+  }
+  bool same =
+      written_begin == read_begin && written.tensor.element_size() == read.tensor.element_size();
+  for (int64_t dim = 0; same && dim < written.tensor.dim(); ++dim) {
+    same = written.tensor.size(dim) == 1 || written.tensor.stride(dim) == read.tensor.stride(dim);
+  }
+  // Interleaved views (two halves of one buffer) share a span but no element; only equal views and
+  // views of one row pitch that are a whole row apart are let through.
+  const int64_t last = written.tensor.dim() - 1;
+  const int64_t distance =
+      written_begin < read_begin ? read_begin - written_begin : written_begin - read_begin;
+  bool interleaved =
+      written.tensor.dim() > 1 && written.tensor.element_size() == read.tensor.element_size();
+  for (int64_t dim = 0; interleaved && dim < last; ++dim) {
+    interleaved =
+        written.tensor.size(dim) == 1 || written.tensor.stride(dim) == read.tensor.stride(dim);
+  }
+  interleaved = interleaved && distance >= written.tensor.size(last) *
+                                               static_cast<int64_t>(written.tensor.element_size());
+  if (!same && !interleaved) {
+    fail(op, written.name,
+         std::string("memory apart from `") + read.name + "`, or exactly the same view",
+         "a partial overlap");
+  }
+}
+
+int64_t count_rows(const Tensor& tensor) {
+  int64_t rows = 1;
+  for (int64_t dim = 0; dim + 1 < tensor.dim(); ++dim) {
+    rows *= tensor.size(dim);
+  }
+  return rows;
+}
+
+RowLayout row_layout(const char* op, NamedTensor value) {
+  RowLayout layout;
+  int count = 0;
+  for (int64_t dim = 0; dim + 1 < value.tensor.dim(); ++dim) {
+    const int64_t size = value.tensor.size(dim);
+    const int64_t stride = value.tensor.stride(dim);
+    if (size == 1) {
+      continue;
+    }
+    if (count > 0 && layout.stride[count - 1] == size * stride) {
+      layout.size[count - 1] *= size;
+      layout.stride[count - 1] = stride;
+      continue;
+    }
+    if (count == RowLayout::kMaxDims) {
+      fail(op, value.name,
+           "at most " + std::to_string(RowLayout::kMaxDims) +
+               " leading dimensions after merging contiguous ones",
+           "shape " + shape_text(value.tensor) + " with strides that do not merge");
+    }
+    layout.size[count] = size;
+    layout.stride[count] = stride;
+    ++count;
+  }
+  layout.num_dims = count == 0 ? 1 : count;
+  return layout;
+}
+
+}  // namespace graft_kernels

@@ -1,0 +1,49 @@
+// Argument checks of ops, written once. Messages read `[op] argument: expected …, got …`.
+#pragma once
+
+#include <cstdint>
+#include <initializer_list>
+#include <string>
+#include <string_view>
+
+#include <torch/csrc/stable/tensor.h>
+
+#include "kernels/common/row_layout.h"
+
+namespace graft_kernels {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+struct NamedTensor {
+  const char* name;
+  const Tensor& tensor;
+};
+
+// Throws std::runtime_error with `[op] argument: expected <expected>, got <got>`.
+[[noreturn]] void fail(const char* op, const char* argument, const std::string& expected,
+                       const std::string& got);
+
+std::string to_text(ScalarType dtype);
+std::string shape_text(const Tensor& tensor);
+std::string device_text(const Tensor& tensor);
+
+// float32, bfloat16 or float16.
+void check_floating(const char* op, NamedTensor value);
+// `value` has the dtype `dtype`, described as «that of `origin`».
+void check_dtype(const char* op, NamedTensor value, ScalarType dtype, const char* origin);
+void check_same_shape(const char* op, NamedTensor value, NamedTensor like);
+void check_same_device(const char* op, NamedTensor value, NamedTensor like);
+// The last dimension is contiguous (or has at most one element).
+void check_rows(const char* op, NamedTensor value);
+// At least one dimension.
+void check_has_rows(const char* op, NamedTensor value);
+// Two tensors that an op reads and writes element by element may be the same, but not half overlap.
+void check_no_partial_overlap(const char* op, NamedTensor written, NamedTensor read);
+
+// Number of rows: the product of all dimensions but the last.
+int64_t count_rows(const Tensor& tensor);
+// Leading dimensions collapsed; throws when more than RowLayout::kMaxDims remain.
+RowLayout row_layout(const char* op, NamedTensor value);
+
+}  // namespace graft_kernels

@@ -1,0 +1,53 @@
+// What the host files of this package share: the numeric variants, the checked problem, the CPU
+// rows.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/common/row_layout.h"
+
+namespace graft_kernels::rms_norm {
+
+// The four numeric variants; the numbers are part of the op's interface (layers.json).
+enum class Variant : int {
+  kCastBeforeWeight = 0,  // weight * cast(norm(x))
+  kCastAfterWeight = 1,   // cast(weight * norm(x))
+  kFloatWeight = 2,       // cast(float(weight) * norm(x))
+  kZeroCentered = 3,      // cast((1 + float(weight)) * norm(x))
+};
+inline constexpr int kNumVariants = 4;
+
+enum class Dtype : int { kFloat32 = 0, kBfloat16 = 1, kFloat16 = 2 };
+
+// A checked call. Pointers are untyped; `x` gives the dtype of x, residual and sum, `weight` its
+// own. The output has weight's dtype in variant kCastBeforeWeight, else x's.
+struct Problem {
+  Dtype x_dtype = Dtype::kFloat32;
+  Dtype weight_dtype = Dtype::kFloat32;
+  Variant variant = Variant::kCastBeforeWeight;
+  float eps = 0;
+  int64_t rows = 0;
+  int64_t columns = 0;
+  const void* x = nullptr;         // [rows, columns]
+  const void* residual = nullptr;  // [rows, columns], absent without an addition
+  const void* weight = nullptr;    // [columns], contiguous
+  void* out = nullptr;             // [rows, columns]
+  void* sum = nullptr;             // [rows, columns], absent without an addition
+  RowLayout x_rows, residual_rows, out_rows, sum_rows;
+};
+
+// Computes rows [begin, end) of a problem with one instruction set.
+using RowsFunction = void (*)(const Problem& problem, int64_t begin, int64_t end);
+
+}  // namespace graft_kernels::rms_norm
+
+// One entry per instruction set (rms_norm_simd.cpp).
+namespace graft_kernels::plain {
+void rms_norm_rows(const rms_norm::Problem& problem, int64_t begin, int64_t end);
+}
+namespace graft_kernels::avx2 {
+void rms_norm_rows(const rms_norm::Problem& problem, int64_t begin, int64_t end);
+}
+namespace graft_kernels::avx512 {
+void rms_norm_rows(const rms_norm::Problem& problem, int64_t begin, int64_t end);
+}

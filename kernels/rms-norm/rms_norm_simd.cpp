@@ -1,0 +1,146 @@
+// Rows of RMSNorm with the vectors of one instruction set. Compiled once per set: see
+// common/simd.h.
+
+#include <math.h>
+
+#include "kernels/common/simd.h"
+#include "kernels/rms-norm/rms_norm.h"
+
+namespace graft_kernels::GRAFT_ISA {
+
+namespace {
+
+using rms_norm::Dtype;
+using rms_norm::Problem;
+using rms_norm::Variant;
+
+// Sums squares in blocks of this many vectors and then the blocks: the error of a long row stays
+// that of a short one.
+constexpr int64_t kVectorsPerBlock = 128;
+constexpr int kStreams = 4;
+
+// value(i, count) gives the (up to kLanes) elements from column i on, zero beyond count.
+template <typename Value>
+float sum_of_squares(int64_t columns, const Value& value) {
+  Float total = {};
+  int64_t column = 0;
+  while (column + kLanes <= columns) {
+    const int64_t end =
+        columns - column < kVectorsPerBlock * kLanes ? columns : column + kVectorsPerBlock * kLanes;
+    Float partial[kStreams] = {};
+    for (; column + kStreams * kLanes <= end; column += kStreams * kLanes) {
+      for (int stream = 0; stream < kStreams; ++stream) {
+        const Float element = value(column + stream * kLanes, kLanes);
+        partial[stream] += element * element;
+      }
+    }
+    for (; column + kLanes <= end; column += kLanes) {
+      const Float element = value(column, kLanes);
+      partial[0] += element * element;
+    }
+    total += (partial[0] + partial[1]) + (partial[2] + partial[3]);
+  }
+  if (column < columns) {
+    const Float element = value(column, columns - column);
+    total += element * element;
+  }
+  return sum_lanes(total);
+}
+
+template <Variant kVariant, typename X, typename W, typename Out>
+Float scale(Float element, Float inverse, Float weight) {
+  const Float norm = element * inverse;
+  if constexpr (kVariant == Variant::kCastBeforeWeight) {
+    return weight * round_to<X>(norm);
+  } else if constexpr (kVariant == Variant::kZeroCentered) {
+    return norm * (splat(1.0F) + weight);
+  } else {
+    return weight * norm;
+  }
+}
+
+template <Variant kVariant, typename X, typename W, typename Out>
+void normalize_row(const X* x, const W* weight, Out* out, int64_t columns, float eps) {
+  const float squares = sum_of_squares(columns, [&](int64_t column, int64_t count) {
+    return count == kLanes ? load<X>(x + column) : load_partial<X>(x + column, count);
+  });
+  const Float inverse = splat(1.0F / sqrtf(squares / static_cast<float>(columns) + eps));
+  int64_t column = 0;
+  for (; column + kLanes <= columns; column += kLanes) {
+    store(out + column,
+          scale<kVariant, X, W, Out>(load<X>(x + column), inverse, load<W>(weight + column)));
+  }
+  if (column < columns) {
+    const int64_t count = columns - column;
+    store_partial(out + column,
+                  scale<kVariant, X, W, Out>(load_partial<X>(x + column, count), inverse,
+                                             load_partial<W>(weight + column, count)),
+                  count);
+  }
+}
+
+// The sum is rounded to X before anything else sees it.
+template <typename X>
+void add_row(const X* x, const X* residual, X* sum, int64_t columns) {
+  int64_t column = 0;
+  for (; column + kLanes <= columns; column += kLanes) {
+    store(sum + column, load<X>(residual + column) + load<X>(x + column));
+  }
+  if (column < columns) {
+    const int64_t count = columns - column;
+    store_partial(sum + column,
+                  load_partial<X>(residual + column, count) + load_partial<X>(x + column, count),
+                  count);
+  }
+}
+
+template <Variant kVariant, typename X, typename W, typename Out>
+void rows(const Problem& problem, int64_t begin, int64_t end) {
+  const X* x = static_cast<const X*>(problem.x);
+  const X* residual = static_cast<const X*>(problem.residual);
+  const W* weight = static_cast<const W*>(problem.weight);
+  Out* out = static_cast<Out*>(problem.out);
+  X* sum = static_cast<X*>(problem.sum);
+  for (int64_t row = begin; row < end; ++row) {
+    const X* source = x + problem.x_rows.offset(row);
+    if (residual != nullptr) {
+      X* target = sum + problem.sum_rows.offset(row);
+      add_row(source, residual + problem.residual_rows.offset(row), target, problem.columns);
+      source = target;
+    }
+    normalize_row<kVariant, X, W, Out>(source, weight, out + problem.out_rows.offset(row),
+                                       problem.columns, problem.eps);
+  }
+}
+
+template <typename X, typename W>
+void rows_of(const Problem& problem, int64_t begin, int64_t end) {
+  switch (problem.variant) {
+    case Variant::kCastBeforeWeight:
+      return rows<Variant::kCastBeforeWeight, X, W, W>(problem, begin, end);
+    case Variant::kZeroCentered:
+      return rows<Variant::kZeroCentered, X, W, X>(problem, begin, end);
+    case Variant::kCastAfterWeight:
+    case Variant::kFloatWeight:
+      // A weight of x's dtype is promoted to float32 by the product either way.
+      return rows<Variant::kFloatWeight, X, W, X>(problem, begin, end);
+  }
+}
+
+}  // namespace
+
+void rms_norm_rows(const Problem& problem, int64_t begin, int64_t end) {
+  const bool float_weight = problem.weight_dtype == Dtype::kFloat32;
+  switch (problem.x_dtype) {
+    case Dtype::kFloat32:
+      return rows_of<float, float>(problem, begin, end);
+    case Dtype::kBfloat16:
+      return float_weight ? rows_of<Bf16, float>(problem, begin, end)
+                          : rows_of<Bf16, Bf16>(problem, begin, end);
+    case Dtype::kFloat16:
+      return float_weight ? rows_of<Fp16, float>(problem, begin, end)
+                          : rows_of<Fp16, Fp16>(problem, begin, end);
+  }
+}
+
+}  // namespace graft_kernels::GRAFT_ISA
