@@ -4,7 +4,8 @@ find_package(nlohmann_json REQUIRED)  # JSON trees [nlohmann-json3-dev]
 find_package(fmt REQUIRED)            # text formatting, header-only here [libfmt-dev]
 find_package(spdlog REQUIRED)         # log sinks, header-only here [libspdlog-dev]
 find_package(CLI11 REQUIRED)          # command line [libcli11-dev]
-find_package(OpenSSL REQUIRED)        # SHA-256 of kernel packages [libssl-dev]
+find_package(OpenSSL REQUIRED)          # hashes, TLS [libssl-dev]
+find_package(CURL REQUIRED)             # HTTP of the Hub [libcurl4-openssl-dev]
 
 # Static archives of the two text libraries: the program then runs on machines without them.
 find_library(GRAFT_PCRE2_LIBRARY NAMES libpcre2-8.a pcre2-8 REQUIRED)    # split patterns [libpcre2-dev]

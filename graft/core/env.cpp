@@ -33,8 +33,9 @@ bool disable_kernel_mapping() {
   int parsed = 0;
   const auto [end, status] = std::from_chars(value->data(), value->data() + value->size(), parsed);
   if (status != std::errc() || end != value->data() + value->size()) {
-    throw InvalidArgument("core.env", "not-an-integer",
-                          fmt::format("DISABLE_KERNEL_MAPPING: expected an integer, got `{}`", *value));
+    throw InvalidArgument(
+        "core.env", "not-an-integer",
+        fmt::format("DISABLE_KERNEL_MAPPING: expected an integer, got `{}`", *value));
   }
   return parsed != 0;
 }

@@ -1,4 +1,5 @@
-// Environment variables. Every name that graft reads goes through here and is listed in docs/env.md.
+// Environment variables. Every name that graft reads goes through here and is listed in
+// docs/env.md.
 #pragma once
 
 #include <optional>

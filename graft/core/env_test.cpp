@@ -35,7 +35,8 @@ TEST(Env, RefusesADisableKernelMappingThatIsNoInteger) {
 }
 
 TEST(Error, ComposesWhereMessageAndHint) {
-  const NotFound error("hub.cache", "snapshot-missing", "`a/b`: expected a snapshot, got none", "run x");
+  const NotFound error("hub.cache", "snapshot-missing", "`a/b`: expected a snapshot, got none",
+                       "run x");
   EXPECT_STREQ(error.what(), "[hub.cache] `a/b`: expected a snapshot, got none\nhint: run x");
   EXPECT_EQ(error.code(), "hub.cache.snapshot-missing");
   EXPECT_EQ(error.exit_code(), 1);

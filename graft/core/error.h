@@ -9,7 +9,8 @@
 
 namespace graft {
 
-// The text reads `[where] what: expected …, got …`, and a line `hint: …` when something can be done.
+// The text reads `[where] what: expected …, got …`, and a line `hint: …` when something can be
+// done.
 //
 // code   stable and greppable: `<where>.<kebab-case reason>`, e.g. `io.safetensors.header-length`
 // where  the public name that the user typed or the room that failed, e.g. `io.safetensors`

@@ -8,7 +8,8 @@ namespace graft {
 
 std::shared_ptr<spdlog::logger> log() {
   static const std::shared_ptr<spdlog::logger> logger = [] {
-    auto made = std::make_shared<spdlog::logger>("graft", std::make_shared<spdlog::sinks::stderr_sink_mt>());
+    auto made = std::make_shared<spdlog::logger>("graft",
+                                                 std::make_shared<spdlog::sinks::stderr_sink_mt>());
     made->set_pattern("graft: %l: %v");
     made->set_level(spdlog::level::from_str(env::get("GRAFT_LOG").value_or("warn")));
     return made;

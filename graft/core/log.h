@@ -1,4 +1,5 @@
-// One logger for the library. It writes to stderr by default; the host program may replace the sink.
+// One logger for the library. It writes to stderr by default; the host program may replace the
+// sink.
 #pragma once
 
 #include <memory>

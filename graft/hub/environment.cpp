@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cctype>
+#include <fstream>
 #include <optional>
 
 #include "graft/core/env.h"
@@ -30,6 +31,13 @@ bool is_true(std::string value) {
   return value == "1" || value == "ON" || value == "YES" || value == "TRUE";
 }
 
+std::string trimmed(const std::string& text) {
+  constexpr char kSpace[] = " \t\r\n";
+  const auto first = text.find_first_not_of(kSpace);
+  return first == std::string::npos ? ""
+                                    : text.substr(first, text.find_last_not_of(kSpace) - first + 1);
+}
+
 }  // namespace
 
 fs::path home() {
@@ -52,6 +60,31 @@ fs::path cache_folder() {
 }
 
 fs::path kernels_cache_folder() { return folder("KERNELS_CACHE").value_or(cache_folder()); }
+
+std::string endpoint() {
+  std::string value = env::get("HF_ENDPOINT").value_or("");
+  while (value.ends_with('/')) {
+    value.pop_back();
+  }
+  return value.empty() ? "https://huggingface.co" : value;
+}
+
+std::optional<std::string> token() {
+  if (is_true(env::get("HF_HUB_DISABLE_IMPLICIT_TOKEN").value_or(""))) {
+    return std::nullopt;
+  }
+  for (const char* name : {"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"}) {
+    const auto value = trimmed(env::get(name).value_or(""));
+    if (!value.empty()) {
+      return value;
+    }
+  }
+  std::ifstream file(folder("HF_TOKEN_PATH").value_or(home() / "token"));
+  std::string line;
+  std::getline(file, line);
+  const auto value = trimmed(line);
+  return value.empty() ? std::nullopt : std::optional<std::string>(value);
+}
 
 bool offline() {
   if (const auto value = env::get("HF_HUB_OFFLINE")) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <filesystem>
+#include <optional>
 #include <string>
 
 namespace graft::hub {
@@ -18,5 +19,13 @@ std::filesystem::path kernels_cache_folder();
 
 // HF_HUB_OFFLINE (else TRANSFORMERS_OFFLINE) is 1, ON, YES or TRUE, any case.
 bool offline();
+
+// HF_ENDPOINT without a trailing slash, else the public Hub.
+std::string endpoint();
+
+// The access token: HF_TOKEN, HUGGING_FACE_HUB_TOKEN, else the file HF_TOKEN_PATH (default
+// home()/token); white space trimmed. Nothing when there is none or HF_HUB_DISABLE_IMPLICIT_TOKEN
+// is true.
+std::optional<std::string> token();
 
 }  // namespace graft::hub
