@@ -1,0 +1,400 @@
+// Parsing of GGUF: a cursor over the mapped bytes that checks every length before it moves.
+#include <algorithm>
+#include <cstring>
+
+#include <fmt/format.h>
+
+#include "graft/core/error.h"
+#include "graft/io/gguf.h"
+
+namespace graft::io {
+
+namespace {
+
+constexpr uint32_t kDefaultAlignment = 32;
+constexpr uint64_t kMaxAlignment = 1 << 20;
+constexpr uint64_t kMaxTensors = 1'000'000;
+constexpr uint64_t kMaxMetadata = 100'000;
+constexpr uint64_t kMaxKeyBytes = 65'535;
+constexpr uint64_t kMaxTensorNameBytes = 1024;
+constexpr uint32_t kMaxDimensions = 4;
+
+// Metadata types, with the numbers of the format.
+enum class ValueType : uint32_t {
+  kU8 = 0,
+  kI8,
+  kU16,
+  kI16,
+  kU32,
+  kI32,
+  kF32,
+  kBool,
+  kString,
+  kArray,
+  kU64,
+  kI64,
+  kF64,
+};
+
+// Bytes of a fixed-size type; 0 for texts and arrays.
+size_t fixed_size(ValueType type) {
+  switch (type) {
+    case ValueType::kU8:
+    case ValueType::kI8:
+    case ValueType::kBool:
+      return 1;
+    case ValueType::kU16:
+    case ValueType::kI16:
+      return 2;
+    case ValueType::kU32:
+    case ValueType::kI32:
+    case ValueType::kF32:
+      return 4;
+    case ValueType::kU64:
+    case ValueType::kI64:
+    case ValueType::kF64:
+      return 8;
+    default:
+      return 0;
+  }
+}
+
+bool is_utf8(std::string_view text) {
+  for (size_t i = 0; i < text.size();) {
+    const auto lead = static_cast<unsigned char>(text[i]);
+    const size_t length = lead < 0x80       ? 1
+                          : lead >> 5 == 6  ? 2
+                          : lead >> 4 == 14 ? 3
+                          : lead >> 3 == 30 ? 4
+                                            : 0;
+    if (length == 0 || i + length > text.size()) {
+      return false;
+    }
+    for (size_t k = 1; k < length; ++k) {
+      if (static_cast<unsigned char>(text[i + k]) >> 6 != 2) {
+        return false;
+      }
+    }
+    i += length;
+  }
+  return true;
+}
+
+}  // namespace
+
+// Fills a GgufFile from its mapped bytes.
+class GgufReader {
+ public:
+  explicit GgufReader(GgufFile& out) : out_(out), bytes_(out.file_->bytes()) {}
+
+  void read() {
+    read_header();
+    for (uint64_t i = 0; i < num_metadata_; ++i) {
+      read_metadata();
+    }
+    read_alignment();
+    std::vector<uint64_t> offsets;
+    for (uint64_t i = 0; i < num_tensors_; ++i) {
+      offsets.push_back(read_tensor_info());
+    }
+    place_tensors(offsets);
+  }
+
+ private:
+  [[noreturn]] void fail(std::string_view reason, const std::string& text,
+                         std::string_view hint = {}) const {
+    throw FormatError("io.gguf", reason,
+                      fmt::format("`{}`: at offset {}: {}", out_.path().string(), position_, text),
+                      hint);
+  }
+
+  template <typename T>
+  T take(const char* what) {
+    if (bytes_.size() - position_ < sizeof(T)) {
+      fail("length",
+           fmt::format("{}: expected {} more bytes, got the end of the file", what, sizeof(T)));
+    }
+    T value;
+    std::memcpy(&value, bytes_.data() + position_, sizeof(T));
+    position_ += sizeof(T);
+    return value;
+  }
+
+  std::string_view take_text(const char* what, uint64_t max_bytes) {
+    const auto length = take<uint64_t>(what);
+    if (length > max_bytes || length > bytes_.size() - position_) {
+      fail("length", fmt::format("{}: expected at most {} bytes, got a length of {}", what,
+                                 std::min<uint64_t>(max_bytes, bytes_.size() - position_), length));
+    }
+    const std::string_view text(reinterpret_cast<const char*>(bytes_.data()) + position_, length);
+    position_ += length;
+    return text;
+  }
+
+  void read_header() {
+    if (bytes_.size() < 24 || std::memcmp(bytes_.data(), "GGUF", 4) != 0) {
+      fail("magic",
+           "expected a file that begins with `GGUF` and a header of 24 bytes, got another");
+    }
+    position_ = 4;
+    const auto version = take<uint32_t>("version");
+    if (version != 2 && version != 3) {
+      const bool swapped = (version & 0xffffU) == 0;
+      fail("version", fmt::format("version: expected 2 or 3, got {}", version),
+           swapped ? "the file seems to be big-endian; convert it to little-endian" : "");
+    }
+    num_tensors_ = take<uint64_t>("tensor count");
+    num_metadata_ = take<uint64_t>("metadata count");
+    // The smallest entry takes 13 (metadata) and 24 (tensor) bytes: a count that cannot fit is a
+    // lie.
+    if (num_tensors_ > std::min<uint64_t>(kMaxTensors, bytes_.size() / 24) ||
+        num_metadata_ > std::min<uint64_t>(kMaxMetadata, bytes_.size() / 13)) {
+      fail(
+          "count",
+          fmt::format(
+              "expected counts that fit a file of {} bytes, got {} tensors and {} metadata entries",
+              bytes_.size(), num_tensors_, num_metadata_));
+    }
+  }
+
+  void read_metadata() {
+    const auto key = take_text("metadata key", kMaxKeyBytes);
+    if (key.empty() || !is_utf8(key)) {
+      fail("name", "metadata key: expected a non-empty UTF-8 text");
+    }
+    const auto type = static_cast<ValueType>(take<uint32_t>("metadata type"));
+    GgufValue value =
+        type == ValueType::kArray ? GgufValue(read_array(key)) : read_scalar(type, key);
+    if (!seen_.insert({std::string(key), 0}).second) {
+      fail("duplicate", fmt::format("expected unique metadata keys, got `{}` twice", key));
+    }
+    out_.metadata_.emplace_back(std::string(key), std::move(value));
+  }
+
+  GgufValue read_scalar(ValueType type, std::string_view key) {
+    switch (type) {
+      case ValueType::kU8:
+        return static_cast<uint64_t>(take<uint8_t>("value"));
+      case ValueType::kI8:
+        return static_cast<int64_t>(take<int8_t>("value"));
+      case ValueType::kU16:
+        return static_cast<uint64_t>(take<uint16_t>("value"));
+      case ValueType::kI16:
+        return static_cast<int64_t>(take<int16_t>("value"));
+      case ValueType::kU32:
+        return static_cast<uint64_t>(take<uint32_t>("value"));
+      case ValueType::kI32:
+        return static_cast<int64_t>(take<int32_t>("value"));
+      case ValueType::kU64:
+        return take<uint64_t>("value");
+      case ValueType::kI64:
+        return take<int64_t>("value");
+      case ValueType::kF32:
+        return static_cast<double>(take<float>("value"));
+      case ValueType::kF64:
+        return take<double>("value");
+      case ValueType::kBool:
+        return take_bool(key);
+      case ValueType::kString:
+        return std::string(take_text("text value", bytes_.size()));
+      default:
+        fail("metadata-type", fmt::format("metadata `{}`: expected a type from 0 to 12, got {}",
+                                          key, static_cast<uint32_t>(type)));
+    }
+  }
+
+  bool take_bool(std::string_view key) {
+    const auto value = take<uint8_t>("value");
+    if (value > 1) {
+      fail("metadata-type",
+           fmt::format("metadata `{}`: expected 0 or 1 for a boolean, got {}", key, value));
+    }
+    return value == 1;
+  }
+
+  // Reads `count` fixed-size items of file type Stored into a vector of Out.
+  template <typename Stored, typename Out>
+  GgufArray take_items(uint64_t count) {
+    std::vector<Out> items(count);
+    for (auto& item : items) {
+      item = static_cast<Out>(take<Stored>("array item"));
+    }
+    return items;
+  }
+
+  GgufArray read_array(std::string_view key) {
+    const auto type = static_cast<ValueType>(take<uint32_t>("array type"));
+    const auto count = take<uint64_t>("array length");
+    if (type == ValueType::kArray) {
+      fail("nesting",
+           fmt::format("metadata `{}`: expected an array of plain values, got an array of arrays",
+                       key));
+    }
+    const size_t item_bytes = type == ValueType::kString ? sizeof(uint64_t) : fixed_size(type);
+    if (item_bytes == 0) {
+      fail("metadata-type",
+           fmt::format("metadata `{}`: expected an array type from 0 to 12, got {}", key,
+                       static_cast<uint32_t>(type)));
+    }
+    if (count > (bytes_.size() - position_) / item_bytes) {
+      fail("length",
+           fmt::format("metadata `{}`: expected an array that fits the file, got a length of {}",
+                       key, count));
+    }
+    switch (type) {
+      case ValueType::kU8:
+        return take_items<uint8_t, uint64_t>(count);
+      case ValueType::kI8:
+        return take_items<int8_t, int64_t>(count);
+      case ValueType::kU16:
+        return take_items<uint16_t, uint64_t>(count);
+      case ValueType::kI16:
+        return take_items<int16_t, int64_t>(count);
+      case ValueType::kU32:
+        return take_items<uint32_t, uint64_t>(count);
+      case ValueType::kI32:
+        return take_items<int32_t, int64_t>(count);
+      case ValueType::kU64:
+        return take_items<uint64_t, uint64_t>(count);
+      case ValueType::kI64:
+        return take_items<int64_t, int64_t>(count);
+      case ValueType::kF32:
+        return take_items<float, double>(count);
+      case ValueType::kF64:
+        return take_items<double, double>(count);
+      case ValueType::kBool: {
+        std::vector<bool> items(count);
+        for (uint64_t i = 0; i < count; ++i) {
+          items[i] = take_bool(key);
+        }
+        return items;
+      }
+      default: {
+        std::vector<std::string_view> items(count);
+        for (auto& item : items) {
+          item = take_text("array text", bytes_.size());
+        }
+        return items;
+      }
+    }
+  }
+
+  void read_alignment() {
+    for (size_t i = 0; i < out_.metadata_.size(); ++i) {
+      out_.metadata_index_.emplace(out_.metadata_[i].first, i);
+    }
+    if (!out_.has("general.alignment")) {
+      return;
+    }
+    const int64_t value = out_.integer("general.alignment");
+    const bool power_of_two = value > 0 && (value & (value - 1)) == 0;
+    if (!power_of_two || static_cast<uint64_t>(value) > kMaxAlignment || value < 8) {
+      fail("alignment",
+           fmt::format("general.alignment: expected a power of two from 8 to {}, got {}",
+                       kMaxAlignment, value));
+    }
+    alignment_ = static_cast<uint64_t>(value);
+  }
+
+  // Returns the tensor's offset in the data section; its bytes are set once all infos are read.
+  uint64_t read_tensor_info() {
+    GgufTensor tensor;
+    const auto name = take_text("tensor name", kMaxTensorNameBytes);
+    if (name.empty() || !is_utf8(name)) {
+      fail("name", "tensor name: expected a non-empty UTF-8 text");
+    }
+    tensor.name = std::string(name);
+    const auto num_dimensions = take<uint32_t>("dimension count");
+    if (num_dimensions > kMaxDimensions) {
+      fail("shape", fmt::format("tensor `{}`: expected at most {} dimensions, got {}", name,
+                                kMaxDimensions, num_dimensions));
+    }
+    uint64_t count = 1;
+    for (uint32_t i = 0; i < num_dimensions; ++i) {
+      const auto size = take<uint64_t>("dimension");
+      if (size > static_cast<uint64_t>(INT64_MAX) || __builtin_mul_overflow(count, size, &count) ||
+          count > static_cast<uint64_t>(INT64_MAX)) {
+        fail("shape",
+             fmt::format("tensor `{}`: expected fewer than 2^63 elements, got dimension {}", name,
+                         size));
+      }
+      tensor.shape.insert(tensor.shape.begin(), static_cast<int64_t>(size));
+    }
+    tensor.type = checked_type(take<uint32_t>("tensor type"), name);
+    const auto row = tensor.shape.empty() ? 1 : tensor.shape.back();
+    if (row % info(tensor.type).block_elements != 0) {
+      fail("type",
+           fmt::format("tensor `{}`: expected rows of whole blocks of {} elements, got rows of {}",
+                       name, info(tensor.type).block_elements, row));
+    }
+    if (!seen_tensors_.insert({tensor.name, 0}).second) {
+      fail("duplicate", fmt::format("expected unique tensor names, got `{}` twice", name));
+    }
+    out_.tensors_.push_back(std::move(tensor));
+    return take<uint64_t>("tensor offset");
+  }
+
+  GgmlType checked_type(uint32_t number, std::string_view name) {
+    for (const auto known : {GgmlType::kF32, GgmlType::kF16, GgmlType::kQ4_0, GgmlType::kQ4_1,
+                             GgmlType::kQ5_0, GgmlType::kQ5_1, GgmlType::kQ8_0, GgmlType::kQ4_K,
+                             GgmlType::kQ5_K, GgmlType::kQ6_K, GgmlType::kBF16}) {
+      if (static_cast<uint32_t>(known) == number) {
+        return known;
+      }
+    }
+    fail("type", fmt::format("tensor `{}`: expected F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, "
+                             "Q4_K, Q5_K or Q6_K, got type {}",
+                             name, number));
+  }
+
+  void place_tensors(const std::vector<uint64_t>& offsets) {
+    const uint64_t data_start = (position_ + alignment_ - 1) / alignment_ * alignment_;
+    const uint64_t data_bytes = bytes_.size() > data_start ? bytes_.size() - data_start : 0;
+    std::vector<std::pair<uint64_t, uint64_t>> ranges;  // begin, end
+    for (size_t i = 0; i < offsets.size(); ++i) {
+      GgufTensor& tensor = out_.tensors_[i];
+      const auto& type = info(tensor.type);
+      uint64_t size = 0;
+      if (__builtin_mul_overflow(static_cast<uint64_t>(tensor.num_elements() / type.block_elements),
+                                 type.block_bytes, &size) ||
+          offsets[i] % alignment_ != 0 || offsets[i] > data_bytes ||
+          size > data_bytes - offsets[i]) {
+        fail("layout", fmt::format("tensor `{}`: expected an offset that is a multiple of {} and "
+                                   "{} bytes within {} bytes of data, "
+                                   "got offset {}",
+                                   tensor.name, alignment_, size, data_bytes, offsets[i]));
+      }
+      tensor.bytes = bytes_.subspan(data_start + offsets[i], size);
+      ranges.emplace_back(offsets[i], offsets[i] + size);
+    }
+    std::sort(ranges.begin(), ranges.end());
+    for (size_t i = 1; i < ranges.size(); ++i) {
+      if (ranges[i].first < ranges[i - 1].second) {
+        fail("layout",
+             fmt::format("tensors: expected no overlap, got two at data offsets {} and {}",
+                         ranges[i - 1].first, ranges[i].first));
+      }
+    }
+    for (size_t i = 0; i < out_.tensors_.size(); ++i) {
+      out_.tensor_index_.emplace(out_.tensors_[i].name, i);
+    }
+  }
+
+  GgufFile& out_;
+  std::span<const std::byte> bytes_;
+  uint64_t position_ = 0;
+  uint64_t num_tensors_ = 0;
+  uint64_t num_metadata_ = 0;
+  uint64_t alignment_ = kDefaultAlignment;
+  std::unordered_map<std::string, int> seen_;
+  std::unordered_map<std::string, int> seen_tensors_;
+};
+
+GgufFile GgufFile::open(const std::filesystem::path& path) {
+  GgufFile result;
+  result.file_ = MappedFile::open(path);
+  GgufReader(result).read();
+  return result;
+}
+
+}  // namespace graft::io

@@ -1,0 +1,36 @@
+// Strict JSON for files from outside: duplicate keys, broken UTF-8, a byte order mark, trailing
+// data, numbers out of range and deep nesting are errors with a byte offset, never guesses.
+#pragma once
+
+#include <cstddef>
+#include <filesystem>
+#include <string>
+#include <string_view>
+
+#include <nlohmann/json.hpp>
+
+namespace graft::io {
+
+struct JsonLimits {
+  size_t max_bytes = 10 << 20;
+  size_t max_depth = 64;
+  size_t max_values = 10'000'000;
+};
+
+// Parses one JSON document.
+//
+// where  room for the error's code and text, e.g. `io.safetensors`
+// file   name that the error text shows
+// Throws   FormatError `<where>.json`, `.duplicate-key` or `.json-limits`, with the byte offset.
+nlohmann::json parse_json(std::string_view text, std::string_view where, std::string_view file,
+                          const JsonLimits& limits = {});
+
+// The same, keeping the order of keys.
+nlohmann::ordered_json parse_ordered_json(std::string_view text, std::string_view where,
+                                          std::string_view file, const JsonLimits& limits = {});
+
+// Reads and parses a file. Throws also   NotFound.
+nlohmann::json read_json_file(const std::filesystem::path& path, std::string_view where,
+                              const JsonLimits& limits = {});
+
+}  // namespace graft::io
