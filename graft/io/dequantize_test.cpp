@@ -56,7 +56,7 @@ TEST_P(Dequantize, RefusesSizesThatDoNotMatch) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Types, Dequantize, testing::ValuesIn(kTypes), [](const auto& instance) {
-  return std::string(info(instance.param).name);
+  return std::string(graft::io::info(instance.param).name);
 });
 
 }  // namespace
