@@ -99,11 +99,13 @@ DecoderForCausalLM::DecoderForCausalLM(const DecoderConfig& config,
   info_.pad_token_id = config.pad_token_id;
 }
 
-void DecoderForCausalLM::finish_loading(const std::string& folder) {
+void DecoderForCausalLM::finish_loading(const std::string& folder,
+                                        const std::string& weights_file) {
   if (tied()) {
     lm_head_->assign_weight("weight", model_->embed_tokens->weight);
   }
   info_.folder = folder;
+  info_.weights_file = weights_file;
   info_.num_parameters = tied() ? -lm_head_->weight.numel() : 0;
   for (const at::Tensor& weight : parameters()) {
     info_.num_parameters += weight.numel();

@@ -1,0 +1,123 @@
+#include "graft/models/auto_model.h"
+
+#include <filesystem>
+
+#include <fmt/format.h>
+
+#include "graft/core/error.h"
+#include "graft/hub/cache.h"
+#include "graft/hub/environment.h"
+#include "graft/io/json.h"
+#include "graft/models/checkpoint_weights.h"
+#include "graft/models/decoder.h"
+#include "graft/models/registry.h"
+
+namespace graft::models {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+// Where a model lies: a folder, or one .gguf file.
+struct Location {
+  fs::path folder;
+  fs::path gguf_file;  // empty: config.json and safetensors in the folder
+};
+
+Location locate_in_folder(const fs::path& folder, const LoadOptions& options) {
+  if (!options.gguf_file.empty()) {
+    const fs::path file = folder / options.gguf_file;
+    if (!fs::is_regular_file(file)) {
+      throw NotFound("models.auto_model", "gguf-file",
+                     fmt::format("gguf_file: expected a file `{}`, got none", file.string()));
+    }
+    return {folder, file};
+  }
+  if (!fs::is_regular_file(folder / "config.json")) {
+    throw NotFound("models.auto_model", "config",
+                   fmt::format("`{}`: expected a config.json, got none", folder.string()),
+                   "for a GGUF model name the .gguf file itself, or set gguf_file");
+  }
+  return {folder, {}};
+}
+
+Location locate(const std::string& name_or_path, const LoadOptions& options) {
+  const fs::path path(name_or_path);
+  if (fs::is_regular_file(path)) {
+    if (path.extension() != ".gguf") {
+      throw InvalidArgument("models.auto_model", "file",
+                            fmt::format("`{}`: expected a folder or a .gguf file", name_or_path));
+    }
+    return {path.parent_path(), path};
+  }
+  if (fs::is_directory(path)) {
+    return locate_in_folder(path, options);
+  }
+  if (!hub::is_repo_id(name_or_path)) {
+    throw NotFound(
+        "models.auto_model", "path",
+        fmt::format("`{}`: expected a folder, a .gguf file or a repository id, got nothing "
+                    "of that name",
+                    name_or_path));
+  }
+  const auto snapshot = hub::find_snapshot(hub::cache_folder(), hub::RepoType::kModel, name_or_path,
+                                           options.revision);
+  if (!snapshot) {
+    throw NotFound(
+        "models.auto_model", "not-cached",
+        fmt::format("`{}`: expected a folder of that name or a snapshot in the Hub cache, "
+                    "got neither",
+                    name_or_path),
+        fmt::format("run `graft download {}`", name_or_path));
+  }
+  return locate_in_folder(snapshot->folder, options);
+}
+
+void check_device(at::Device device) {
+  if (device.is_cuda() && !at::hasCUDA()) {
+    throw DeviceError("models.auto_model", "no-cuda",
+                      fmt::format("device: expected one that this process has, got {}; CUDA is not "
+                                  "loaded or no GPU is there",
+                                  device.str()));
+  }
+}
+
+}  // namespace
+
+std::shared_ptr<CausalLM> AutoModelForCausalLM::from_pretrained(const std::string& name_or_path,
+                                                                const LoadOptions& options) {
+  if (options.use_kernels) {
+    throw IncompatibleError("models.auto_model", "use-kernels",
+                            "use_kernels: expected a build with the layers room, got one without");
+  }
+  const ModelOptions model_options{nn::parse_attention_backend(options.attn_implementation)};
+  const Location location = locate(name_or_path, options);
+  check_device(options.device);
+
+  GgufModel gguf;
+  std::unique_ptr<WeightSource> source;
+  fs::path config_path = location.gguf_file;
+  if (location.gguf_file.empty()) {
+    config_path = location.folder / "config.json";
+    gguf.config = io::read_json_file(config_path, "models.config");
+    source = open_safetensors(location.folder);
+  } else {
+    gguf = open_gguf(location.gguf_file);
+    source = std::move(gguf.weights);
+  }
+  const ConfigReader config(std::move(gguf.config), config_path.string());
+  const ModelFamily& family = find_model_family(config.text("model_type", ""));
+  const auto model = family.make(config, model_options);
+
+  const auto dtype = options.dtype ? options.dtype : read_dtype(config);
+  load_weights(*model, *source,
+               {.dtype = dtype.value_or(source->stored_dtype()),
+                .device = options.device,
+                .trainable = options.trainable,
+                .progress = options.progress});
+  model->finish_loading(location.folder.string(), location.gguf_file.string());
+  model->eval();
+  return model;
+}
+
+}  // namespace graft::models

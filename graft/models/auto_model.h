@@ -1,0 +1,55 @@
+// Loads a decoder-only language model from a folder or a .gguf file.
+//
+//   auto model = models::AutoModelForCausalLM::from_pretrained("SmolLM2-135M-Instruct.gguf",
+//                                                              {.use_kernels = true});
+//   c10::InferenceMode guard;
+//   auto logits = model->forward({.input_ids = ids, .logits_to_keep = 1});
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+
+#include <ATen/ATen.h>
+
+#include "graft/models/causal_lm.h"
+#include "graft/models/weights.h"
+
+namespace graft::models {
+
+struct LoadOptions {
+  // Swap optimized kernels in after loading (layers/kernelize.h).
+  bool use_kernels = false;
+  // Where the weights go.
+  at::Device device = at::kCPU;
+  // Absent: the checkpoint's own dtype; float32 for quantized GGUF tensors.
+  std::optional<at::ScalarType> dtype;
+  // `sdpa` or `eager`. Models that cap their scores (gemma2) are always eager.
+  std::string attn_implementation = "sdpa";
+  // A .gguf file inside the folder.
+  std::string gguf_file;
+  // Of a Hub repository in the local cache: branch, tag or commit; default `main`.
+  std::string revision;
+  // Weights in memory of their own, with gradients. Otherwise weights on the CPU point into the
+  // read-only mapping of the file where the dtype allows it.
+  bool trainable = false;
+  LoadProgress progress;
+};
+
+class AutoModelForCausalLM {
+ public:
+  // Loads a model and returns it in eval mode.
+  //
+  // name_or_path  a folder with config.json and model.safetensors (or its .index.json), a folder
+  //               with gguf_file, a .gguf file, or a repository id whose snapshot is in the Hub
+  //               cache
+  // Throws   NotFound when the folder, a file in it, or the snapshot does not exist
+  // Throws   FormatError when config or weights break their format or do not fit each other
+  // Throws   IncompatibleError for a model_type that graft does not know
+  // Throws   InvalidArgument for an unknown attn_implementation
+  // Blocking: reads files; no network. Memory: at most the weights and one tensor beside.
+  static std::shared_ptr<CausalLM> from_pretrained(const std::string& name_or_path,
+                                                   const LoadOptions& options = {});
+};
+
+}  // namespace graft::models
