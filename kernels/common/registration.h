@@ -7,7 +7,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 // The macros paste their argument, so TORCH_EXTENSION_NAME needs one more expansion.
-#define GRAFT_OPS(module) GRAFT_OPS_EXPAND_(TORCH_EXTENSION_NAME, module)
-#define GRAFT_OPS_EXPAND_(name, module) STABLE_TORCH_LIBRARY(name, module)
-#define GRAFT_OPS_IMPL(key, module) GRAFT_OPS_IMPL_EXPAND_(TORCH_EXTENSION_NAME, key, module)
-#define GRAFT_OPS_IMPL_EXPAND_(name, key, module) STABLE_TORCH_LIBRARY_IMPL(name, key, module)
+#define GRAFT_OPS(ops) GRAFT_OPS_EXPAND_(TORCH_EXTENSION_NAME, ops)
+#define GRAFT_OPS_EXPAND_(name, ops) STABLE_TORCH_LIBRARY(name, ops)
+#define GRAFT_OPS_IMPL(key, ops) GRAFT_OPS_IMPL_EXPAND_(TORCH_EXTENSION_NAME, key, ops)
+#define GRAFT_OPS_IMPL_EXPAND_(name, key, ops) STABLE_TORCH_LIBRARY_IMPL(name, key, ops)

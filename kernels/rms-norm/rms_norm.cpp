@@ -112,16 +112,16 @@ using MetaOps = Ops<&run_meta>;
 
 }  // namespace graft_kernels::rms_norm
 
-GRAFT_OPS(module) {
-  module.def("rms_norm_out(Tensor! out, Tensor x, Tensor weight, float eps, int variant) -> ()");
-  module.def(
+GRAFT_OPS(ops) {
+  ops.def("rms_norm_out(Tensor! out, Tensor x, Tensor weight, float eps, int variant) -> ()");
+  ops.def(
       "add_rms_norm_out(Tensor! out, Tensor! sum_out, Tensor x, Tensor residual, Tensor weight, "
       "float eps, "
       "int variant) -> ()");
-  module.def("rms_norm(Tensor x, Tensor weight, float eps, int variant) -> Tensor");
-  module.def(
+  ops.def("rms_norm(Tensor x, Tensor weight, float eps, int variant) -> Tensor");
+  ops.def(
       "add_rms_norm(Tensor x, Tensor residual, Tensor weight, float eps, int variant) -> (Tensor, "
       "Tensor)");
 }
 
-GRAFT_OPS_IMPL(Meta, module) { graft_kernels::rms_norm::MetaOps::implement(module); }
+GRAFT_OPS_IMPL(Meta, ops) { graft_kernels::rms_norm::MetaOps::implement(ops); }

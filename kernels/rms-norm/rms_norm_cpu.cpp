@@ -31,4 +31,4 @@ using CpuOps = Ops<&run_cpu>;
 
 }  // namespace graft_kernels::rms_norm
 
-GRAFT_OPS_IMPL(CPU, module) { graft_kernels::rms_norm::CpuOps::implement(module); }
+GRAFT_OPS_IMPL(CPU, ops) { graft_kernels::rms_norm::CpuOps::implement(ops); }

@@ -41,11 +41,11 @@ struct Ops {
     kRun(check_problem("add_rms_norm", out, &sum, x, &residual, weight, eps, variant), x);
     return {out, sum};
   }
-  static void implement(torch::stable::detail::StableLibrary& module) {
-    module.impl("rms_norm_out", TORCH_BOX(&rms_norm_out));
-    module.impl("add_rms_norm_out", TORCH_BOX(&add_rms_norm_out));
-    module.impl("rms_norm", TORCH_BOX(&rms_norm));
-    module.impl("add_rms_norm", TORCH_BOX(&add_rms_norm));
+  static void implement(torch::stable::detail::StableLibrary& library) {
+    library.impl("rms_norm_out", TORCH_BOX(&rms_norm_out));
+    library.impl("add_rms_norm_out", TORCH_BOX(&add_rms_norm_out));
+    library.impl("rms_norm", TORCH_BOX(&rms_norm));
+    library.impl("add_rms_norm", TORCH_BOX(&add_rms_norm));
   }
 };
 

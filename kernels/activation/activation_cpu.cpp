@@ -1,0 +1,34 @@
+// Activations on the CPU: the instruction set is chosen at run time, elements are spread over
+// ATen's threads.
+
+#include "kernels/activation/activation_ops.h"
+#include "kernels/common/isa.h"
+
+namespace graft_kernels::activation {
+
+namespace {
+
+// Elements below which a second thread costs more than it saves.
+constexpr int64_t kGrainElements = 1 << 14;
+
+void run_cpu(const Problem& problem, const Tensor&) {
+  const int64_t elements = problem.rows * problem.columns;
+  if (elements == 0) {
+    return;
+  }
+  const SpanFunction span = choose_isa<SpanFunction>(plain::activation_span, avx2::activation_span,
+                                                     avx512::activation_span);
+  if (elements <= kGrainElements) {
+    return span(problem, 0, elements);
+  }
+  torch::stable::parallel_for(0, elements, kGrainElements,
+                              [&](int64_t begin, int64_t end) { span(problem, begin, end); });
+}
+
+}  // namespace
+
+using CpuOps = Ops<&run_cpu>;
+
+}  // namespace graft_kernels::activation
+
+GRAFT_OPS_IMPL(CPU, ops) { graft_kernels::activation::CpuOps::implement(ops); }

@@ -1,0 +1,113 @@
+// Activations on CUDA: picks the vector width by alignment and launches on the current stream.
+
+#include <algorithm>
+#include <cstdint>
+
+#include "kernels/activation/activation_kernel.cuh"
+#include "kernels/activation/activation_ops.h"
+#include "kernels/common/cuda_launch.h"
+
+namespace graft_kernels::activation {
+
+namespace {
+
+bool is_aligned(const void* pointer, const RowLayout& rows, int64_t num_rows,
+                int64_t element_bytes) {
+  bool aligned = reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
+  for (int dim = 0; dim < rows.num_dims && num_rows > 1; ++dim) {
+    aligned = aligned && (rows.stride[dim] * element_bytes) % 16 == 0;
+  }
+  return aligned;
+}
+
+// Whole vectors of 16 bytes everywhere? One row may end in a tail.
+bool is_vectorizable(const Problem& problem, int64_t element_bytes) {
+  return is_aligned(problem.gate, problem.gate_rows, problem.rows, element_bytes) &&
+         is_aligned(problem.out, problem.out_rows, problem.rows, element_bytes) &&
+         (problem.up == nullptr ||
+          is_aligned(problem.up, problem.up_rows, problem.rows, element_bytes)) &&
+         (problem.rows == 1 || (problem.columns * element_bytes) % 16 == 0);
+}
+
+template <Function kFunction, bool kGated, typename T, int kSize>
+void launch(const Problem& problem, cudaStream_t stream) {
+  const int64_t vectors = problem.columns / kSize * problem.rows;
+  constexpr int64_t kPerBlock = kThreads * kUnroll<kGated>;
+  const int64_t blocks = std::max<int64_t>((vectors + kPerBlock - 1) / kPerBlock, 1);
+  if (blocks > INT32_MAX) {
+    fail("activation", "input", "at most 2^31 - 1 blocks of work", std::to_string(blocks));
+  }
+  const dim3 grid(static_cast<unsigned>(blocks));
+  // Indices reach one block beyond the count.
+  if (vectors + kPerBlock <= UINT32_MAX) {
+    activation_fwd_kernel<kFunction, kGated, T, kSize, uint32_t>
+        <<<grid, kThreads, 0, stream>>>(problem);
+  } else {
+    activation_fwd_kernel<kFunction, kGated, T, kSize, uint64_t>
+        <<<grid, kThreads, 0, stream>>>(problem);
+  }
+  check_cuda(cudaGetLastError(), "activation_fwd_kernel");
+}
+
+template <Function kFunction, bool kGated, typename T>
+void launch_width(const Problem& problem, cudaStream_t stream) {
+  if (is_vectorizable(problem, sizeof(T))) {
+    launch<kFunction, kGated, T, kVectorSize<T>>(problem, stream);
+  } else {
+    launch<kFunction, kGated, T, 1>(problem, stream);
+  }
+}
+
+template <Function kFunction, typename T>
+void launch_function(const Problem& problem, cudaStream_t stream) {
+  // A product exists only for these three.
+  constexpr bool kHasProduct = kFunction == Function::kSilu || kFunction == Function::kGelu ||
+                               kFunction == Function::kGeluTanh;
+  if constexpr (kHasProduct) {
+    if (problem.up != nullptr) {
+      return launch_width<kFunction, true, T>(problem, stream);
+    }
+  }
+  launch_width<kFunction, false, T>(problem, stream);
+}
+
+template <typename T>
+void launch_dtype(const Problem& problem, cudaStream_t stream) {
+  switch (problem.function) {
+    case Function::kSilu:
+      return launch_function<Function::kSilu, T>(problem, stream);
+    case Function::kGelu:
+      return launch_function<Function::kGelu, T>(problem, stream);
+    case Function::kGeluTanh:
+      return launch_function<Function::kGeluTanh, T>(problem, stream);
+    case Function::kGeluNew:
+      return launch_function<Function::kGeluNew, T>(problem, stream);
+    case Function::kGeluFast:
+      return launch_function<Function::kGeluFast, T>(problem, stream);
+    case Function::kGeluQuick:
+      return launch_function<Function::kGeluQuick, T>(problem, stream);
+  }
+}
+
+void run_cuda(const Problem& problem, const Tensor& input) {
+  if (problem.rows == 0 || problem.columns == 0) {
+    return;
+  }
+  const CudaScope scope(input);
+  switch (problem.dtype) {
+    case Dtype::kFloat32:
+      return launch_dtype<float>(problem, scope.stream());
+    case Dtype::kBfloat16:
+      return launch_dtype<Bf16>(problem, scope.stream());
+    case Dtype::kFloat16:
+      return launch_dtype<Fp16>(problem, scope.stream());
+  }
+}
+
+}  // namespace
+
+using CudaOps = Ops<&run_cuda>;
+
+}  // namespace graft_kernels::activation
+
+GRAFT_OPS_IMPL(CUDA, ops) { graft_kernels::activation::CudaOps::implement(ops); }

@@ -1,0 +1,130 @@
+// Activations with the vectors of one instruction set. Compiled once per set: see common/simd.h.
+
+#include "kernels/activation/activation.h"
+#include "kernels/common/simd_math.h"
+
+namespace graft_kernels::GRAFT_ISA {
+
+namespace {
+
+using activation::Dtype;
+using activation::Function;
+using activation::Problem;
+
+// Constants as eager evaluation sees them: double in the model's code, float in the product.
+constexpr float kSqrtHalf = 0.70710678118654752440;
+constexpr float kSqrtTwoOverPi = 0.79788456080286535588;
+constexpr float kFastScale = 0.7978845608;
+constexpr float kCubic = 0.044715;
+constexpr float kQuickScale = 1.702;
+
+// Function of x, before the last rounding to T. The last three are unfused in eager evaluation, so
+// each of their steps rounds to T.
+template <Function kFunction, typename T>
+Float apply(Float x) {
+  const Float one = splat(1.0F);
+  if constexpr (kFunction == Function::kSilu) {
+    return x / (one + exp(-x));
+  } else if constexpr (kFunction == Function::kGelu) {
+    return x * splat(0.5F) * (one + erf(x * splat(kSqrtHalf)));
+  } else if constexpr (kFunction == Function::kGeluTanh) {
+    const Float cube = x * x * x;
+    const Float inner = splat(kSqrtTwoOverPi) * multiply_add(splat(kCubic), cube, x);
+    return splat(0.5F) * x * (one + tanh(inner));
+  } else if constexpr (kFunction == Function::kGeluNew) {
+    const Float cube = round_to<T>(round_to<T>(x * x) * x);
+    const Float sum = round_to<T>(x + round_to<T>(cube * splat(kCubic)));
+    const Float angle = round_to<T>(tanh(round_to<T>(sum * splat(kSqrtTwoOverPi))));
+    return round_to<T>(x * splat(0.5F)) * round_to<T>(angle + one);
+  } else if constexpr (kFunction == Function::kGeluFast) {
+    const Float scaled = round_to<T>(x * splat(kFastScale));
+    const Float cubic = round_to<T>(round_to<T>(x * splat(kCubic)) * x);
+    const Float angle = round_to<T>(tanh(round_to<T>(scaled * round_to<T>(cubic + one))));
+    return round_to<T>(x * splat(0.5F)) * round_to<T>(angle + one);
+  } else {
+    return x * round_to<T>(logistic(round_to<T>(x * splat(kQuickScale))));
+  }
+}
+
+template <Function kFunction, bool kGated, typename T>
+Float result(Float gate, Float up) {
+  const Float value = apply<kFunction, T>(gate);
+  return kGated ? round_to<T>(value) * up : value;
+}
+
+template <Function kFunction, bool kGated, typename T>
+void segment(T* out, const T* gate, const T* up, int64_t count) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    store(out + i,
+          result<kFunction, kGated, T>(load<T>(gate + i), kGated ? load<T>(up + i) : Float{}));
+  }
+  if (i < count) {
+    const int64_t rest = count - i;
+    const Float factor = kGated ? load_partial<T>(up + i, rest) : Float{};
+    store_partial(out + i, result<kFunction, kGated, T>(load_partial<T>(gate + i, rest), factor),
+                  rest);
+  }
+}
+
+template <Function kFunction, bool kGated, typename T>
+void span(const Problem& problem, int64_t begin, int64_t end) {
+  while (begin < end) {
+    const int64_t row = begin / problem.columns;
+    const int64_t column = begin - row * problem.columns;
+    const int64_t in_row = problem.columns - column;
+    const int64_t count = in_row < end - begin ? in_row : end - begin;
+    const T* gate = static_cast<const T*>(problem.gate) + problem.gate_rows.offset(row) + column;
+    const T* up =
+        kGated ? static_cast<const T*>(problem.up) + problem.up_rows.offset(row) + column : nullptr;
+    T* out = static_cast<T*>(problem.out) + problem.out_rows.offset(row) + column;
+    segment<kFunction, kGated, T>(out, gate, up, count);
+    begin += count;
+  }
+}
+
+template <Function kFunction, typename T>
+void span_of_function(const Problem& problem, int64_t begin, int64_t end) {
+  // A product exists only for these three.
+  constexpr bool kHasProduct = kFunction == Function::kSilu || kFunction == Function::kGelu ||
+                               kFunction == Function::kGeluTanh;
+  if constexpr (kHasProduct) {
+    if (problem.up != nullptr) {
+      return span<kFunction, true, T>(problem, begin, end);
+    }
+  }
+  span<kFunction, false, T>(problem, begin, end);
+}
+
+template <typename T>
+void span_of_dtype(const Problem& problem, int64_t begin, int64_t end) {
+  switch (problem.function) {
+    case Function::kSilu:
+      return span_of_function<Function::kSilu, T>(problem, begin, end);
+    case Function::kGelu:
+      return span_of_function<Function::kGelu, T>(problem, begin, end);
+    case Function::kGeluTanh:
+      return span_of_function<Function::kGeluTanh, T>(problem, begin, end);
+    case Function::kGeluNew:
+      return span_of_function<Function::kGeluNew, T>(problem, begin, end);
+    case Function::kGeluFast:
+      return span_of_function<Function::kGeluFast, T>(problem, begin, end);
+    case Function::kGeluQuick:
+      return span_of_function<Function::kGeluQuick, T>(problem, begin, end);
+  }
+}
+
+}  // namespace
+
+void activation_span(const Problem& problem, int64_t begin, int64_t end) {
+  switch (problem.dtype) {
+    case Dtype::kFloat32:
+      return span_of_dtype<float>(problem, begin, end);
+    case Dtype::kBfloat16:
+      return span_of_dtype<Bf16>(problem, begin, end);
+    case Dtype::kFloat16:
+      return span_of_dtype<Fp16>(problem, begin, end);
+  }
+}
+
+}  // namespace graft_kernels::GRAFT_ISA

@@ -1,0 +1,97 @@
+// Vectors of 16 bytes and conversions between storage types and float. Device code, no Torch.
+#pragma once
+
+#include <cstdint>
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+namespace graft_kernels {
+
+using Bf16 = __nv_bfloat16;
+using Fp16 = __half;
+
+template <typename T>
+inline constexpr int kVectorSize = 16 / sizeof(T);
+
+__device__ __forceinline__ float to_float(float value) { return value; }
+__device__ __forceinline__ float to_float(Bf16 value) { return __bfloat162float(value); }
+__device__ __forceinline__ float to_float(Fp16 value) { return __half2float(value); }
+
+template <typename T>
+__device__ __forceinline__ T from_float(float value);
+template <>
+__device__ __forceinline__ float from_float(float value) {
+  return value;
+}
+template <>
+__device__ __forceinline__ Bf16 from_float(float value) {
+  return __float2bfloat16_rn(value);
+}
+template <>
+__device__ __forceinline__ Fp16 from_float(float value) {
+  return __float2half_rn(value);
+}
+
+// The value after a round trip through T.
+template <typename T>
+__device__ __forceinline__ float round_to(float value) {
+  return to_float(from_float<T>(value));
+}
+
+// kSize elements that travel in one access of up to 16 bytes (or several, beyond that).
+template <typename T, int kSize>
+struct alignas(sizeof(T) * kSize < 16 ? sizeof(T) * kSize : 16) Vec {
+  T data[kSize];
+};
+
+// Reads what is used once: does not displace L1. Not the read-only path, since an op may work in
+// place.
+template <typename T, int kSize>
+__device__ __forceinline__ Vec<T, kSize> load_streaming(const T* from) {
+  Vec<T, kSize> value;
+  if constexpr (sizeof(value) % 16 == 0) {
+    uint4* words = reinterpret_cast<uint4*>(&value);
+#pragma unroll
+    for (int part = 0; part < static_cast<int>(sizeof(value) / 16); ++part) {
+      asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                   : "=r"(words[part].x), "=r"(words[part].y), "=r"(words[part].z),
+                     "=r"(words[part].w)
+                   : "l"(reinterpret_cast<const uint4*>(from) + part));
+    }
+  } else {
+    value = *reinterpret_cast<const Vec<T, kSize>*>(from);
+  }
+  return value;
+}
+
+// Reads what many blocks read: stays in L1.
+template <typename T, int kSize>
+__device__ __forceinline__ Vec<T, kSize> load_shared_data(const T* from) {
+  Vec<T, kSize> value;
+  if constexpr (sizeof(value) % 16 == 0) {
+    uint4* words = reinterpret_cast<uint4*>(&value);
+#pragma unroll
+    for (int part = 0; part < static_cast<int>(sizeof(value) / 16); ++part) {
+      words[part] = __ldg(reinterpret_cast<const uint4*>(from) + part);
+    }
+  } else {
+    value = *reinterpret_cast<const Vec<T, kSize>*>(from);
+  }
+  return value;
+}
+
+template <typename T, int kSize>
+__device__ __forceinline__ void store_vector(T* to, const Vec<T, kSize>& value) {
+  if constexpr (sizeof(value) % 16 == 0) {
+    const uint4* words = reinterpret_cast<const uint4*>(&value);
+#pragma unroll
+    for (int part = 0; part < static_cast<int>(sizeof(value) / 16); ++part) {
+      reinterpret_cast<uint4*>(to)[part] = words[part];
+    }
+  } else {
+    *reinterpret_cast<Vec<T, kSize>*>(to) = value;
+  }
+}
+
+}  // namespace graft_kernels

@@ -1,0 +1,161 @@
+// RMSNorm on CUDA: picks the kernel by row length, alignment and dtypes, and launches it on the
+// current stream of x's device.
+
+#include <algorithm>
+#include <cstdint>
+
+#include "kernels/common/cuda_launch.h"
+#include "kernels/rms-norm/rms_norm_kernel.cuh"
+#include "kernels/rms-norm/rms_norm_ops.h"
+
+namespace graft_kernels::rms_norm {
+
+namespace {
+
+bool is_aligned(const void* pointer, const RowLayout& rows, int64_t element_bytes) {
+  bool aligned = reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
+  for (int dim = 0; dim < rows.num_dims; ++dim) {
+    aligned = aligned && (rows.stride[dim] * element_bytes) % 16 == 0;
+  }
+  return aligned;
+}
+
+int64_t bytes_of(Dtype dtype) { return dtype == Dtype::kFloat32 ? 4 : 2; }
+
+// Whole vectors of 16 bytes everywhere?
+bool is_vectorizable(const Problem& problem) {
+  const int64_t x_bytes = bytes_of(problem.x_dtype);
+  const bool mixed_out = problem.variant == Variant::kCastBeforeWeight;
+  const int64_t out_bytes = mixed_out ? bytes_of(problem.weight_dtype) : x_bytes;
+  const bool plain = is_aligned(problem.x, problem.x_rows, x_bytes) &&
+                     is_aligned(problem.out, problem.out_rows, out_bytes) &&
+                     reinterpret_cast<uintptr_t>(problem.weight) % 16 == 0;
+  const bool added = problem.residual == nullptr ||
+                     (is_aligned(problem.residual, problem.residual_rows, x_bytes) &&
+                      is_aligned(problem.sum, problem.sum_rows, x_bytes));
+  return plain && added && (problem.columns * x_bytes) % 16 == 0;
+}
+
+template <typename X, bool kCastBefore, int kThreads, int kThreadsPerRow, int kVectors, int kRows>
+void launch_register(const Problem& problem, int cluster, cudaStream_t stream) {
+  constexpr int64_t kRowsPerBlock = static_cast<int64_t>(kThreads / kThreadsPerRow) * kRows;
+  cudaLaunchConfig_t config = {};
+  config.gridDim =
+      dim3(static_cast<unsigned>((problem.rows + kRowsPerBlock - 1) / kRowsPerBlock * cluster));
+  config.blockDim = dim3(kThreads);
+  config.stream = stream;
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = static_cast<unsigned>(cluster);
+  attribute.val.clusterDim.y = 1;
+  attribute.val.clusterDim.z = 1;
+  config.attrs = &attribute;
+  config.numAttrs = cluster > 1 ? 1 : 0;
+  check_cuda(
+      cudaLaunchKernelEx(
+          &config,
+          rms_norm_fwd_register_kernel<X, kCastBefore, kThreads, kThreadsPerRow, kVectors, kRows>,
+          problem, static_cast<unsigned>(cluster)),
+      "rms_norm_fwd_register_kernel");
+}
+
+// Launches the register kernel if one holds rows of this length; false otherwise.
+template <typename X, bool kCastBefore>
+bool try_register(const Problem& problem, const CudaScope& scope) {
+  const int64_t vectors = problem.columns / kVectorSize<X>;
+  const cudaStream_t stream = scope.stream();
+  if (problem.rows > (int64_t{1} << 27)) {
+    return false;  // the grid's limit, with a cluster of eight
+  }
+  if (vectors <= 32) {
+    // Short rows: several rows per warp keep enough bytes in flight, when there are enough rows.
+    problem.rows >= (1 << 14) ? launch_register<X, kCastBefore, 128, 32, 1, 4>(problem, 1, stream)
+                              : launch_register<X, kCastBefore, 128, 32, 1, 1>(problem, 1, stream);
+  } else if (vectors <= 64) {
+    launch_register<X, kCastBefore, 128, 32, 2, 2>(problem, 1, stream);
+  } else if (vectors <= 128) {
+    launch_register<X, kCastBefore, 128, 32, 4, 1>(problem, 1, stream);
+  } else if (vectors <= 256) {
+    launch_register<X, kCastBefore, 128, 128, 2, 1>(problem, 1, stream);
+  } else if (vectors <= 512) {
+    launch_register<X, kCastBefore, 128, 128, 4, 1>(problem, 1, stream);
+  } else if (vectors <= 1024) {
+    launch_register<X, kCastBefore, 256, 256, 4, 1>(problem, 1, stream);
+  } else if (vectors <= 2048) {
+    launch_register<X, kCastBefore, 512, 512, 4, 1>(problem, 1, stream);
+  } else if (scope.attribute(cudaDevAttrComputeCapabilityMajor) != 9) {
+    return false;
+  } else if (vectors <= 4096) {
+    launch_register<X, kCastBefore, 512, 512, 4, 1>(problem, 2, stream);
+  } else if (vectors <= 8192) {
+    launch_register<X, kCastBefore, 512, 512, 4, 1>(problem, 4, stream);
+  } else if (vectors <= 16384) {
+    launch_register<X, kCastBefore, 512, 512, 4, 1>(problem, 8, stream);
+  } else if (vectors <= 32768) {
+    launch_register<X, kCastBefore, 512, 512, 8, 1>(problem, 8, stream);
+  } else {
+    return false;
+  }
+  return true;
+}
+
+template <typename X, typename W, typename Out, bool kCastBefore>
+void launch_looping(const Problem& problem, const CudaScope& scope) {
+  const bool vectorized = is_vectorizable(problem);
+  const int64_t accesses = vectorized ? problem.columns / kVectorSize<X> : problem.columns;
+  const int threads = static_cast<int>(std::clamp<int64_t>((accesses + 31) / 32 * 32, 32, 1024));
+  const int blocks_per_processor = 2048 / threads;
+  const int64_t resident = static_cast<int64_t>(scope.attribute(cudaDevAttrMultiProcessorCount)) *
+                           std::min(blocks_per_processor, 32);
+  const unsigned grid = static_cast<unsigned>(std::min<int64_t>(problem.rows, resident * 4));
+  if (vectorized) {
+    rms_norm_fwd_looping_kernel<X, W, Out, kCastBefore, kVectorSize<X>>
+        <<<grid, threads, 0, scope.stream()>>>(problem);
+  } else {
+    rms_norm_fwd_looping_kernel<X, W, Out, kCastBefore, 1>
+        <<<grid, threads, 0, scope.stream()>>>(problem);
+  }
+  check_cuda(cudaGetLastError(), "rms_norm_fwd_looping_kernel");
+}
+
+template <typename X>
+void run_dtype(const Problem& problem, const CudaScope& scope) {
+  const bool cast_before = problem.variant == Variant::kCastBeforeWeight;
+  if (problem.weight_dtype == problem.x_dtype) {
+    const bool fits = is_vectorizable(problem);
+    if (cast_before) {
+      if (!fits || !try_register<X, true>(problem, scope)) {
+        launch_looping<X, X, X, true>(problem, scope);
+      }
+    } else if (!fits || !try_register<X, false>(problem, scope)) {
+      launch_looping<X, X, X, false>(problem, scope);
+    }
+  } else if (cast_before) {
+    launch_looping<X, float, float, true>(problem, scope);
+  } else {
+    launch_looping<X, float, X, false>(problem, scope);
+  }
+}
+
+void run_cuda(const Problem& problem, const Tensor& x) {
+  if (problem.rows == 0 || problem.columns == 0) {
+    return;
+  }
+  const CudaScope scope(x);
+  switch (problem.x_dtype) {
+    case Dtype::kFloat32:
+      return run_dtype<float>(problem, scope);
+    case Dtype::kBfloat16:
+      return run_dtype<Bf16>(problem, scope);
+    case Dtype::kFloat16:
+      return run_dtype<Fp16>(problem, scope);
+  }
+}
+
+}  // namespace
+
+using CudaOps = Ops<&run_cuda>;
+
+}  // namespace graft_kernels::rms_norm
+
+GRAFT_OPS_IMPL(CUDA, ops) { graft_kernels::rms_norm::CudaOps::implement(ops); }
