@@ -176,6 +176,9 @@ endfunction()
 function(_package_program target)
   target_link_libraries(${target} PRIVATE graft_options torch::cpu fmt::fmt-header-only
     nlohmann_json::nlohmann_json ${CMAKE_DL_LIBS})
+  # The shared precompiled header is position-independent code; executables would be compiled otherwise.
+  set_target_properties(${target} PROPERTIES POSITION_INDEPENDENT_CODE OFF)
+  target_compile_options(${target} PRIVATE -fPIC)
   target_precompile_headers(${target} REUSE_FROM graft_torch_pch)
   if(GRAFT_CUDA_KERNELS)
     target_compile_definitions(${target} PRIVATE GRAFT_WITH_CUDA)
@@ -210,6 +213,12 @@ function(graft_add_kernel_package name)
     graft_test(kernels_${stem}_test ${tests})
     _package_program(kernels_${stem}_test)
     add_dependencies(kernels_${stem}_test ${variants})
+    foreach(isa plain avx2)
+      # The same cases on lesser processors; without a report of their own, since they skip nothing new.
+      add_test(NAME kernels_${stem}_${isa} COMMAND kernels_${stem}_test --gtest_filter=*cpu*)
+      set_tests_properties(kernels_${stem}_${isa} PROPERTIES TIMEOUT 900 LABELS cpu
+        ENVIRONMENT "GRAFT_CPU_ISA=${isa};GTEST_OUTPUT=")
+    endforeach()
   endif()
   if(GRAFT_BUILD_TESTS AND benches)
     add_executable(kernels_${stem}_bench ${benches} ${bench_support})

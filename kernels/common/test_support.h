@@ -50,15 +50,15 @@ inline const std::string& why_no_cuda() {
   static const std::string reason = []() -> std::string {
 #ifdef GRAFT_WITH_CUDA
     if (dlopen("libcuda.so.1", RTLD_LAZY | RTLD_LOCAL) == nullptr) {
-      return "no CUDA driver (libcuda.so.1)";
+      return "no CUDA device: no driver (libcuda.so.1)";
     }
     if (dlopen("libtorch.so", RTLD_LAZY | RTLD_GLOBAL) == nullptr ||
         dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_GLOBAL) == nullptr) {
-      return std::string("libtorch's CUDA part does not open: ") + dlerror();
+      return std::string("no CUDA device: libtorch's CUDA part does not open: ") + dlerror();
     }
     return at::hasCUDA() ? "" : "no CUDA device";
 #else
-    return "built without CUDA kernels";
+    return "no CUDA device: built without CUDA kernels";
 #endif
   }();
   return reason;
