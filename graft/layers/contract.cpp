@@ -72,15 +72,18 @@ class GatedActivationReference final : public GatedActivation::Kernel {
 
 class LinearReference final : public Linear::Kernel {
  public:
-  at::Tensor forward(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) const override {
+  at::Tensor forward(const at::Tensor& x, const at::Tensor& weight,
+                     const at::Tensor& bias) const override {
     return at::linear(x, weight, bias.defined() ? std::optional<at::Tensor>(bias) : std::nullopt);
   }
 };
 
 }  // namespace
 
-std::pair<at::Tensor, at::Tensor> RmsNorm::Kernel::add_forward(const at::Tensor& x, const at::Tensor& residual,
-                                                               const at::Tensor& weight, double eps) const {
+std::pair<at::Tensor, at::Tensor> RmsNorm::Kernel::add_forward(const at::Tensor& x,
+                                                               const at::Tensor& residual,
+                                                               const at::Tensor& weight,
+                                                               double eps) const {
   at::Tensor sum = residual + x;
   return {forward(sum, weight, eps), sum};
 }
@@ -90,7 +93,8 @@ std::shared_ptr<const RmsNorm::Kernel> RmsNorm::reference(const Spec& spec) {
 }
 
 std::string RmsNorm::variant_name(const Spec& spec) {
-  constexpr std::array kNames = {"cast_before_weight", "cast_after_weight", "float_weight", "zero_centered"};
+  constexpr std::array kNames = {"cast_before_weight", "cast_after_weight", "float_weight",
+                                 "zero_centered"};
   return kNames[static_cast<size_t>(spec.variant)];
 }
 
@@ -120,7 +124,9 @@ std::string Linear::variant_name(const Spec&) { return "default"; }
 
 std::string layer_name(const RmsNorm::Spec&) { return std::string(RmsNorm::kName); }
 
-std::string layer_name(const Activation::Spec& spec) { return std::string(activation_layer_name(spec.kind)); }
+std::string layer_name(const Activation::Spec& spec) {
+  return std::string(activation_layer_name(spec.kind));
+}
 
 std::string layer_name(const GatedActivation::Spec& spec) {
   switch (spec.kind) {

@@ -38,15 +38,18 @@ struct RmsNorm {
     virtual at::Tensor forward(const at::Tensor& x, const at::Tensor& weight, double eps) const = 0;
     // Returns (norm(x + residual), x + residual); the sum is rounded to x's dtype first.
     // The default adds with ATen and calls forward().
-    virtual std::pair<at::Tensor, at::Tensor> add_forward(const at::Tensor& x, const at::Tensor& residual,
-                                                          const at::Tensor& weight, double eps) const;
+    virtual std::pair<at::Tensor, at::Tensor> add_forward(const at::Tensor& x,
+                                                          const at::Tensor& residual,
+                                                          const at::Tensor& weight,
+                                                          double eps) const;
   };
 
   static std::shared_ptr<const Kernel> reference(const Spec& spec);
   static std::string variant_name(const Spec& spec);
 };
 
-// Layer names `SiLU`, `GeLU`, `GeluTanh`, `NewGELU`, `FastGELU`, `QuickGELU`: one tensor in, one out.
+// Layer names `SiLU`, `GeLU`, `GeluTanh`, `NewGELU`, `FastGELU`, `QuickGELU`: one tensor in, one
+// out.
 enum class ActivationKind { kSilu, kGelu, kGeluTanh, kGeluNew, kGeluFast, kQuickGelu };
 
 // The layer name of the Hub for an activation, e.g. `NewGELU`.

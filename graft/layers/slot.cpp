@@ -1,8 +1,73 @@
 #include "graft/layers/slot.h"
 
+#include <map>
+#include <mutex>
+#include <tuple>
+
+#include <fmt/format.h>
+
+#include "graft/core/error.h"
+#include "graft/layers/adapter.h"
+#include "graft/layers/guard.h"
+#include "graft/layers/session.h"
+
 namespace graft::layers {
+
+namespace {
+
+using GuardKey = std::tuple<std::string, std::string, std::string, int, std::string>;
+
+// A verdict holds for a library, a contract's variant, a dtype and a device: the same inputs give
+// the same answer, so models after the first need not run the check again.
+std::map<GuardKey, std::string>& guard_verdicts() {
+  static std::map<GuardKey, std::string> verdicts;
+  return verdicts;
+}
+
+std::mutex& guard_mutex() {
+  static std::mutex mutex;
+  return mutex;
+}
+
+}  // namespace
 
 SlotModule::SlotModule(std::string layer_name, std::string variant_name)
     : layer_name_(std::move(layer_name)), variant_name_(std::move(variant_name)) {}
+
+void SlotModule::train(bool on) {
+  const bool changes = on != is_training();
+  torch::nn::Module::train(on);
+  if (changes && session_) {
+    session_->mode_changed(*this, on);
+  }
+}
+
+template <typename Contract>
+void ContractSlot<Contract>::swap_in(const kernel::LoadedKernel& kernel,
+                                     const kernel::PackageLayer& layer, at::ScalarType dtype,
+                                     at::Device device) {
+  const std::shared_ptr<const Kernel> candidate = bind(spec_, kernel, layer);
+  const GuardKey key{kernel.metadata.id, layer_name(), variant_name(), static_cast<int>(dtype),
+                     device.str()};
+  std::string verdict;
+  {
+    const std::lock_guard lock(guard_mutex());
+    const auto [entry, is_new] = guard_verdicts().try_emplace(key);
+    if (is_new) {
+      entry->second = guard(spec_, *candidate, *reference_, dtype, device);
+    }
+    verdict = entry->second;
+  }
+  if (!verdict.empty()) {
+    throw IncompatibleError("layers.guard", "refused",
+                            fmt::format("`{}` {}: {}", kernel.repository, layer_name(), verdict));
+  }
+  swap(candidate);
+}
+
+template class ContractSlot<RmsNorm>;
+template class ContractSlot<Activation>;
+template class ContractSlot<GatedActivation>;
+template class ContractSlot<Linear>;
 
 }  // namespace graft::layers

@@ -2,8 +2,8 @@
 // reference, and calls whichever is active. kernelize() finds slots by walking the module tree.
 //
 //   class MyNormImpl : public torch::nn::Module {
-//     layers::Slot<layers::RmsNorm> norm_{*this, {RmsNormVariant::kCastBeforeWeight}};  // the one line
-//     at::Tensor forward(const at::Tensor& x) { return norm_->forward(x, weight, eps); }
+//     layers::Slot<layers::RmsNorm> norm_{*this, {RmsNormVariant::kCastBeforeWeight}};  // the one
+//     line at::Tensor forward(const at::Tensor& x) { return norm_->forward(x, weight, eps); }
 //   };
 #pragma once
 
@@ -15,7 +15,14 @@
 
 #include "graft/layers/contract.h"
 
+namespace graft::kernel {
+struct LoadedKernel;
+struct PackageLayer;
+}  // namespace graft::kernel
+
 namespace graft::layers {
+
+class KernelSession;
 
 // The part of a slot that does not depend on its contract. A child module without parameters, so
 // that state_dict keys stay those of transformers.
@@ -30,10 +37,20 @@ class SlotModule : public torch::nn::Module {
   // Puts the reference back; bit for bit the unswapped model.
   virtual void restore_reference() = 0;
   virtual bool swapped() const = 0;
+  // Binds the package's layer to this slot's contract, holds it against the reference, and swaps it
+  // in. Throws what bind() throws, and IncompatibleError `layers.guard.refused`.
+  virtual void swap_in(const kernel::LoadedKernel& kernel, const kernel::PackageLayer& layer,
+                       at::ScalarType dtype, at::Device device) = 0;
+
+  // train() and eval() of a kernelized model select again.
+  void train(bool on = true) override;
+  void attach(std::shared_ptr<KernelSession> session) { session_ = std::move(session); }
+  const std::shared_ptr<KernelSession>& session() const { return session_; }
 
  private:
   std::string layer_name_;
   std::string variant_name_;
+  std::shared_ptr<KernelSession> session_;
 };
 
 template <typename Contract>
@@ -53,6 +70,8 @@ class ContractSlot final : public SlotModule {
   void swap(std::shared_ptr<const Kernel> kernel) { active_ = std::move(kernel); }
   void restore_reference() override { active_ = reference_; }
   bool swapped() const override { return active_ != reference_; }
+  void swap_in(const kernel::LoadedKernel& kernel, const kernel::PackageLayer& layer,
+               at::ScalarType dtype, at::Device device) override;
 
  private:
   typename Contract::Spec spec_;
@@ -64,7 +83,8 @@ class ContractSlot final : public SlotModule {
 template <typename Contract>
 class Slot {
  public:
-  Slot(torch::nn::Module& owner, const typename Contract::Spec& spec, const std::string& name = "kernel")
+  Slot(torch::nn::Module& owner, const typename Contract::Spec& spec,
+       const std::string& name = "kernel")
       : module_(owner.register_module(name, std::make_shared<ContractSlot<Contract>>(spec))) {}
 
   const typename Contract::Kernel* operator->() const { return &module_->active(); }

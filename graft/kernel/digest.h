@@ -1,0 +1,22 @@
+// Content hashes of a variant folder, as kernel-builder writes them into metadata.json.
+#pragma once
+
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "graft/kernel/metadata.h"
+
+namespace graft::kernel {
+
+// Compares every file of a variant folder with its digest, both ways: missing, unknown and changed
+// files, links that leave the repository, and what is no regular file. Left out: metadata.json,
+// metadata.json.sigstore, `__pycache__`, `*.pyc`.
+// Returns all violations; none means that the folder is what was published. Reads every file once.
+std::vector<std::string> digest_violations(const std::filesystem::path& folder,
+                                           const Digest& digest);
+
+// Standard base64 of the hash of a file (`sha256` or `sha512`). Throws NotFound.
+std::string file_hash(const std::filesystem::path& file, const std::string& algorithm);
+
+}  // namespace graft::kernel

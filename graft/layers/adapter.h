@@ -1,0 +1,35 @@
+// Binds the ops of a loaded package to a contract: arguments by name, types checked against the
+// schema that PyTorch's dispatcher holds. An op with the contract's canonical schema is called
+// unboxed.
+#pragma once
+
+#include <memory>
+
+#include "graft/kernel/loader.h"
+#include "graft/layers/contract.h"
+
+namespace graft::layers {
+
+// Each returns the contract's kernel on top of the package's ops.
+//
+// Throws   LoadError `layers.adapter.signature` listing every mismatch between layers.json and the
+// schemas;
+//          IncompatibleError `layers.adapter.numeric-variant` when the package does not offer what
+//          the slot needs, `layers.adapter.contract` when its layer is of another contract.
+// Calling the result with inputs that require grad, in grad mode, throws   IncompatibleError
+// `layers.adapter.no-backward`: the ops have no gradient of their own and would cut the graph
+// silently.
+std::shared_ptr<const RmsNorm::Kernel> bind(const RmsNorm::Spec& spec,
+                                            const kernel::LoadedKernel& kernel,
+                                            const kernel::PackageLayer& layer);
+std::shared_ptr<const Activation::Kernel> bind(const Activation::Spec& spec,
+                                               const kernel::LoadedKernel& kernel,
+                                               const kernel::PackageLayer& layer);
+std::shared_ptr<const GatedActivation::Kernel> bind(const GatedActivation::Spec& spec,
+                                                    const kernel::LoadedKernel& kernel,
+                                                    const kernel::PackageLayer& layer);
+std::shared_ptr<const Linear::Kernel> bind(const Linear::Spec& spec,
+                                           const kernel::LoadedKernel& kernel,
+                                           const kernel::PackageLayer& layer);
+
+}  // namespace graft::layers

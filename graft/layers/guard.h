@@ -1,0 +1,27 @@
+// The check of a kernel before it is used: candidate and reference run on small seeded inputs in
+// the model's dtype and on its device, and both are held against float64.
+#pragma once
+
+#include <string>
+
+#include <ATen/ATen.h>
+
+#include "graft/layers/contract.h"
+
+namespace graft::layers {
+
+// Why the candidate may not be used, or an empty text. Refused: an error above twice the
+// reference's own (plus half a unit in the last place of the largest value), another shape or
+// dtype, NaN where the reference has none or none where it has one, an exception. Shapes include
+// one row, odd sizes, strided rows, zero rows. Takes about a millisecond on the CPU; deterministic.
+std::string guard(const RmsNorm::Spec& spec, const RmsNorm::Kernel& candidate,
+                  const RmsNorm::Kernel& reference, at::ScalarType dtype, at::Device device);
+std::string guard(const Activation::Spec& spec, const Activation::Kernel& candidate,
+                  const Activation::Kernel& reference, at::ScalarType dtype, at::Device device);
+std::string guard(const GatedActivation::Spec& spec, const GatedActivation::Kernel& candidate,
+                  const GatedActivation::Kernel& reference, at::ScalarType dtype,
+                  at::Device device);
+std::string guard(const Linear::Spec& spec, const Linear::Kernel& candidate,
+                  const Linear::Kernel& reference, at::ScalarType dtype, at::Device device);
+
+}  // namespace graft::layers

@@ -1,0 +1,154 @@
+#include "graft/layers/mapping.h"
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <cstdint>
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include "graft/core/error.h"
+
+namespace graft::layers {
+
+namespace {
+
+constexpr std::array<std::string_view, 8> kDeviceTypes = {"cpu", "cuda", "mps", "neuron",
+                                                          "npu", "rocm", "tpu", "xpu"};
+
+int parse_capability(std::string_view text, std::string_view whole) {
+  int value = 0;
+  const auto [end, status] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (status != std::errc() || end != text.data() + text.size() || value < 10) {
+    throw InvalidArgument(
+        "layers.mapping", "device",
+        fmt::format(
+            "device: expected `cuda:MIN` or `cuda:MIN-MAX` with capabilities such as 80, got `{}`",
+            whole));
+  }
+  return value;
+}
+
+void check(const DeviceKey& device) {
+  if (std::find(kDeviceTypes.begin(), kDeviceTypes.end(), device.type) == kDeviceTypes.end()) {
+    throw InvalidArgument("layers.mapping", "device",
+                          fmt::format("device: expected one of {}, got `{}`",
+                                      fmt::join(kDeviceTypes, ", "), device.type));
+  }
+  const bool whole = device.min_capability == 0 && device.max_capability == INT_MAX;
+  if (device.min_capability > device.max_capability ||
+      (!whole && device.type != "cuda" && device.type != "rocm")) {
+    throw InvalidArgument("layers.mapping", "capability",
+                          fmt::format("device `{}`: expected min <= max capability, and "
+                                      "capabilities for cuda and rocm alone, got {}-{}",
+                                      device.type, device.min_capability, device.max_capability));
+  }
+}
+
+int64_t width(const DeviceKey& device) {
+  return static_cast<int64_t>(device.max_capability) - device.min_capability;
+}
+
+}  // namespace
+
+DeviceKey parse_device_key(std::string_view text) {
+  DeviceKey key;
+  const auto colon = text.find(':');
+  key.type = std::string(text.substr(0, colon));
+  if (colon != std::string_view::npos) {
+    const auto interval = text.substr(colon + 1);
+    const auto dash = interval.find('-');
+    key.min_capability = parse_capability(interval.substr(0, dash), text);
+    if (dash != std::string_view::npos) {
+      key.max_capability = parse_capability(interval.substr(dash + 1), text);
+    }
+  }
+  check(key);
+  return key;
+}
+
+void KernelMapping::set(const std::string& layer, DeviceKey device, ModeMap modes) {
+  check(device);
+  auto& entries = layers_[layer];
+  const auto same = std::find_if(entries.begin(), entries.end(),
+                                 [&](const Entry& entry) { return entry.device == device; });
+  if (same != entries.end()) {
+    same->modes = std::move(modes);
+  } else {
+    entries.push_back({std::move(device), std::move(modes)});
+  }
+}
+
+KernelMapping::LookUp KernelMapping::find(const std::string& layer, std::string_view device_type,
+                                          int capability, Mode mode) const {
+  LookUp result;
+  const auto entries = layers_.find(layer);
+  if (entries == layers_.end()) {
+    return result;
+  }
+  result.outcome = Outcome::kNoDevice;
+  const Entry* best = nullptr;
+  for (const auto& entry : entries->second) {
+    if (entry.device.type != device_type) {
+      continue;
+    }
+    result.outcome = Outcome::kNoCompatibleProperties;
+    const bool whole = entry.device.min_capability == 0 && entry.device.max_capability == INT_MAX;
+    const bool holds = whole || (capability >= entry.device.min_capability &&
+                                 capability <= entry.device.max_capability);
+    if (holds && (best == nullptr || width(entry.device) < width(best->device))) {
+      best = &entry;
+    }
+  }
+  if (best == nullptr) {
+    return result;
+  }
+  result.outcome = Outcome::kNoCompatibleMode;
+  for (const Mode candidate : search_order(mode)) {
+    if (const auto found = best->modes.find(candidate); found != best->modes.end()) {
+      return {Outcome::kFound, found->second, candidate};
+    }
+  }
+  return result;
+}
+
+std::vector<std::string> KernelMapping::layers() const {
+  std::vector<std::string> names;
+  for (const auto& [name, entries] : layers_) {
+    names.push_back(name);
+  }
+  return names;
+}
+
+const KernelMapping& default_mapping() {
+  static const KernelMapping mapping = [] {
+    constexpr std::array<std::pair<std::string_view, std::string_view>, 10> kLayers = {{
+        {"RMSNorm", "rms-norm"},
+        {"SiLU", "activation"},
+        {"GeLU", "activation"},
+        {"GeluTanh", "activation"},
+        {"NewGELU", "activation"},
+        {"FastGELU", "activation"},
+        {"QuickGELU", "activation"},
+        {"SiluAndMul", "activation"},
+        {"GeluAndMul", "activation"},
+        {"GeluTanhAndMul", "activation"},
+    }};
+    KernelMapping made;
+    for (const auto& [layer, package] : kLayers) {
+      for (const char* device : {"cpu", "cuda"}) {
+        made.set(std::string(layer), {device},
+                 {{Mode::kInferenceCompile, kernel::parse_layer_reference(fmt::format(
+                                                "graft-kernels/{}:{}", package, layer))}});
+      }
+    }
+    made.set(
+        "Linear", {"cpu"},
+        {{Mode::kInferenceCompile, kernel::parse_layer_reference("graft-kernels/linear:Linear")}});
+    return made;
+  }();
+  return mapping;
+}
+
+}  // namespace graft::layers

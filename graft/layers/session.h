@@ -1,0 +1,53 @@
+// One kernelize() call's choices, shared by the slots of one model, so that train() and eval() can
+// select again. Internal to the room.
+#pragma once
+
+#include <exception>
+#include <map>
+#include <memory>
+
+#include "graft/kernel/loader.h"
+#include "graft/layers/kernelize.h"
+#include "graft/layers/slot.h"
+
+namespace graft::layers {
+
+class KernelSession {
+ public:
+  explicit KernelSession(const KernelizeOptions& options);
+
+  // Chooses a kernel for the slot, or puts its reference back, and writes the trace.
+  void select(SlotModule& slot, Mode mode);
+  // Called by a slot whose module went into training or evaluation.
+  void mode_changed(SlotModule& slot, bool training);
+
+  void add_slot(SlotModule& slot, const std::string& name);
+  KernelizeReport report() const;
+
+ private:
+  struct Candidate {
+    kernel::LayerReference reference;
+    Mode registered;
+  };
+  std::vector<Candidate> candidates(const SlotModule& slot, Mode mode, SlotTrace& trace) const;
+  bool try_candidate(SlotModule& slot, Mode mode, const Candidate& candidate,
+                     SlotTrace& trace) const;
+  std::shared_ptr<const kernel::LoadedKernel> load_once(
+      const kernel::LayerReference& reference) const;
+
+  KernelizeOptions options_;
+  int capability_ = 0;
+  kernel::System system_;
+  KernelizeReport facts_;
+  std::vector<std::string> order_;  // of slots
+  std::map<const SlotModule*, std::string> names_;
+  std::map<std::string, SlotTrace> traces_;
+  // By repository: resolving and hashing once serves all slots, and so does a refusal.
+  struct LoadOutcome {
+    std::shared_ptr<const kernel::LoadedKernel> kernel;
+    std::exception_ptr refusal;
+  };
+  mutable std::map<std::string, LoadOutcome> loads_;
+};
+
+}  // namespace graft::layers

@@ -1,0 +1,92 @@
+#include "graft/layers/trace.h"
+
+#include <map>
+#include <tuple>
+
+#include <fmt/format.h>
+
+namespace graft::layers {
+
+std::vector<SwappedRow> KernelizeReport::swapped() const {
+  std::map<std::tuple<std::string, std::string, std::string>, int64_t> counts;
+  for (const auto& slot : slots) {
+    if (!slot.chosen.empty()) {
+      ++counts[{slot.layer, slot.chosen.substr(0, slot.chosen.rfind(':')), slot.variant}];
+    }
+  }
+  std::vector<SwappedRow> rows;
+  for (const auto& [key, count] : counts) {
+    rows.push_back({std::get<0>(key), std::get<1>(key), std::get<2>(key), count});
+  }
+  return rows;
+}
+
+nlohmann::ordered_json KernelizeReport::to_json() const {
+  nlohmann::ordered_json out = {
+      {"device", device}, {"dtype", dtype}, {"mode", mode}, {"seconds", seconds}};
+  if (!disabled_by.empty()) {
+    out["disabled_by"] = disabled_by;
+  }
+  out["slots"] = nlohmann::ordered_json::array();
+  for (const auto& slot : slots) {
+    nlohmann::ordered_json considered = nlohmann::ordered_json::array();
+    for (const auto& item : slot.considered) {
+      considered.push_back(
+          {{"kernel", item.kernel}, {"outcome", item.outcome}, {"reason", item.reason}});
+    }
+    out["slots"].push_back({{"slot", slot.slot},
+                            {"layer", slot.layer},
+                            {"numeric_variant", slot.numeric_variant},
+                            {"mode", slot.mode},
+                            {"chosen", slot.chosen},
+                            {"variant", slot.variant},
+                            {"id", slot.id},
+                            {"source", slot.source},
+                            {"considered", considered}});
+  }
+  return out;
+}
+
+std::string KernelizeReport::to_text() const {
+  struct Row {
+    int64_t count = 0;
+    std::string example;
+  };
+  std::map<std::tuple<std::string, std::string, std::string>, Row>
+      rows;  // layer (variant), kernel, reason
+  int64_t num_swapped = 0;
+  for (const auto& slot : slots) {
+    num_swapped += slot.chosen.empty() ? 0 : 1;
+    const std::string layer = slot.numeric_variant == "default"
+                                  ? slot.layer
+                                  : fmt::format("{} ({})", slot.layer, slot.numeric_variant);
+    std::string kernel = slot.chosen.empty() ? "reference" : slot.chosen, reason;
+    for (const auto& item : slot.considered) {
+      if (item.outcome != "chosen") {
+        reason += fmt::format("{}{}: {}", reason.empty() ? "" : "; ",
+                              item.kernel.empty() ? item.outcome : item.kernel, item.reason);
+      }
+    }
+    if (!slot.chosen.empty()) {
+      kernel += fmt::format("  [{}, {}]", slot.variant, slot.source);
+    }
+    auto& row = rows[{layer, kernel, reason}];
+    row.count += 1;
+    row.example = row.example.empty() ? slot.slot : row.example;
+  }
+  std::string text;
+  for (const auto& [key, row] : rows) {
+    const auto& [layer, kernel, reason] = key;
+    text += fmt::format("{:>5} x {:<36} {}\n", row.count, layer, kernel);
+    if (!reason.empty()) {
+      text += fmt::format("          {} ({})\n", reason, row.example);
+    }
+  }
+  text += fmt::format("swapped {} of {} slots on {} in {}, mode {}{}; {:.0f} ms\n", num_swapped,
+                      slots.size(), device, dtype, mode,
+                      disabled_by.empty() ? "" : fmt::format(" (kernels are off: {})", disabled_by),
+                      seconds * 1e3);
+  return text;
+}
+
+}  // namespace graft::layers
