@@ -1,0 +1,56 @@
+// Steps that sampling and beam search share. Internal to the room.
+#pragma once
+
+#include <vector>
+
+#include "graft/generation/generate.h"
+#include "graft/generation/logits_processors.h"
+
+namespace graft::generation {
+
+// A batch on its way through the model: ids, padding, cache.
+class Decoding {
+ public:
+  // rows_per_prompt copies of every prompt stand together.
+  Decoding(models::CausalLM& model, const std::vector<std::vector<int64_t>>& prompts,
+           int64_t rows_per_prompt, int64_t max_new_tokens, bool use_static_cache);
+
+  // Logits of the prompts' last positions, float32 [B, V].
+  at::Tensor prefill();
+  // Feeds one token per row, [B] int64 on the model's device.
+  at::Tensor step(const at::Tensor& tokens);
+  // Keeps row indices[b] as row b: cache and padding.
+  void reorder(const at::Tensor& indices);
+
+  int64_t num_rows() const { return num_rows_; }
+  int64_t prompt_tokens() const { return prompt_tokens_; }
+
+ private:
+  at::Tensor forward(const at::Tensor& ids, const at::Tensor& position_ids);
+
+  models::CausalLM& model_;
+  int64_t num_rows_ = 0;
+  int64_t prompt_tokens_ = 0;
+  at::Tensor ids_;             // [B, S]
+  at::Tensor mask_;            // [B, T]; undefined without padding
+  at::Tensor next_positions_;  // [B, 1]; undefined without padding
+  std::unique_ptr<nn::KvCache> cache_;
+};
+
+// What generate() settles before any work.
+struct Plan {
+  std::vector<std::vector<int64_t>> prompts;
+  std::vector<int64_t> eos_token_ids;
+  int64_t max_new_tokens = 0;
+};
+
+Plan make_plan(const models::CausalLM& model, const std::vector<std::vector<int64_t>>& prompts,
+               const GenerationConfig& config, const GenerateHooks& hooks);
+
+// Throws DeviceError `generation.nan-logits`.
+void check_logits(const at::Tensor& logits);
+
+GenerateOutput beam_search(models::CausalLM& model, const Plan& plan,
+                           const GenerationConfig& config, const GenerateHooks& hooks);
+
+}  // namespace graft::generation
