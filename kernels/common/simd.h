@@ -57,9 +57,28 @@ static inline Float copy_sign(Float magnitude, Float sign) {
   return (Float)(((Uint)magnitude & 0x7fffffffU) | ((Uint)sign & 0x80000000U));
 }
 
-static inline Float from_bf16_bits(Ushort raw) {
-  return (Float)(__builtin_convertvector(raw, Uint) << 16);
+// Zero-extends, and keeps the low half of each lane. GCC 12 turns the generic conversion into scalar moves.
+static inline Uint widen(Ushort raw) {
+#if defined(__AVX512F__)
+  return (Uint)_mm512_cvtepu16_epi32((__m256i)raw);
+#elif defined(__AVX2__)
+  return (Uint)_mm256_cvtepu16_epi32((__m128i)raw);
+#else
+  return __builtin_convertvector(raw, Uint);
+#endif
 }
+static inline Ushort narrow(Uint wide) {
+#if defined(__AVX512F__)
+  return (Ushort)_mm512_cvtepi32_epi16((__m512i)wide);
+#elif defined(__AVX2__)
+  const __m256i packed = _mm256_packus_epi32((__m256i)wide, (__m256i)wide);
+  return (Ushort)_mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08));
+#else
+  return __builtin_convertvector(wide, Ushort);
+#endif
+}
+
+static inline Float from_bf16_bits(Ushort raw) { return (Float)(widen(raw) << 16); }
 
 // Rounds to nearest even, NaN to the quiet NaN, and keeps denormals (VCVTNEPS2BF16 would flush
 // them).
@@ -158,7 +177,7 @@ inline Float load(const Fp16* from) {
 
 static inline void store(float* to, Float value) { std::memcpy(to, &value, sizeof value); }
 static inline void store(Bf16* to, Float value) {
-  const Ushort raw = __builtin_convertvector(bf16_bits(value), Ushort);
+  const Ushort raw = narrow(bf16_bits(value));
   std::memcpy(to, &raw, sizeof raw);
 }
 static inline void store(Fp16* to, Float value) {

@@ -1,0 +1,110 @@
+#!/usr/bin/env python3
+"""The built kernel packages through the unmodified Python client: loaded, called, digested, kernelized.
+
+    GRAFT_BUILD=<build folder> python tests/python/test_packages.py
+"""
+
+import base64
+import hashlib
+import json
+import os
+import pathlib
+import unittest
+
+import torch
+from kernels import LocalLayerRepository, Mode, get_local_kernel, kernelize, use_kernel_forward_from_hub
+from kernels import use_kernel_mapping
+
+PACKAGES = pathlib.Path(os.environ["GRAFT_BUILD"]) / "share/graft/hub/graft-kernels"
+VARIANTS = sorted(PACKAGES.glob("*/build/*"))
+HAS_CUDA_VARIANT = any("cu130" in path.name for path in VARIANTS)
+
+
+def load(name, backend="cpu"):
+    return get_local_kernel(PACKAGES / name, backend=backend)
+
+
+class Metadata(unittest.TestCase):
+    def test_every_digest_covers_every_file(self):
+        self.assertTrue(VARIANTS)
+        for folder in VARIANTS:
+            metadata = json.loads((folder / "metadata.json").read_text())
+            names = {path.name for path in folder.iterdir() if path.is_file()} - {"metadata.json"}
+            self.assertEqual(names, set(metadata["digest"]["files"]), folder)
+            self.assertTrue((folder / f"{metadata['id']}.abi3.so").is_file())
+            for name, digest in metadata["digest"]["files"].items():
+                actual = hashlib.sha256((folder / name).read_bytes()).digest()
+                self.assertEqual(base64.b64encode(actual).decode(), digest, folder / name)
+
+
+class RmsNorm(unittest.TestCase):
+    def reference(self, x, weight, eps):
+        hidden = x.float()
+        hidden = hidden * torch.rsqrt(hidden.pow(2).mean(-1, keepdim=True) + eps)
+        return weight * hidden.to(x.dtype)
+
+    def test_loads_and_computes(self):
+        kernel = load("rms-norm")
+        x, weight = torch.randn(5, 576, dtype=torch.bfloat16), torch.randn(576, dtype=torch.bfloat16)
+        self.assertTrue(torch.equal(kernel.rms_norm(x, weight, 1e-5), self.reference(x, weight, 1e-5)))
+
+    def test_serves_the_cpu_from_the_variant_that_cuda_torch_picks(self):
+        if not HAS_CUDA_VARIANT or torch.version.cuda is None:
+            self.skipTest("no CUDA variant, or a torch without CUDA")
+        kernel = load("rms-norm", backend=None)
+        x, weight = torch.randn(5, 64), torch.randn(64)
+        torch.testing.assert_close(kernel.rms_norm(x, weight, 1e-5), self.reference(x, weight, 1e-5))
+
+    def test_replaces_a_decorated_layer(self):
+        @use_kernel_forward_from_hub("RMSNorm")
+        class Norm(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.weight = torch.nn.Parameter(torch.randn(64), requires_grad=False)
+                self.variance_epsilon = 1e-5
+                self.calls = 0
+
+            def forward(self, hidden_states):
+                self.calls += 1
+                return hidden_states
+
+        model = Norm()
+        mapping = {"RMSNorm": {"cpu": LocalLayerRepository(PACKAGES / "rms-norm", layer_name="RMSNorm")}}
+        with use_kernel_mapping(mapping, inherit_mapping=False):
+            model = kernelize(model, mode=Mode.INFERENCE, device="cpu")
+        x = torch.randn(3, 64)
+        torch.testing.assert_close(model(x), self.reference(x, model.weight, 1e-5))
+        self.assertEqual(model.calls, 0)
+
+    def test_traces_through_fake_tensors(self):
+        from torch._subclasses.fake_tensor import FakeTensorMode
+        kernel = load("rms-norm")
+        with FakeTensorMode():
+            out = kernel.rms_norm(torch.empty(3, 64), torch.empty(64))
+        self.assertEqual(tuple(out.shape), (3, 64))
+
+
+class Activation(unittest.TestCase):
+    def test_every_layer_computes_what_torch_computes(self):
+        functional = torch.nn.functional
+        kernel = load("activation")
+        x = torch.randn(7, 64, dtype=torch.bfloat16)
+        expected = {
+            "SiLU": functional.silu(x),
+            "GeluTanh": functional.gelu(x, approximate="tanh"),
+            "QuickGELU": x * torch.sigmoid(1.702 * x),
+            "SiluAndMul": functional.silu(x[:, :32]) * x[:, 32:],
+            "MulAndSilu": x[:, :32] * functional.silu(x[:, 32:]),
+        }
+        for name, value in expected.items():
+            self.assertTrue(torch.equal(getattr(kernel.layers, name)()(x), value), name)
+        torch.testing.assert_close(kernel.layers.GeLU()(x), functional.gelu(x))
+
+    def test_an_error_names_the_argument(self):
+        kernel = load("activation")
+        with self.assertRaisesRegex(RuntimeError, r"\[silu\] out: expected shape \[2, 4\]"):
+            kernel.silu(torch.empty(2, 3), torch.empty(2, 4))
+
+
+if __name__ == "__main__":
+    unittest.main()
