@@ -5,12 +5,15 @@
 #include <fmt/format.h>
 
 #include "graft/core/error.h"
+#include "graft/core/warn.h"
 #include "graft/hub/cache.h"
 #include "graft/hub/environment.h"
 #include "graft/io/json.h"
+#include "graft/layers/kernelize.h"
 #include "graft/models/checkpoint_weights.h"
 #include "graft/models/decoder.h"
 #include "graft/models/registry.h"
+#include "graft/tensor/device.h"
 
 namespace graft::models {
 
@@ -73,26 +76,26 @@ Location locate(const std::string& name_or_path, const LoadOptions& options) {
   return locate_in_folder(snapshot->folder, options);
 }
 
-void check_device(at::Device device) {
-  if (device.is_cuda() && !at::hasCUDA()) {
-    throw DeviceError("models.auto_model", "no-cuda",
-                      fmt::format("device: expected one that this process has, got {}; CUDA is not "
-                                  "loaded or no GPU is there",
-                                  device.str()));
+// Kernels go in after the weights: the guard runs in the model's own dtype, on its device.
+void swap_kernels(CausalLM& model, const LoadOptions& options) {
+  if (!options.use_kernels && !options.kernel_config) {
+    return;
   }
+  if (!options.use_kernels) {
+    warn("[models.auto_model] kernel_config without use_kernels: kernels are turned on");
+  }
+  const auto report = layers::kernelize(
+      model, {.device = model.device(), .dtype = model.dtype(), .config = options.kernel_config});
+  inform(report.to_text());
 }
 
 }  // namespace
 
 std::shared_ptr<CausalLM> AutoModelForCausalLM::from_pretrained(const std::string& name_or_path,
                                                                 const LoadOptions& options) {
-  if (options.use_kernels) {
-    throw IncompatibleError("models.auto_model", "use-kernels",
-                            "use_kernels: expected a build with the layers room, got one without");
-  }
   const ModelOptions model_options{nn::parse_attention_backend(options.attn_implementation)};
   const Location location = locate(name_or_path, options);
-  check_device(options.device);
+  tensor::ensure_device(options.device);
 
   GgufModel gguf;
   std::unique_ptr<WeightSource> source;
@@ -117,6 +120,7 @@ std::shared_ptr<CausalLM> AutoModelForCausalLM::from_pretrained(const std::strin
                 .progress = options.progress});
   model->finish_loading(location.folder.string(), location.gguf_file.string());
   model->eval();
+  swap_kernels(*model, options);
   return model;
 }
 

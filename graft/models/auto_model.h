@@ -12,6 +12,7 @@
 
 #include <ATen/ATen.h>
 
+#include "graft/layers/kernel_config.h"
 #include "graft/models/causal_lm.h"
 #include "graft/models/weights.h"
 
@@ -20,6 +21,9 @@ namespace graft::models {
 struct LoadOptions {
   // Swap optimized kernels in after loading (layers/kernelize.h).
   bool use_kernels = false;
+  // Which kernel for which layer, over the defaults. Without use_kernels it switches use_kernels
+  // on, with a warning, as transformers does.
+  std::optional<layers::KernelConfig> kernel_config;
   // Where the weights go.
   at::Device device = at::kCPU;
   // Absent: the checkpoint's own dtype; float32 for quantized GGUF tensors.
@@ -47,6 +51,7 @@ class AutoModelForCausalLM {
   // Throws   FormatError when config or weights break their format or do not fit each other
   // Throws   IncompatibleError for a model_type that graft does not know
   // Throws   InvalidArgument for an unknown attn_implementation
+  // Throws   DeviceError when the device is missing
   // Blocking: reads files; no network. Memory: at most the weights and one tensor beside.
   static std::shared_ptr<CausalLM> from_pretrained(const std::string& name_or_path,
                                                    const LoadOptions& options = {});
