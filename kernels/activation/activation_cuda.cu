@@ -20,41 +20,51 @@ bool is_aligned(const void* pointer, const RowLayout& rows, int64_t num_rows,
   return aligned;
 }
 
-// Whole vectors of 16 bytes everywhere? One row may end in a tail.
-bool is_vectorizable(const Problem& problem, int64_t element_bytes) {
+bool has_aligned_vectors(const Problem& problem, int64_t element_bytes) {
   return is_aligned(problem.gate, problem.gate_rows, problem.rows, element_bytes) &&
          is_aligned(problem.out, problem.out_rows, problem.rows, element_bytes) &&
          (problem.up == nullptr ||
-          is_aligned(problem.up, problem.up_rows, problem.rows, element_bytes)) &&
-         (problem.rows == 1 || (problem.columns * element_bytes) % 16 == 0);
+          is_aligned(problem.up, problem.up_rows, problem.rows, element_bytes));
 }
 
-template <Function kFunction, bool kGated, typename T, int kSize>
+Layout layout_of(const Problem& problem, int64_t element_bytes) {
+  if (!has_aligned_vectors(problem, element_bytes)) {
+    return Layout::kAny;
+  }
+  if (problem.rows == 1) {
+    return Layout::kFlat;
+  }
+  const bool single_stride = problem.gate_rows.num_dims == 1 && problem.out_rows.num_dims == 1 &&
+                             problem.up_rows.num_dims == 1;
+  const int64_t row_bytes = problem.columns * element_bytes;
+  // Indices reach one block beyond the count.
+  const bool counts = row_bytes / 16 * problem.rows < UINT32_MAX - (1 << 16);
+  return single_stride && row_bytes % 16 == 0 && counts ? Layout::kRows : Layout::kAny;
+}
+
+template <Function kFunction, bool kGated, typename T, Layout kLayout>
 void launch(const Problem& problem, cudaStream_t stream) {
+  constexpr int64_t kSize = kLayout == Layout::kAny ? 1 : kVectorSize<T>;
+  constexpr int64_t kPerBlock = kThreads * (kLayout == Layout::kAny ? 1 : kUnroll<kGated>);
   const int64_t vectors = problem.columns / kSize * problem.rows;
-  constexpr int64_t kPerBlock = kThreads * kUnroll<kGated>;
   const int64_t blocks = std::max<int64_t>((vectors + kPerBlock - 1) / kPerBlock, 1);
   if (blocks > INT32_MAX) {
     fail("activation", "input", "at most 2^31 - 1 blocks of work", std::to_string(blocks));
   }
-  const dim3 grid(static_cast<unsigned>(blocks));
-  // Indices reach one block beyond the count.
-  if (vectors + kPerBlock <= UINT32_MAX) {
-    activation_fwd_kernel<kFunction, kGated, T, kSize, uint32_t>
-        <<<grid, kThreads, 0, stream>>>(problem);
-  } else {
-    activation_fwd_kernel<kFunction, kGated, T, kSize, uint64_t>
-        <<<grid, kThreads, 0, stream>>>(problem);
-  }
+  activation_fwd_kernel<kFunction, kGated, T, kLayout>
+      <<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(problem);
   check_cuda(cudaGetLastError(), "activation_fwd_kernel");
 }
 
 template <Function kFunction, bool kGated, typename T>
-void launch_width(const Problem& problem, cudaStream_t stream) {
-  if (is_vectorizable(problem, sizeof(T))) {
-    launch<kFunction, kGated, T, kVectorSize<T>>(problem, stream);
-  } else {
-    launch<kFunction, kGated, T, 1>(problem, stream);
+void launch_layout(const Problem& problem, cudaStream_t stream) {
+  switch (layout_of(problem, sizeof(T))) {
+    case Layout::kFlat:
+      return launch<kFunction, kGated, T, Layout::kFlat>(problem, stream);
+    case Layout::kRows:
+      return launch<kFunction, kGated, T, Layout::kRows>(problem, stream);
+    case Layout::kAny:
+      return launch<kFunction, kGated, T, Layout::kAny>(problem, stream);
   }
 }
 
@@ -65,10 +75,10 @@ void launch_function(const Problem& problem, cudaStream_t stream) {
                                kFunction == Function::kGeluTanh;
   if constexpr (kHasProduct) {
     if (problem.up != nullptr) {
-      return launch_width<kFunction, true, T>(problem, stream);
+      return launch_layout<kFunction, true, T>(problem, stream);
     }
   }
-  launch_width<kFunction, false, T>(problem, stream);
+  launch_layout<kFunction, false, T>(problem, stream);
 }
 
 template <typename T>

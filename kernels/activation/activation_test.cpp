@@ -302,8 +302,8 @@ class ActivationCuda : public ::testing::Test {
   }
 };
 
-#ifdef GRAFT_WITH_CUDA
 TEST_F(ActivationCuda, CanBeCapturedIntoAGraph) {
+#ifdef GRAFT_WITH_CUDA
   const Package& package = Package::get("activation", testing::kCudaVariant);
   at::Tensor x = at::randn({64, 2048}, at::kCUDA).to(at::kBFloat16);
   const at::Tensor fresh = at::randn({64, 2048}, at::kCUDA).to(at::kBFloat16);
@@ -316,8 +316,8 @@ TEST_F(ActivationCuda, CanBeCapturedIntoAGraph) {
   graph.launch();
   EXPECT_TRUE(is_same_bits(out, at::silu(fresh.slice(-1, 0, 1024)) * fresh.slice(-1, 1024)));
   stream.synchronize();
-}
 #endif
+}
 
 TEST_F(ActivationCuda, ReachesBeyondTwoToTheThirtyFirstElements) {
   const Package& package = Package::get("activation", testing::kCudaVariant);

@@ -97,52 +97,6 @@ void check_rows(const char* op, NamedTensor value) {
   }
 }
 
-void check_no_partial_overlap(const char* op, NamedTensor written, NamedTensor read) {
-  if (written.tensor.numel() == 0 || read.tensor.numel() == 0) {
-    return;
-  }
-  const auto span = [](const Tensor& tensor) {
-    int64_t elements = 1;
-    for (int64_t dim = 0; dim < tensor.dim(); ++dim) {
-      elements += (tensor.size(dim) - 1) * tensor.stride(dim);
-    }
-    return elements * static_cast<int64_t>(tensor.element_size());
-  };
-  const auto begin = [](const Tensor& tensor) {
-    return static_cast<const char*>(tensor.const_data_ptr());
-  };
-  const char* written_begin = begin(written.tensor);
-  const char* read_begin = begin(read.tensor);
-  const bool apart = written_begin + span(written.tensor) <= read_begin ||
-                     read_begin + span(read.tensor) <= written_begin;
-  if (apart) {
-    return;
-  }
-  bool same =
-      written_begin == read_begin && written.tensor.element_size() == read.tensor.element_size();
-  for (int64_t dim = 0; same && dim < written.tensor.dim(); ++dim) {
-    same = written.tensor.size(dim) == 1 || written.tensor.stride(dim) == read.tensor.stride(dim);
-  }
-  // Interleaved views (two halves of one buffer) share a span but no element; only equal views and
-  // views of one row pitch that are a whole row apart are let through.
-  const int64_t last = written.tensor.dim() - 1;
-  const int64_t distance =
-      written_begin < read_begin ? read_begin - written_begin : written_begin - read_begin;
-  bool interleaved =
-      written.tensor.dim() > 1 && written.tensor.element_size() == read.tensor.element_size();
-  for (int64_t dim = 0; interleaved && dim < last; ++dim) {
-    interleaved =
-        written.tensor.size(dim) == 1 || written.tensor.stride(dim) == read.tensor.stride(dim);
-  }
-  interleaved = interleaved && distance >= written.tensor.size(last) *
-                                               static_cast<int64_t>(written.tensor.element_size());
-  if (!same && !interleaved) {
-    fail(op, written.name,
-         std::string("memory apart from `") + read.name + "`, or exactly the same view",
-         "a partial overlap");
-  }
-}
-
 int64_t count_rows(const Tensor& tensor) {
   int64_t rows = 1;
   for (int64_t dim = 0; dim + 1 < tensor.dim(); ++dim) {

@@ -38,8 +38,6 @@ void check_same_device(const char* op, NamedTensor value, NamedTensor like);
 void check_rows(const char* op, NamedTensor value);
 // At least one dimension.
 void check_has_rows(const char* op, NamedTensor value);
-// Two tensors that an op reads and writes element by element may be the same, but not half overlap.
-void check_no_partial_overlap(const char* op, NamedTensor written, NamedTensor read);
 
 // Number of rows: the product of all dimensions but the last.
 int64_t count_rows(const Tensor& tensor);

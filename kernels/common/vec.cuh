@@ -81,6 +81,19 @@ __device__ __forceinline__ Vec<T, kSize> load_shared_data(const T* from) {
   return value;
 }
 
+// Makes the compiler forget what it knows of `value`: conversions made before are made again after,
+// instead of being kept in registers (twice as many as the 16-bit values take).
+template <typename T, int kSize>
+__device__ __forceinline__ void forget(Vec<T, kSize>& value) {
+  if constexpr (sizeof(value) % 4 == 0) {
+    unsigned* words = reinterpret_cast<unsigned*>(&value);
+#pragma unroll
+    for (int word = 0; word < static_cast<int>(sizeof(value) / 4); ++word) {
+      asm volatile("" : "+r"(words[word]));
+    }
+  }
+}
+
 template <typename T, int kSize>
 __device__ __forceinline__ void store_vector(T* to, const Vec<T, kSize>& value) {
   if constexpr (sizeof(value) % 16 == 0) {

@@ -36,6 +36,12 @@ bool is_vectorizable(const Problem& problem) {
   return plain && added && (problem.columns * x_bytes) % 16 == 0;
 }
 
+// Rows one stride apart in every tensor?
+bool is_single_stride(const Problem& problem) {
+  return problem.x_rows.num_dims == 1 && problem.out_rows.num_dims == 1 &&
+         problem.residual_rows.num_dims == 1 && problem.sum_rows.num_dims == 1;
+}
+
 template <typename X, bool kCastBefore, int kThreads, int kThreadsPerRow, int kVectors, int kRows>
 void launch_register(const Problem& problem, int cluster, cudaStream_t stream) {
   constexpr int64_t kRowsPerBlock = static_cast<int64_t>(kThreads / kThreadsPerRow) * kRows;
@@ -122,7 +128,7 @@ template <typename X>
 void run_dtype(const Problem& problem, const CudaScope& scope) {
   const bool cast_before = problem.variant == Variant::kCastBeforeWeight;
   if (problem.weight_dtype == problem.x_dtype) {
-    const bool fits = is_vectorizable(problem);
+    const bool fits = is_vectorizable(problem) && is_single_stride(problem);
     if (cast_before) {
       if (!fits || !try_register<X, true>(problem, scope)) {
         launch_looping<X, X, X, true>(problem, scope);

@@ -2,7 +2,7 @@
 //   register  a row (or several) is read once, kept in registers, and written once; rows beyond
 //   what one
 //             block holds are shared by a cluster of blocks (Hopper)
-//   looping   any row length, alignment and dtype of the weight; reads the row twice
+//   looping   any row length, layout, alignment and dtype of the weight; reads the row twice
 #pragma once
 
 #include <cuda_runtime.h>
@@ -14,6 +14,9 @@ namespace graft_kernels::rms_norm {
 
 inline constexpr int kWarp = 32;
 inline constexpr int kMaxCluster = 8;
+// Threads that must fit on a multiprocessor at once: with 64 bytes in flight for each, three times
+// the memory's latency times its bandwidth (20 KB), since part of them always reduces or stores.
+inline constexpr int kResidentThreads = 1024;
 
 // x * inverse, scaled by the weight in the numeric variant. kCastBefore: rounds to X in between.
 template <bool kCastBefore, typename X>
@@ -102,7 +105,7 @@ __device__ __forceinline__ float sum_over_cluster(float value, float* shared, un
 // X is the dtype of x, residual, weight and out. A block has kThreads threads. With cluster > 1,
 // that many blocks share one row.
 template <typename X, bool kCastBefore, int kThreads, int kThreadsPerRow, int kVectors, int kRows>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kVectors > 4 ? 1 : kResidentThreads / kThreads)
     rms_norm_fwd_register_kernel(const __grid_constant__ Problem problem, unsigned cluster) {
   constexpr int kSize = kVectorSize<X>;
   static_assert(kThreadsPerRow == kWarp || (kThreadsPerRow == kThreads && kRows == 1));
@@ -124,7 +127,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
     const int64_t row = group * kRows + r;
-    const X* x = static_cast<const X*>(problem.x) + problem.x_rows.offset(row);
+    const X* x = static_cast<const X*>(problem.x) + row * problem.x_rows.stride[0];
 #pragma unroll
     for (int v = 0; v < kVectors; ++v) {
       const int index = first + v * step;
@@ -145,8 +148,8 @@ __global__ void __launch_bounds__(kThreads)
         continue;
       }
       const X* residual =
-          static_cast<const X*>(problem.residual) + problem.residual_rows.offset(row);
-      X* sum = static_cast<X*>(problem.sum) + problem.sum_rows.offset(row);
+          static_cast<const X*>(problem.residual) + row * problem.residual_rows.stride[0];
+      X* sum = static_cast<X*>(problem.sum) + row * problem.sum_rows.stride[0];
       Vec<X, kSize> addends[kVectors];
 #pragma unroll
       for (int v = 0; v < kVectors; ++v) {
@@ -215,14 +218,16 @@ __global__ void __launch_bounds__(kThreads)
     if (row >= problem.rows) {
       continue;
     }
-    X* out = static_cast<X*>(problem.out) + problem.out_rows.offset(row);
+    X* out = static_cast<X*>(problem.out) + row * problem.out_rows.stride[0];
 #pragma unroll
     for (int v = 0; v < kVectors; ++v) {
       const int index = first + v * step;
       if (index < num_vectors) {
+        forget(rows[r][v]);
         Vec<X, kSize> scaling;
         if constexpr (kEarlyWeight) {
           scaling = weights[v];
+          forget(scaling);
         } else {
           scaling = load_shared_data<X, kSize>(weight + static_cast<int64_t>(index) * kSize);
         }

@@ -9,6 +9,8 @@ import hashlib
 import json
 import os
 import pathlib
+import re
+import subprocess
 import unittest
 
 import torch
@@ -35,6 +37,17 @@ class Metadata(unittest.TestCase):
             for name, digest in metadata["digest"]["files"].items():
                 actual = hashlib.sha256((folder / name).read_bytes()).digest()
                 self.assertEqual(base64.b64encode(actual).decode(), digest, folder / name)
+
+
+    def test_binaries_run_on_older_systems_and_need_one_symbol_of_python(self):
+        for library in PACKAGES.glob("*/build/*/*.abi3.so"):
+            symbols = subprocess.run(["nm", "-D", library], capture_output=True, text=True, check=True).stdout
+            exported = re.findall(r" [TVWDBR] (\S+)", symbols)
+            self.assertEqual(exported, [f"PyInit_{library.name.removesuffix('.abi3.so')}"])
+            self.assertEqual(re.findall(r" U (_?Py\w+)", symbols), ["PyModule_Create2"])
+            for name, limit in {"GLIBC": (2, 28), "GLIBCXX": (3, 4, 24), "CXXABI": (1, 3, 11)}.items():
+                for version in re.findall(rf"@{name}_([0-9.]+)", symbols):
+                    self.assertLessEqual(tuple(map(int, version.split("."))), limit, f"{library.name} {name}")
 
 
 class RmsNorm(unittest.TestCase):
