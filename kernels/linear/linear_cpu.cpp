@@ -1,0 +1,141 @@
+// The linear layer on the CPU. Few rows: our own dot products, bound by reading the weights once.
+// Many rows: ATen's matrix product, on float32 panels of the weight where the dtype is narrower.
+
+#include <algorithm>
+#include <memory>
+
+#include "kernels/common/isa.h"
+#include "kernels/linear/linear_ops.h"
+
+namespace graft_kernels::linear {
+
+namespace {
+
+// Bytes of weight below which a second thread costs more than it saves.
+constexpr int64_t kGrainBytes = 1 << 17;
+// Rows of weight that are widened at a time: the panel stays in the second-level cache.
+constexpr int64_t kPanelRows = 512;
+
+Dtype dtype_of(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::BFloat16:
+      return Dtype::kBfloat16;
+    case ScalarType::Half:
+      return Dtype::kFloat16;
+    default:
+      return Dtype::kFloat32;
+  }
+}
+
+// Rows of x as float32, one after the other; `storage` holds them where they had to be widened.
+const float* float_rows(const Tensor& x, int64_t rows, int64_t depth,
+                        std::unique_ptr<float[]>& storage) {
+  const Dtype dtype = dtype_of(x);
+  if (dtype == Dtype::kFloat32 && x.is_contiguous()) {
+    return static_cast<const float*>(x.const_data_ptr());
+  }
+  storage.reset(new float[static_cast<size_t>(rows * depth)]);
+  const RowLayout layout = row_layout("linear", {"x", x});
+  const auto widen =
+      choose_isa<WidenFunction>(plain::linear_widen, avx2::linear_widen, avx512::linear_widen);
+  const auto* bytes = static_cast<const char*>(x.const_data_ptr());
+  const int64_t element_bytes = dtype == Dtype::kFloat32 ? 4 : 2;
+  for (int64_t row = 0; row < rows; ++row) {
+    widen(dtype, bytes + layout.offset(row) * element_bytes, storage.get() + row * depth, depth);
+  }
+  return storage.get();
+}
+
+void run_few_rows(const Tensor& out, const Tensor& x, const Tensor& weight,
+                  const std::optional<Tensor>& bias, int64_t rows) {
+  std::unique_ptr<float[]> storage;
+  Problem problem;
+  problem.dtype = dtype_of(x);
+  problem.rows = rows;
+  problem.depth = weight.size(1);
+  problem.x = float_rows(x, rows, problem.depth, storage);
+  problem.weight = weight.const_data_ptr();
+  problem.bias = bias ? bias->const_data_ptr() : nullptr;
+  problem.out = out.mutable_data_ptr();
+  const int64_t columns = weight.size(0);
+  problem.out_stride = columns;
+  const auto run = choose_isa<ColumnsFunction>(plain::linear_columns, avx2::linear_columns,
+                                               avx512::linear_columns);
+  const int64_t row_bytes =
+      std::max<int64_t>(problem.depth * (problem.dtype == Dtype::kFloat32 ? 4 : 2), 1);
+  // Whole blocks of eight columns, so that a thread's border does not cost a slower tile.
+  const int64_t blocks = (columns + 7) / 8, grain = kGrainBytes / (row_bytes * 8) + 1;
+  if (blocks <= grain) {
+    return run(problem, 0, columns);
+  }
+  torch::stable::parallel_for(0, blocks, grain, [&](int64_t begin, int64_t end) {
+    run(problem, begin * 8, std::min(end * 8, columns));
+  });
+}
+
+Tensor aten_linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
+  std::array<StableIValue, 3> stack{torch::stable::detail::from(x),
+                                    torch::stable::detail::from(weight),
+                                    torch::stable::detail::from(bias)};
+  TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("aten::linear", "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+void run_many_rows(Tensor& out, const Tensor& x, const Tensor& weight,
+                   const std::optional<Tensor>& bias) {
+  if (x.scalar_type() == ScalarType::Float) {
+    torch::stable::copy_(out, aten_linear(x, weight, bias));
+    return;
+  }
+  const Tensor wide = torch::stable::to(x, ScalarType::Float);
+  for (int64_t begin = 0; begin < weight.size(0); begin += kPanelRows) {
+    const int64_t count = std::min(kPanelRows, weight.size(0) - begin);
+    Tensor rows = weight, part = out;
+    const Tensor panel =
+        torch::stable::to(torch::stable::narrow(rows, 0, begin, count), ScalarType::Float);
+    std::optional<Tensor> part_bias;
+    if (bias) {
+      Tensor whole = *bias;
+      part_bias =
+          torch::stable::to(torch::stable::narrow(whole, 0, begin, count), ScalarType::Float);
+    }
+    Tensor target = torch::stable::narrow(part, out.dim() - 1, begin, count);
+    torch::stable::copy_(target, aten_linear(wide, panel, part_bias));
+  }
+}
+
+void run(const char* op, Tensor& out, const Tensor& x, const Tensor& weight,
+         const std::optional<Tensor>& bias) {
+  check_arguments(op, out, x, weight, bias);
+  const int64_t rows = count_rows(x);
+  if (rows == 0 || weight.size(0) == 0) {
+    return;
+  }
+  if (rows <= kMaxVectorRows) {
+    run_few_rows(out, x, weight, bias, rows);
+  } else {
+    run_many_rows(out, x, weight, bias);
+  }
+}
+
+void linear_out(Tensor out, const Tensor& x, const Tensor& weight,
+                const std::optional<Tensor>& bias) {
+  run("linear_out", out, x, weight, bias);
+}
+
+Tensor linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
+  check_has_rows("linear", {"x", x});
+  Tensor out = new_output(x, weight);
+  run("linear", out, x, weight, bias);
+  return out;
+}
+
+}  // namespace
+
+}  // namespace graft_kernels::linear
+
+GRAFT_OPS_IMPL(CPU, ops) {
+  ops.impl("linear_out", TORCH_BOX(&graft_kernels::linear::linear_out));
+  ops.impl("linear", TORCH_BOX(&graft_kernels::linear::linear));
+}
