@@ -73,7 +73,7 @@ at::Tensor attend_with_cache(const at::Tensor& query, const at::Tensor& key,
   if (context.cache != nullptr) {
     std::tie(keys, values) = context.cache->update(layer_idx, keys, values);
   }
-  return nn::attend(query.transpose(1, 2), keys, values, mask, options);
+  return nn::attend(query, keys, values, mask, options);
 }
 
 DecoderModel::DecoderModel(const DecoderConfig& config, layers::RmsNormVariant norm_variant)

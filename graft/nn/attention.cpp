@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <optional>
 
 #include <fmt/format.h>
 
@@ -52,6 +53,11 @@ at::Tensor repeat_kv(const at::Tensor& x, int64_t num_groups) {
       .reshape({batch, heads * num_groups, length, dim});
 }
 
+std::optional<at::Tensor> optional_mask(const AttentionMask& mask) {
+  return mask.additive.defined() ? std::optional<at::Tensor>(mask.additive) : std::nullopt;
+}
+
+// query [B, Hq, S, D]; both return [B, Hq, S, D].
 at::Tensor attend_eager(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                         const AttentionMask& mask, const AttentionOptions& options) {
   const int64_t num_groups = options.num_heads / options.num_kv_heads;
@@ -69,22 +75,24 @@ at::Tensor attend_eager(const at::Tensor& query, const at::Tensor& key, const at
 at::Tensor attend_sdpa(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                        const AttentionMask& mask, const AttentionOptions& options) {
   const int64_t num_groups = options.num_heads / options.num_kv_heads;
-  const std::optional<at::Tensor> additive =
-      mask.additive.defined() ? std::optional<at::Tensor>(mask.additive) : std::nullopt;
-  if (num_groups > 1 && query.size(2) == 1) {
-    // One query a head: the heads that share a key become the query positions, nothing is repeated.
-    const at::Tensor packed =
-        query.view({query.size(0), options.num_kv_heads, num_groups, options.head_dim});
-    return at::scaled_dot_product_attention(packed, key, value, additive, 0.0, false, options.scale)
-        .reshape({query.size(0), options.num_heads, 1, options.head_dim});
-  }
-  if (num_groups > 1 && query.is_cuda() && !additive && options.head_dim <= 256) {
-    return at::scaled_dot_product_attention(query, key, value, additive, 0.0, mask.causal,
+  if (num_groups > 1 && query.is_cuda() && !mask.additive.defined() && options.head_dim <= 256) {
+    return at::scaled_dot_product_attention(query, key, value, std::nullopt, 0.0, mask.causal,
                                             options.scale, /*enable_gqa=*/true);
   }
   return at::scaled_dot_product_attention(query, repeat_kv(key, num_groups),
-                                          repeat_kv(value, num_groups), additive, 0.0, mask.causal,
-                                          options.scale);
+                                          repeat_kv(value, num_groups), optional_mask(mask), 0.0,
+                                          mask.causal, options.scale);
+}
+
+// One query a head, [B, 1, Hq, D]: the heads that share a key become the query positions of one
+// head, so nothing is repeated and nothing transposed. Returns [B, 1, Hq * D].
+at::Tensor attend_one(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                      const AttentionMask& mask, const AttentionOptions& options) {
+  const int64_t batch = query.size(0), kv_heads = options.num_kv_heads, dim = options.head_dim;
+  const at::Tensor packed = query.view({batch, kv_heads, options.num_heads / kv_heads, dim});
+  return at::scaled_dot_product_attention(packed, key, value, optional_mask(mask), 0.0, false,
+                                          options.scale)
+      .reshape({batch, 1, options.num_heads * dim});
 }
 
 }  // namespace
@@ -130,11 +138,15 @@ at::Tensor attend(const at::Tensor& query, const at::Tensor& key, const at::Tens
   const bool cut = mask.first_key > 0;
   const at::Tensor keys = cut ? key.slice(2, mask.first_key) : key;
   const at::Tensor values = cut ? value.slice(2, mask.first_key) : value;
-  const at::Tensor out = options.backend == AttentionBackend::kEager
-                             ? attend_eager(query, keys, values, mask, options)
-                             : attend_sdpa(query, keys, values, mask, options);
+  const bool eager = options.backend == AttentionBackend::kEager;
+  if (!eager && query.size(1) == 1) {
+    return attend_one(query, keys, values, mask, options);
+  }
+  const at::Tensor heads_first = query.transpose(1, 2);
+  const at::Tensor out = eager ? attend_eager(heads_first, keys, values, mask, options)
+                               : attend_sdpa(heads_first, keys, values, mask, options);
   return out.transpose(1, 2).reshape(
-      {query.size(0), query.size(2), options.num_heads * options.head_dim});
+      {query.size(0), query.size(1), options.num_heads * options.head_dim});
 }
 
 }  // namespace graft::nn

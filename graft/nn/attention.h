@@ -46,7 +46,7 @@ struct AttentionOptions {
   AttentionBackend backend = AttentionBackend::kSdpa;
 };
 
-// query  [B, Hq, S, D]   key, value [B, Hkv, T, D], any strides with a dense last dimension
+// query  [B, S, Hq, D]   key, value [B, Hkv, T, D], any strides with a dense last dimension
 // returns [B, S, Hq * D]
 at::Tensor attend(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                   const AttentionMask& mask, const AttentionOptions& options);

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <ATen/ATen.h>
@@ -37,8 +38,8 @@ struct RopeParameters {
 
 // cos and sin of one forward pass, both halves of the last dimension identical.
 struct RotaryTables {
-  at::Tensor cos;         // [B or 1, S, R], R = rotated dimensions of a head
-  at::Tensor sin;         // [B or 1, S, R]
+  at::Tensor cos;         // [B or 1, S, 1, R], R = rotated dimensions of a head
+  at::Tensor sin;         // [B or 1, S, 1, R]
   at::Tensor signed_sin;  // sin with its first half negated
 };
 
@@ -69,8 +70,10 @@ class RotaryEmbedding {
   mutable at::Tensor static_inv_freq_;  // on the device last asked for; unused if needs_length()
 };
 
-// Rotates x [B, S, H, D]: x * cos + rotate_half(x) * sin over the first R of D dimensions, rounded
-// to the wider of the two dtypes after each step, as transformers does; returns x's dtype.
-at::Tensor apply_rotary(const at::Tensor& x, const RotaryTables& tables);
+// Rotates query [B, S, Hq, D] and key [B, S, Hkv, D]: x * cos + rotate_half(x) * sin over the first
+// R of D dimensions, rounded to the wider of the two dtypes after each step, as transformers does.
+// Returns both in their own dtype; the last dimension is dense.
+std::pair<at::Tensor, at::Tensor> apply_rotary(const at::Tensor& query, const at::Tensor& key,
+                                               const RotaryTables& tables);
 
 }  // namespace graft::nn

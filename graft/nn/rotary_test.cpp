@@ -85,19 +85,31 @@ TEST(RotaryEmbedding, BlendsAndScalesForYarn) {
   EXPECT_NEAR(RotaryEmbedding(p, 64).attention_scaling(), 0.1 * std::log(4.0) + 1.0, 1e-12);
 }
 
+// transformers' formula, word for word.
+at::Tensor rotated(const at::Tensor& x, const RotaryTables& tables) {
+  const int64_t dim = tables.cos.size(-1), half = dim / 2;
+  const at::Tensor head = x.slice(-1, 0, dim);
+  const at::Tensor other = at::cat({head.slice(-1, half, dim).neg(), head.slice(-1, 0, half)}, -1);
+  return at::cat({head * tables.cos + other * tables.sin, x.slice(-1, dim)}, -1).to(x.dtype());
+}
+
 TEST(ApplyRotary, HasTheBitsOfTheFormulaInTransformers) {
   at::manual_seed(0);
   for (const auto dtype : {at::kFloat, at::kBFloat16}) {
-    const RotaryEmbedding rotary({.partial_rotary_factor = 0.5}, 16);
-    const at::Tensor positions = at::arange(3, 8).unsqueeze(0);
-    const RotaryTables tables = rotary.tables(positions, 8, dtype);
-    const at::Tensor x = at::randn({2, 5, 3, 16}).to(dtype);
-    const at::Tensor head = x.slice(-1, 0, 8);
-    const at::Tensor rotated = at::cat({head.slice(-1, 4, 8).neg(), head.slice(-1, 0, 4)}, -1);
-    const at::Tensor want = at::cat(
-        {head * tables.cos.unsqueeze(2) + rotated * tables.sin.unsqueeze(2), x.slice(-1, 8, 16)},
-        -1);
-    EXPECT_TRUE(at::equal(apply_rotary(x, tables), want)) << dtype;
+    for (const auto table_dtype : {dtype, at::kFloat}) {
+      for (const double fraction : {1.0, 0.5}) {
+        for (const int64_t length : {1, 5, 400}) {  // the last is too long to go through as one
+          const RotaryEmbedding rotary({.partial_rotary_factor = fraction}, 16);
+          const at::Tensor positions = at::arange(3, 3 + length).unsqueeze(0);
+          const RotaryTables tables = rotary.tables(positions, 3 + length, table_dtype);
+          const at::Tensor query = at::randn({2, length, 4, 16}).to(dtype);
+          const at::Tensor key = at::randn({2, length, 2, 16}).to(dtype);
+          const auto [got_query, got_key] = apply_rotary(query, key, tables);
+          EXPECT_TRUE(at::equal(got_query, rotated(query, tables))) << dtype << " " << length;
+          EXPECT_TRUE(at::equal(got_key, rotated(key, tables))) << dtype << " " << length;
+        }
+      }
+    }
   }
 }
 

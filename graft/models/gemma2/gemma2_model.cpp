@@ -31,12 +31,12 @@ class Gemma2Attention : public nn::Block {
   }
 
   at::Tensor forward(const at::Tensor& x, const ForwardContext& context) const {
-    const at::Tensor query = split_heads(q_proj_->forward(x), options_.head_dim);
-    const at::Tensor key = split_heads(k_proj_->forward(x), options_.head_dim);
+    const auto [query, key] =
+        nn::apply_rotary(split_heads(q_proj_->forward(x), options_.head_dim),
+                         split_heads(k_proj_->forward(x), options_.head_dim), context.rotary);
     const at::Tensor value = split_heads(v_proj_->forward(x), options_.head_dim);
-    return o_proj_->forward(attend_with_cache(
-        nn::apply_rotary(query, context.rotary), nn::apply_rotary(key, context.rotary), value,
-        layer_idx_, context.mask(layer_type_), options_, context));
+    return o_proj_->forward(attend_with_cache(query, key, value, layer_idx_,
+                                              context.mask(layer_type_), options_, context));
   }
 
  private:

@@ -34,11 +34,11 @@ class Gemma3Attention : public nn::Block {
   at::Tensor forward(const at::Tensor& x, const ForwardContext& context) const {
     const nn::RotaryTables& rotary =
         layer_type_ == LayerType::kSliding ? context.sliding_rotary : context.rotary;
-    const at::Tensor query = q_norm_->forward(split_heads(q_proj_->forward(x), options_.head_dim));
-    const at::Tensor key = k_norm_->forward(split_heads(k_proj_->forward(x), options_.head_dim));
+    const auto [query, key] = nn::apply_rotary(
+        q_norm_->forward(split_heads(q_proj_->forward(x), options_.head_dim)),
+        k_norm_->forward(split_heads(k_proj_->forward(x), options_.head_dim)), rotary);
     const at::Tensor value = split_heads(v_proj_->forward(x), options_.head_dim);
-    return o_proj_->forward(attend_with_cache(nn::apply_rotary(query, rotary),
-                                              nn::apply_rotary(key, rotary), value, layer_idx_,
+    return o_proj_->forward(attend_with_cache(query, key, value, layer_idx_,
                                               context.mask(layer_type_), options_, context));
   }
 

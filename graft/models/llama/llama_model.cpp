@@ -13,12 +13,12 @@ LlamaAttention::LlamaAttention(const DecoderConfig& config, int64_t layer_idx)
 }
 
 at::Tensor LlamaAttention::forward(const at::Tensor& x, const ForwardContext& context) const {
-  const at::Tensor query = split_heads(q_proj_->forward(x), options_.head_dim);
-  const at::Tensor key = split_heads(k_proj_->forward(x), options_.head_dim);
+  const auto [query, key] =
+      nn::apply_rotary(split_heads(q_proj_->forward(x), options_.head_dim),
+                       split_heads(k_proj_->forward(x), options_.head_dim), context.rotary);
   const at::Tensor value = split_heads(v_proj_->forward(x), options_.head_dim);
-  return o_proj_->forward(attend_with_cache(nn::apply_rotary(query, context.rotary),
-                                            nn::apply_rotary(key, context.rotary), value,
-                                            layer_idx_, context.full_mask, options_, context));
+  return o_proj_->forward(
+      attend_with_cache(query, key, value, layer_idx_, context.full_mask, options_, context));
 }
 
 LlamaDecoderLayer::LlamaDecoderLayer(const DecoderConfig& config, int64_t layer_idx)

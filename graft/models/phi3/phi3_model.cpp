@@ -21,12 +21,12 @@ class Phi3Attention : public nn::Block {
   at::Tensor forward(const at::Tensor& x, const ForwardContext& context) const {
     const at::Tensor qkv = qkv_proj_->forward(x);
     const int64_t dim = options_.head_dim;
-    const at::Tensor query = split_heads(qkv.narrow(-1, 0, query_size_), dim);
-    const at::Tensor key = split_heads(qkv.narrow(-1, query_size_, kv_size_), dim);
+    const auto [query, key] =
+        nn::apply_rotary(split_heads(qkv.narrow(-1, 0, query_size_), dim),
+                         split_heads(qkv.narrow(-1, query_size_, kv_size_), dim), context.rotary);
     const at::Tensor value = split_heads(qkv.narrow(-1, query_size_ + kv_size_, kv_size_), dim);
-    return o_proj_->forward(attend_with_cache(
-        nn::apply_rotary(query, context.rotary), nn::apply_rotary(key, context.rotary), value,
-        layer_idx_, context.mask(layer_type_), options_, context));
+    return o_proj_->forward(attend_with_cache(query, key, value, layer_idx_,
+                                              context.mask(layer_type_), options_, context));
   }
 
  private:

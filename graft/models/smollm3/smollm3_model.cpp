@@ -1,6 +1,6 @@
 #include "graft/models/smollm3/smollm3_model.h"
 
-#include <utility>
+#include <tuple>
 #include <vector>
 
 namespace graft::models {
@@ -27,8 +27,7 @@ class SmolLM3Attention : public nn::Block {
     at::Tensor key = split_heads(k_proj_->forward(x), options_.head_dim);
     const at::Tensor value = split_heads(v_proj_->forward(x), options_.head_dim);
     if (use_rope_) {
-      query = nn::apply_rotary(query, context.rotary);
-      key = nn::apply_rotary(key, context.rotary);
+      std::tie(query, key) = nn::apply_rotary(query, key, context.rotary);
     }
     return o_proj_->forward(attend_with_cache(query, key, value, layer_idx_,
                                               context.mask(layer_type_), options_, context));
