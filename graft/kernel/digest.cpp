@@ -14,7 +14,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr size_t kMaxFiles = 4096;
+constexpr size_t kMaxEntries = 4096;
 
 bool is_hashed(const std::string& relative) {
   const bool bytecode =
@@ -22,12 +22,34 @@ bool is_hashed(const std::string& relative) {
   return !bytecode && relative != "metadata.json" && relative != "metadata.json.sigstore";
 }
 
-// A link may point anywhere inside the repository (the Hub's cache is made of links to blobs beside
-// it).
+// A link may point inside the variant, or, in the Hub's cache, to the blobs of its own repository
+// (<repository>/snapshots/<commit>/build/<variant>).
 bool stays_inside(const fs::path& file, const fs::path& folder) {
-  const auto repository = fs::weakly_canonical(folder / "../../../..");
-  const auto inside = fs::canonical(file).lexically_relative(repository);
-  return !inside.empty() && *inside.begin() != "..";
+  const auto holds = [target = fs::canonical(file)](const fs::path& root) {
+    const auto relative = target.lexically_relative(fs::weakly_canonical(root));
+    return !relative.empty() && *relative.begin() != "..";
+  };
+  const fs::path snapshots = fs::absolute(folder).lexically_normal() / "../../..";
+  const bool cached = snapshots.lexically_normal().parent_path().filename() == "snapshots";
+  return holds(folder) || (cached && holds(snapshots / "../blobs"));
+}
+
+std::string violation_of(const fs::directory_entry& entry, const std::string& relative,
+                         const fs::path& folder, const Digest& digest) {
+  if (!entry.is_regular_file()) {
+    return fmt::format("`{}` is no regular file", relative);
+  }
+  if (entry.is_symlink() && !stays_inside(entry.path(), folder)) {
+    return fmt::format("`{}` links to outside the repository", relative);
+  }
+  const auto expected = digest.files.find(relative);
+  if (expected == digest.files.end()) {
+    return fmt::format("`{}` is not listed", relative);
+  }
+  const auto hash = file_hash(entry.path(), digest.algorithm);
+  return hash == expected->second ? ""
+                                  : fmt::format("`{}`: expected {}:{}, got {}", relative,
+                                                digest.algorithm, expected->second, hash);
 }
 
 }  // namespace
@@ -50,26 +72,18 @@ std::string file_hash(const fs::path& file, const std::string& algorithm) {
 std::vector<std::string> digest_violations(const fs::path& folder, const Digest& digest) {
   std::vector<std::string> violations;
   std::set<std::string> seen;
+  size_t num_entries = 0;
   for (const auto& entry : fs::recursive_directory_iterator(folder)) {
+    if (++num_entries > kMaxEntries) {
+      return {fmt::format("more than {} files and folders", kMaxEntries)};
+    }
     const std::string relative = entry.path().lexically_relative(folder).string();
-    if (entry.is_directory() || !is_hashed(relative)) {
+    if (!is_hashed(relative) || (entry.is_directory() && !entry.is_symlink())) {
       continue;
     }
-    if (seen.size() >= kMaxFiles) {
-      violations.push_back(fmt::format("more than {} files", kMaxFiles));
-      break;
-    }
     seen.insert(relative);
-    if (!entry.is_regular_file()) {
-      violations.push_back(fmt::format("`{}` is no regular file", relative));
-    } else if (entry.is_symlink() && !stays_inside(entry.path(), folder)) {
-      violations.push_back(fmt::format("`{}` links to outside the repository", relative));
-    } else if (const auto expected = digest.files.find(relative); expected == digest.files.end()) {
-      violations.push_back(fmt::format("`{}` is not listed", relative));
-    } else if (const auto hash = file_hash(entry.path(), digest.algorithm);
-               hash != expected->second) {
-      violations.push_back(fmt::format("`{}`: expected {}:{}, got {}", relative, digest.algorithm,
-                                       expected->second, hash));
+    if (auto violation = violation_of(entry, relative, folder, digest); !violation.empty()) {
+      violations.push_back(std::move(violation));
     }
   }
   for (const auto& [path, hash] : digest.files) {

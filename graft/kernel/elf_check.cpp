@@ -17,6 +17,7 @@ namespace {
 // The one symbol of CPython that the loader offers (loader.cpp).
 constexpr std::string_view kOfferedPythonSymbol = "PyModule_Create2";
 constexpr size_t kMaxDynamicEntries = 4096;
+constexpr uint64_t kMaxSymbols = 1 << 22;
 
 class ElfReader {
  public:
@@ -111,6 +112,9 @@ class ElfReader {
         case DT_SYMTAB:
           symbols_ = to_offset(entry.d_un.d_ptr);
           break;
+        case DT_HASH:
+          hash_ = to_offset(entry.d_un.d_ptr);
+          break;
         case DT_RPATH:
         case DT_RUNPATH:
           facts_.has_runpath = true;
@@ -137,15 +141,25 @@ class ElfReader {
     }
   }
 
-  // The symbol table ends where the string table begins in every linker's layout; names are checked
-  // anyway.
-  void read_undefined_symbols() {
-    if (symbols_ == 0 || strings_ <= symbols_) {
-      return;
+  // Number of dynamic symbols: the section header says it; where sections are stripped, DT_HASH.
+  uint64_t num_symbols() const {
+    for (int i = 0; i < header_.e_shnum; ++i) {
+      const auto section =
+          at<Elf64_Shdr>(header_.e_shoff + static_cast<uint64_t>(i) * sizeof(Elf64_Shdr));
+      if (section.sh_type == SHT_DYNSYM) {
+        return section.sh_size / sizeof(Elf64_Sym);
+      }
     }
-    for (uint64_t offset = symbols_; offset + sizeof(Elf64_Sym) <= strings_;
-         offset += sizeof(Elf64_Sym)) {
-      const auto symbol = at<Elf64_Sym>(offset);
+    return hash_ == 0 ? 0 : at<uint32_t>(hash_ + sizeof(uint32_t));
+  }
+
+  void read_undefined_symbols() {
+    const uint64_t count = symbols_ == 0 ? 0 : num_symbols();
+    if (count > kMaxSymbols) {
+      fail("format", fmt::format("expected at most {} symbols, got {}", kMaxSymbols, count));
+    }
+    for (uint64_t i = 0; i < count; ++i) {
+      const auto symbol = at<Elf64_Sym>(symbols_ + i * sizeof(Elf64_Sym));
       if (symbol.st_shndx != SHN_UNDEF || symbol.st_name == 0) {
         continue;
       }
@@ -167,6 +181,7 @@ class ElfReader {
   std::optional<Elf64_Phdr> dynamic_;
   uint64_t strings_ = 0;
   uint64_t symbols_ = 0;
+  uint64_t hash_ = 0;
   ElfFacts facts_;
 };
 

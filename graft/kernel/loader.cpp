@@ -10,6 +10,7 @@
 #include "graft/core/warn.h"
 #include "graft/kernel/digest.h"
 #include "graft/kernel/elf_check.h"
+#include "graft/kernel/published_layers.h"
 
 // Kernel libraries carry an entry point for Python, which nobody calls here; one bound with `-z
 // now` still wants the symbol that the entry point uses.
@@ -23,7 +24,12 @@ namespace {
 
 namespace fs = std::filesystem;
 
-fs::path find_library(const fs::path& folder, const std::string& repository) {
+// The library carries the package's id as its name; a package that has just one may name it freely.
+fs::path find_library(const fs::path& folder, const std::string& id,
+                      const std::string& repository) {
+  if (const fs::path named = folder / (id + ".abi3.so"); fs::exists(named)) {
+    return named;
+  }
   std::vector<fs::path> libraries;
   for (const auto& entry : fs::directory_iterator(folder)) {
     if (entry.path().extension() == ".so") {
@@ -91,28 +97,51 @@ std::vector<std::string> ops_of(const std::string& id) {
   return names;
 }
 
+// PyTorch ends the process when one namespace is registered twice, so an id that is taken is found
+// before `dlopen`. The very same file may be there already: opening it again runs nothing.
+void check_id_is_free(const std::string& repository, const std::string& id,
+                      const fs::path& library) {
+  if (ops_of(id).empty()) {
+    return;
+  }
+  if (void* handle = dlopen(library.c_str(), RTLD_LAZY | RTLD_NOLOAD); handle != nullptr) {
+    dlclose(handle);
+    return;
+  }
+  throw LoadError(
+      "kernel.loader", "id-taken",
+      fmt::format("`{}`: expected an id of its own, but ops of `{}` are in the process already",
+                  repository, id));
+}
+
 std::shared_ptr<const LoadedKernel> open_kernel(const std::string& repository,
                                                 const Resolution& resolution) {
-  const fs::path library = find_library(resolution.folder, repository);
+  const std::string& id = resolution.metadata.id;
+  const fs::path library = find_library(resolution.folder, id, repository);
   verify_digest(repository, resolution);
+  auto kernel = std::make_shared<LoadedKernel>();
+  kernel->layers = read_layers(resolution.folder);
   check_elf(library);
+  check_id_is_free(repository, id, library);
   open_libtorch_name();
   if (dlopen(library.c_str(), RTLD_LAZY | RTLD_LOCAL) == nullptr) {
     throw LoadError(
         "kernel.loader", "dlopen",
         fmt::format("`{}`: expected a loadable library, got: {}", repository, dlerror()));
   }
-  auto kernel = std::make_shared<LoadedKernel>();
   kernel->repository = repository;
   kernel->source = resolution.source;
+  kernel->commit = resolution.commit;
   kernel->variant = resolution.variant;
   kernel->folder = resolution.folder;
   kernel->metadata = resolution.metadata;
-  kernel->layers = read_layers(resolution.folder);
-  if (ops_of(kernel->metadata.id).empty()) {
+  if (ops_of(id).empty()) {
     throw LoadError("kernel.loader", "no-ops",
                     fmt::format("`{}`: expected ops under `{}` in PyTorch's dispatcher, got none",
-                                repository, kernel->metadata.id));
+                                repository, id));
+  }
+  if (kernel->layers.empty()) {
+    kernel->layers = published_layers(*kernel);
   }
   return kernel;
 }

@@ -16,10 +16,11 @@ namespace graft::kernel {
 struct LoadedKernel {
   std::string repository;
   std::string source;
+  std::string commit;  // of the cached snapshot, else empty
   std::string variant;
   std::filesystem::path folder;
   Metadata metadata;
-  std::map<std::string, PackageLayer> layers;
+  std::map<std::string, PackageLayer> layers;  // from layers.json, else published_layers()
 
   // An op of the package. Throws   LoadError `kernel.loader.missing-op` listing the ops that are
   // there.

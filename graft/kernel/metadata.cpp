@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <charconv>
+#include <cstdint>
 
 #include <fmt/format.h>
 
@@ -111,15 +112,17 @@ Digest parse_digest(const Fields& fields) {
     fields.fail("type", "`files`: expected an object");
   }
   for (const auto& [path, hash] : files.items()) {
+    // 32 or 64 bytes in base64.
+    const size_t hash_size = digest.algorithm == "sha256" ? 44 : 88;
     const bool safe = !path.empty() && path[0] != '/' && path.find('\\') == std::string::npos &&
                       path.find('\0') == std::string::npos &&
                       fs::path(path).lexically_normal() == fs::path(path) &&
                       !path.starts_with("..") && path.back() != '/';
-    if (!safe || !hash.is_string()) {
-      fields.fail(
-          "digest",
-          fmt::format("`files`: expected relative paths inside the variant and texts, got `{}`",
-                      path.substr(0, 200)));
+    if (!safe || !hash.is_string() || hash.get_ref<const std::string&>().size() != hash_size) {
+      fields.fail("digest",
+                  fmt::format("`files`: expected relative paths inside the variant with a base64 "
+                              "hash each, got `{}`: {}",
+                              path.substr(0, 200), hash.dump().substr(0, 100)));
     }
     digest.files.emplace(path, hash.get<std::string>());
   }
@@ -206,10 +209,11 @@ Metadata read_metadata(const fs::path& file) {
     fields.fail("id",
                 fmt::format("`id`: expected an identifier, got `{}`", metadata.id.substr(0, 200)));
   }
-  if (!fields.need("version").is_number_unsigned()) {
+  const auto& version = fields.need("version");
+  if (!version.is_number_unsigned() || version.get<uint64_t>() > INT64_MAX) {
     fields.fail("version", "`version`: expected a whole number from 0");
   }
-  metadata.version = fields.need("version").get<int64_t>();
+  metadata.version = version.get<int64_t>();
   fields.need("python-depends");
   fields.texts("python-depends");
   const Fields backend = fields.object(fields.need("backend"), "backend");

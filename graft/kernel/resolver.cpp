@@ -2,11 +2,9 @@
 
 #include <algorithm>
 
-#include <dlfcn.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
-#include "graft/core/env.h"
 #include "graft/core/error.h"
 
 namespace graft::kernel {
@@ -15,124 +13,101 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// `repo=path` pairs joined with `:`.
-fs::path local_override(const std::string& repository) {
-  const std::string list = env::get("LOCAL_KERNELS").value_or("");
-  for (size_t start = 0; start < list.size();) {
-    const size_t end = std::min(list.find(':', start), list.size());
-    const std::string pair = list.substr(start, end - start);
-    const auto equals = pair.find('=');
-    if (equals == std::string::npos || equals == 0 || equals + 1 == pair.size()) {
-      throw InvalidArgument(
-          "kernel.resolver", "local-kernels",
-          fmt::format("LOCAL_KERNELS: expected `repo=path` pairs joined with `:`, got `{}`", pair));
-    }
-    if (pair.substr(0, equals) == repository) {
-      return pair.substr(equals + 1);
-    }
-    start = end + 1;
-  }
-  return {};
-}
-
-struct Place {
-  fs::path folder;  // holds build/
+struct Found {
+  Package package;
   std::string source;
 };
 
-Place find_repository(const LayerReference& reference) {
+Found find_package(const LayerReference& reference, const PackageSources& sources) {
   std::vector<std::string> looked;
-  const auto is_there = [&](const fs::path& folder, const std::string& source) {
-    looked.push_back(fmt::format("{}: `{}`", source, folder.string()));
-    return fs::is_directory(folder / "build");
-  };
-  if (const auto folder = local_override(reference.repository);
-      !folder.empty() && is_there(folder, "LOCAL_KERNELS")) {
-    return {folder, "LOCAL_KERNELS"};
-  }
-  if (reference.is_path() && is_there(reference.repository, "path")) {
-    return {reference.repository, "path"};
-  }
-  if (!reference.is_path() && is_there(embedded_hub() / reference.repository, "embedded hub")) {
-    return {embedded_hub() / reference.repository, "embedded hub"};
+  for (const auto& source : sources) {
+    std::string place;
+    if (auto package = source->find(reference, place)) {
+      return {std::move(*package), source->name()};
+    }
+    if (!place.empty()) {
+      looked.push_back(std::move(place));
+    }
   }
   throw NotFound(
       "kernel.resolver", "missing-package",
-      fmt::format("`{}`: expected a kernel package with a folder build/, got none (looked at {})",
-                  reference.repository, fmt::join(looked, ", ")),
+      fmt::format("`{}`: expected a kernel package with build variants, got none (looked at {})",
+                  reference.repository, fmt::join(looked, "; ")),
       "name a folder with LOCAL_KERNELS=org/repo=/path, or `/path:Layer`");
 }
 
-std::string lines(const std::vector<std::pair<std::string, std::string>>& refused) {
-  std::string text;
-  for (const auto& [name, reason] : refused) {
-    text += fmt::format("\n  {}: {}", name, reason);
+std::vector<std::string> variant_names(const Package& package) {
+  if (!package.only_variant.empty()) {
+    return {package.only_variant};
   }
-  return text;
-}
-
-}  // namespace
-
-fs::path embedded_hub() {
-  if (const auto named = env::get("GRAFT_EMBEDDED_HUB")) {
-    return *named;
-  }
-  Dl_info info{};
-  dladdr(reinterpret_cast<const void*>(&embedded_hub), &info);
-  return fs::weakly_canonical(fs::path(info.dli_fname)).parent_path().parent_path() /
-         "share/graft/hub";
-}
-
-std::vector<std::string> embedded_packages() {
-  std::vector<std::string> packages;
-  std::error_code status;
-  for (const auto& org : fs::directory_iterator(embedded_hub(), status)) {
-    for (const auto& repo : fs::directory_iterator(org.path(), status)) {
-      if (fs::is_directory(repo.path() / "build")) {
-        packages.push_back(
-            fmt::format("{}/{}", org.path().filename().string(), repo.path().filename().string()));
-      }
-    }
-  }
-  std::sort(packages.begin(), packages.end());
-  return packages;
-}
-
-Resolution resolve(const ResolveRequest& request) {
-  const Place place = find_repository(request.reference);
   std::vector<std::string> names;
-  for (const auto& entry : fs::directory_iterator(place.folder / "build")) {
+  for (const auto& entry : fs::directory_iterator(package.variants_folder)) {
     if (entry.is_directory()) {
       names.push_back(entry.path().filename().string());
     }
   }
   std::sort(names.begin(), names.end());
-  VariantChoice choice = choose_variants(names, request.system);
+  return names;
+}
+
+std::string capability_refusal(const Metadata& metadata, int capability) {
+  return arch_fits(metadata.archs, capability)
+             ? ""
+             : fmt::format("compute capability: built for {}, the device has {}.{}",
+                           fmt::join(metadata.archs, ", "), capability / 10, capability % 10);
+}
+
+// Why metadata.json contradicts the folder's name or the version that was asked for.
+std::string metadata_refusal(const Metadata& metadata, const Variant& variant,
+                             const Package& package) {
+  if (metadata.backend != variant.backend) {
+    return fmt::format("metadata.json says backend {}, the folder's name {}", metadata.backend,
+                       variant.backend);
+  }
+  if (package.version && metadata.version != *package.version) {
+    return fmt::format("this is version {}, v{} was asked for", metadata.version, *package.version);
+  }
+  return "";
+}
+
+[[noreturn]] void fail(const ResolveRequest& request, bool only_architecture,
+                       const VariantChoice& choice) {
+  const System& system = request.system;
+  std::string text = fmt::format(
+      "`{}`: expected a build variant for torch {}.{}, {}{} on {}-{}, got none that fits:",
+      request.reference.repository, system.torch.major, system.torch.minor, system.backend,
+      system.backend == "cuda"
+          ? fmt::format(" {}.{}", system.backend_version.major, system.backend_version.minor)
+          : "",
+      system.cpu, system.os);
+  for (const auto& [name, reason] : choice.refused) {
+    text += fmt::format("\n  {}: {}", name, reason);
+  }
+  throw IncompatibleError("kernel.resolver", only_architecture ? "architecture" : "no-variant",
+                          text);
+}
+
+}  // namespace
+
+Resolution resolve(const ResolveRequest& request, const PackageSources& sources) {
+  const auto [package, source] = find_package(request.reference, sources);
+  VariantChoice choice = choose_variants(variant_names(package), request.system);
   bool only_architecture = false;
   for (const Variant& variant : choice.accepted) {
-    const fs::path folder = place.folder / "build" / variant.name;
+    const fs::path folder = package.variants_folder / variant.name;
     Metadata metadata = read_metadata(folder / "metadata.json");
-    if (request.system.backend == "cuda" && !arch_fits(metadata.archs, request.capability)) {
-      only_architecture = true;
-      choice.refused.emplace_back(
-          variant.name, fmt::format("compute capability: built for {}, the device has {}.{}",
-                                    fmt::join(metadata.archs, ", "), request.capability / 10,
-                                    request.capability % 10));
-      continue;
+    std::string reason = metadata_refusal(metadata, variant, package);
+    if (reason.empty() && request.system.backend == "cuda") {
+      reason = capability_refusal(metadata, request.capability);
+      only_architecture |= !reason.empty();
     }
-    return {folder, variant.name, std::move(metadata), place.source, std::move(choice.refused)};
+    if (reason.empty()) {
+      return {folder, variant.name,   std::move(metadata),
+              source, package.commit, std::move(choice.refused)};
+    }
+    choice.refused.emplace_back(variant.name, std::move(reason));
   }
-  throw IncompatibleError(
-      "kernel.resolver", only_architecture ? "architecture" : "no-variant",
-      fmt::format(
-          "`{}`: expected a build variant for torch {}.{}, {}{} on {}-{}, got none that fits:{}",
-          request.reference.repository, request.system.torch.major, request.system.torch.minor,
-          request.system.backend,
-          request.system.backend == "cuda"
-              ? fmt::format(" {}.{}", request.system.backend_version.major,
-                            request.system.backend_version.minor)
-              : "",
-          request.system.cpu, request.system.os, lines(choice.refused)));
+  fail(request, only_architecture, choice);
 }
 
 }  // namespace graft::kernel
