@@ -127,15 +127,6 @@ const kernel::LayerOp& need_op(const kernel::LoadedKernel& kernel,
   return found->second;
 }
 
-void check_contract(const kernel::LoadedKernel& kernel, const kernel::PackageLayer& layer,
-                    std::string_view contract) {
-  if (layer.contract != contract) {
-    throw IncompatibleError("layers.adapter", "contract",
-                            fmt::format("`{}`: expected a layer of contract {}, got {}",
-                                        kernel.repository, contract, layer.contract));
-  }
-}
-
 // The number by which the package knows a numeric variant.
 int64_t variant_number(const kernel::LoadedKernel& kernel, const kernel::PackageLayer& layer,
                        const std::string& variant) {
@@ -151,6 +142,19 @@ int64_t variant_number(const kernel::LoadedKernel& kernel, const kernel::Package
                     known.empty() ? "none" : fmt::format("{}", fmt::join(known, ", "))));
   }
   return found->second;
+}
+
+// A package that lists numeric variants must list `default` to serve a contract with just one.
+void check_contract(const kernel::LoadedKernel& kernel, const kernel::PackageLayer& layer,
+                    std::string_view contract, bool one_variant) {
+  if (layer.contract != contract) {
+    throw IncompatibleError("layers.adapter", "contract",
+                            fmt::format("`{}`: expected a layer of contract {}, got {}",
+                                        kernel.repository, contract, layer.contract));
+  }
+  if (one_variant && !layer.variants.empty()) {
+    variant_number(kernel, layer, "default");
+  }
 }
 
 // Ops without a gradient of their own would cut the graph silently.
@@ -241,7 +245,7 @@ class ActivationAdapter final : public Activation::Kernel {
   ActivationAdapter(const kernel::LoadedKernel& kernel, const kernel::PackageLayer& layer)
       : repository_(kernel.repository),
         forward_(kernel, need_op(kernel, layer, "forward"),
-                 {{{"out", c10::TypeKind::TensorType}, {"input", c10::TypeKind::TensorType}}}) {}
+                 {{{"out", c10::TypeKind::TensorType}, {"x", c10::TypeKind::TensorType}}}) {}
 
   at::Tensor forward(const at::Tensor& x) const override {
     refuse_gradients(repository_, {&x});
@@ -308,27 +312,27 @@ class LinearAdapter final : public Linear::Kernel {
 std::shared_ptr<const RmsNorm::Kernel> bind(const RmsNorm::Spec& spec,
                                             const kernel::LoadedKernel& kernel,
                                             const kernel::PackageLayer& layer) {
-  check_contract(kernel, layer, "RMSNorm");
+  check_contract(kernel, layer, "RMSNorm", /*one_variant=*/false);
   return std::make_shared<RmsNormAdapter>(spec, kernel, layer);
 }
 
 std::shared_ptr<const Activation::Kernel> bind(const Activation::Spec&,
                                                const kernel::LoadedKernel& kernel,
                                                const kernel::PackageLayer& layer) {
-  check_contract(kernel, layer, "Activation");
+  check_contract(kernel, layer, "Activation", /*one_variant=*/true);
   return std::make_shared<ActivationAdapter>(kernel, layer);
 }
 
 std::shared_ptr<const GatedActivation::Kernel> bind(const GatedActivation::Spec&,
                                                     const kernel::LoadedKernel& kernel,
                                                     const kernel::PackageLayer& layer) {
-  check_contract(kernel, layer, "GatedActivation");
+  check_contract(kernel, layer, "GatedActivation", /*one_variant=*/true);
   return std::make_shared<GatedActivationAdapter>(kernel, layer);
 }
 
 std::shared_ptr<const Linear::Kernel> bind(const Linear::Spec&, const kernel::LoadedKernel& kernel,
                                            const kernel::PackageLayer& layer) {
-  check_contract(kernel, layer, "Linear");
+  check_contract(kernel, layer, "Linear", /*one_variant=*/true);
   return std::make_shared<LinearAdapter>(kernel, layer);
 }
 

@@ -124,6 +124,16 @@ at::Tensor exact_activation(ActivationKind kind, const at::Tensor& input) {
   return {};
 }
 
+// Values at which formulas part: they are set into a tensor of normal numbers.
+at::Tensor with_special_values(at::Tensor x) {
+  constexpr double kInfinity = std::numeric_limits<double>::infinity();
+  const at::Tensor special = at::tensor({std::numeric_limits<double>::quiet_NaN(), kInfinity,
+                                         -kInfinity, 0.0, -0.0, 3e4, -3e4, 88.0, -88.0},
+                                        at::kDouble);
+  x.flatten().narrow(0, 3, special.numel()).copy_(special);
+  return x;
+}
+
 // First refusal of a list of checks.
 std::string first_refusal(std::initializer_list<std::function<std::string()>> checks) {
   for (const auto& check : checks) {
@@ -172,6 +182,10 @@ std::string guard(const RmsNorm::Spec& spec, const RmsNorm::Kernel& candidate,
          return forward("forward [2, 3, 257]", inputs.normal({2, 3, 257}, 30.0),
                         inputs.normal({257}));
        },
+       [&] {  // small values, so that a wrong eps shows in every dtype
+         return forward("forward [2, 128], small", inputs.normal({2, 128}, 1e-3),
+                        inputs.normal({128}));
+       },
        [&] {
          return forward("forward [4, 96], strided", inputs.normal({4, 3, 96}).select(1, 1),
                         inputs.normal({96}));
@@ -194,6 +208,10 @@ std::string guard(const Activation::Spec& spec, const Activation::Kernel& candid
   return first_refusal({[&] { return check("forward [1]", inputs.normal({1})); },
                         [&] {
                           return check("forward [3, 1001]", inputs.normal({3, 1001}, 3.0));
+                        },
+                        [&] {
+                          return check("forward [64], special values",
+                                       with_special_values(inputs.normal({64})));
                         },
                         [&] {
                           return check("forward [0, 8]", inputs.normal({0, 8}));
@@ -223,6 +241,10 @@ std::string guard(const GatedActivation::Spec& spec, const GatedActivation::Kern
                       fused.narrow(1, 101, 101));
        },
        [&] {
+         return check("forward [2, 32], special values",
+                      with_special_values(inputs.normal({2, 32})), inputs.normal({2, 32}));
+       },
+       [&] {
          return check("forward [0, 8]", inputs.normal({0, 8}), inputs.normal({0, 8}));
        }});
 }
@@ -241,23 +263,28 @@ std::string guard(const Linear::Spec&, const Linear::Kernel& candidate,
                      exact);
     });
   };
-  return first_refusal({[&] {
-                          return check("forward [1, 64] x [48, 64]", inputs.normal({1, 64}),
-                                       inputs.normal({48, 64}), {});
-                        },
-                        [&] {
-                          return check("forward [1, 5, 99] x [33, 99], bias",
-                                       inputs.normal({1, 5, 99}), inputs.normal({33, 99}),
-                                       inputs.normal({33}));
-                        },
-                        [&] {
-                          return check("forward [40, 64] x [96, 64]", inputs.normal({40, 64}),
-                                       inputs.normal({96, 64}), {});
-                        },
-                        [&] {
-                          return check("forward [0, 64] x [48, 64]", inputs.normal({0, 64}),
-                                       inputs.normal({48, 64}), {});
-                        }});
+  return first_refusal(
+      {[&] {
+         return check("forward [1, 64] x [48, 64]", inputs.normal({1, 64}), inputs.normal({48, 64}),
+                      {});
+       },
+       [&] {
+         return check("forward [1, 5, 99] x [33, 99], bias", inputs.normal({1, 5, 99}),
+                      inputs.normal({33, 99}), inputs.normal({33}));
+       },
+       [&] {
+         return check("forward [40, 64] x [96, 64]", inputs.normal({40, 64}),
+                      inputs.normal({96, 64}), {});
+       },
+       [&] {
+         at::Tensor x = inputs.normal({3, 64});
+         x[1][5] = std::numeric_limits<double>::quiet_NaN();
+         return check("forward [3, 64] x [48, 64], NaN", x, inputs.normal({48, 64}), {});
+       },
+       [&] {
+         return check("forward [0, 64] x [48, 64]", inputs.normal({0, 64}), inputs.normal({48, 64}),
+                      {});
+       }});
 }
 
 }  // namespace graft::layers

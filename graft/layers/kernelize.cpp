@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <chrono>
+#include <map>
+#include <set>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -48,9 +50,15 @@ Consideration nothing_mapped(const std::string& mapping, KernelMapping::Outcome 
   }
 }
 
-// Whether the package's layer says it can do what is asked.
-std::string capability_refusal(const kernel::PackageLayer& layer, Mode mode,
+// Whether the package's layer says it can do what it is registered for, and what is asked.
+std::string capability_refusal(const kernel::PackageLayer& layer, Mode registered, Mode mode,
                                const std::string& device, at::ScalarType dtype) {
+  if (has(registered, Mode::kTraining) && !layer.has_backward) {
+    return "the layer is registered for training, but has no backward";
+  }
+  if (has(registered, Mode::kTorchCompile) && !layer.can_torch_compile) {
+    return "the layer is registered for a compile mode, but is not safe under capture";
+  }
   if (has(mode, Mode::kTraining) && !layer.has_backward) {
     return "the layer has no backward, so it cannot serve training";
   }
@@ -68,20 +76,127 @@ std::string capability_refusal(const kernel::PackageLayer& layer, Mode mode,
   return "";
 }
 
+// The case of upstream's KernelizeFallback that left a slot without a kernel; kNone: nobody wanted
+// one there.
+Fallback fallback_case(const SlotTrace& trace) {
+  static const std::map<std::string_view, Fallback> kCases = {
+      {"layers.mapping.no-layer", Fallback::kNoLayer},
+      {"layers.mapping.no-device", Fallback::kNoDevice},
+      {"layers.mapping.no-capability", Fallback::kNoCompatibleProperties},
+      {"layers.mapping.no-mode", Fallback::kNoCompatibleMode},
+      {"layers.kernelize.layer-capability", Fallback::kNoCompatibleMode},
+      {"layers.kernelize.missing-layer", Fallback::kCannotLoad},
+      {"layers.kernelize.disabled", Fallback::kNone},
+      {"layers.kernelize.reference", Fallback::kNone}};
+  if (!trace.chosen.empty() || trace.considered.empty()) {
+    return Fallback::kNone;
+  }
+  // Kernels that were tried stand behind the mappings that had none.
+  const std::string& outcome = trace.considered.back().outcome;
+  const auto found = kCases.find(outcome);
+  if (found != kCases.end()) {
+    return found->second;
+  }
+  return outcome.starts_with("kernel.resolver.") ? Fallback::kCannotLoad : Fallback::kRefused;
+}
+
+// Device and dtype that the options name, else those of the first floating-point parameter.
+std::pair<at::Device, at::ScalarType> placement(const torch::nn::Module& model,
+                                                const KernelizeOptions& options) {
+  at::Tensor first;
+  for (const auto& parameter : model.parameters()) {
+    if (parameter.is_floating_point()) {
+      first = parameter;
+      break;
+    }
+  }
+  if (!first.defined() && !(options.device && options.dtype)) {
+    throw InvalidArgument("layers.kernelize", "placement",
+                          "device and dtype: expected both for a model without floating-point "
+                          "parameters, got none",
+                          "pass {.device = at::kCPU, .dtype = at::kFloat}");
+  }
+  const at::Device device = options.device ? *options.device : first.device();
+  if (!device.is_cpu() && !device.is_cuda()) {
+    throw InvalidArgument("layers.kernelize", "device",
+                          fmt::format("device: expected cpu or cuda, got {}", device.str()));
+  }
+  return {device, options.dtype ? *options.dtype : first.scalar_type()};
+}
+
+using NamedSlots = std::vector<std::pair<std::string, SlotModule*>>;
+
+// A slot called `kernel` goes by the name of the module that holds it, which a person knows.
+NamedSlots find_slots(const torch::nn::Module& model) {
+  NamedSlots slots;
+  constexpr std::string_view kUsualName = ".kernel";
+  for (const auto& item : model.named_modules("", /*include_self=*/false)) {
+    auto* slot = dynamic_cast<SlotModule*>(item.value().get());
+    const bool known = std::any_of(slots.begin(), slots.end(),
+                                   [&](const auto& other) { return other.second == slot; });
+    if (slot != nullptr && !known) {
+      std::string name = item.key();
+      if (name.ends_with(kUsualName)) {
+        name.resize(name.size() - kUsualName.size());
+      }
+      slots.emplace_back(std::move(name), slot);
+    }
+  }
+  return slots;
+}
+
+// A name in the user's mapping that the model does not have is a mistake, not a wish.
+void check_layer_names(const KernelizeOptions& options, const NamedSlots& slots) {
+  if (!options.config) {
+    return;
+  }
+  std::set<std::string> known;
+  for (const auto& [name, slot] : slots) {
+    known.insert(slot->layer_name());
+  }
+  for (const auto& layer : options.config->kernel_mapping.layers()) {
+    if (!known.contains(layer)) {
+      throw InvalidArgument(
+          "layers.kernelize", "unknown-layer",
+          fmt::format("kernel config: expected layers of the model ({}), got `{}`",
+                      fmt::join(known, ", "), layer));
+    }
+  }
+}
+
+// Throws when a slot has no kernel though it may not fall back.
+void enforce_fallback(const KernelizeReport& report, Fallback allowed) {
+  std::vector<std::string> bare;
+  for (const auto& slot : report.slots) {
+    const auto bit = static_cast<unsigned>(fallback_case(slot));
+    if (bit != 0 && (bit & static_cast<unsigned>(allowed)) == 0) {
+      bare.push_back(fmt::format("{} ({})", slot.slot, slot.considered.back().reason));
+    }
+  }
+  if (!bare.empty()) {
+    throw IncompatibleError(
+        "layers.kernelize", "strict",
+        fmt::format("expected a kernel for every slot, got none for {} of {}: {}", bare.size(),
+                    report.slots.size(), fmt::join(bare, "; ")));
+  }
+}
+
 }  // namespace
 
-KernelSession::KernelSession(const KernelizeOptions& options) : options_(options) {
-  tensor::ensure_device(options.device);
-  capability_ = tensor::capability(options.device);
-  system_ = kernel::this_system(device_type(options.device),
-                                options.device.is_cuda() ? tensor::torch_cuda_version() : 0);
-  facts_.device = options.device.str();
-  facts_.dtype = tensor::dtype_name(options.dtype);
+KernelSession::KernelSession(const KernelizeOptions& options, at::Device device,
+                             at::ScalarType dtype)
+    : options_(options), device_(device), dtype_(dtype) {
+  tensor::ensure_device(device);
+  capability_ = tensor::capability(device);
+  system_ =
+      kernel::this_system(device_type(device), device.is_cuda() ? tensor::torch_cuda_version() : 0);
+  facts_.device = device.str();
+  facts_.dtype = tensor::dtype_name(dtype);
   facts_.disabled_by = disabling_variable();
 }
 
 void KernelSession::add_slot(SlotModule& slot, const std::string& name) {
-  order_.push_back(name);
+  order_.push_back(&slot);
   names_[&slot] = name;
 }
 
@@ -89,13 +204,12 @@ std::vector<KernelSession::Candidate> KernelSession::candidates(const SlotModule
                                                                 SlotTrace& trace) const {
   std::vector<Candidate> found;
   const auto look_up = [&](const std::string& which, const KernelMapping& mapping) {
-    const auto result =
-        mapping.find(slot.layer_name(), device_type(options_.device), capability_, mode);
+    const auto result = mapping.find(slot.layer_name(), device_type(device_), capability_, mode);
     if (result.outcome == KernelMapping::Outcome::kFound) {
       found.push_back({result.reference, result.registered});
     } else {
-      trace.considered.push_back(nothing_mapped(which, result.outcome, slot,
-                                                device_type(options_.device), capability_, mode));
+      trace.considered.push_back(
+          nothing_mapped(which, result.outcome, slot, device_type(device_), capability_, mode));
     }
   };
   if (options_.config) {
@@ -114,7 +228,7 @@ std::shared_ptr<const kernel::LoadedKernel> KernelSession::load_once(
     try {
       entry->second.kernel =
           kernel::load(reference.repository, kernel::resolve({reference, system_, capability_}));
-    } catch (const Error&) {
+    } catch (const std::exception&) {
       entry->second.refusal = std::current_exception();
     }
   }
@@ -124,35 +238,49 @@ std::shared_ptr<const kernel::LoadedKernel> KernelSession::load_once(
   return entry->second.kernel;
 }
 
+void KernelSession::apply(SlotModule& slot, Mode mode, const Candidate& candidate,
+                          SlotTrace& trace) const {
+  const auto kernel = load_once(candidate.reference);
+  const auto layer = kernel->layers.find(candidate.reference.layer);
+  if (layer == kernel->layers.end()) {
+    throw NotFound("layers.kernelize", "missing-layer",
+                   fmt::format("`{}`: expected layer `{}`, got a package that offers {}",
+                               candidate.reference.repository, candidate.reference.layer,
+                               kernel->layers.empty() ? "none" : "others alone"));
+  }
+  const auto reason =
+      capability_refusal(layer->second, candidate.registered, mode, device_type(device_), dtype_);
+  if (!reason.empty()) {
+    throw IncompatibleError("layers.kernelize", "layer-capability",
+                            fmt::format("`{}`: {}", candidate.reference.text(), reason));
+  }
+  slot.swap_in(*kernel, layer->second, dtype_, device_);
+  trace.chosen = candidate.reference.text();
+  trace.variant = kernel->variant;
+  trace.id = kernel->metadata.id;
+  trace.source = kernel->source;
+  trace.commit = kernel->commit;
+}
+
+// Whatever a stranger's package throws is a refusal of that package, written down.
 bool KernelSession::try_candidate(SlotModule& slot, Mode mode, const Candidate& candidate,
                                   SlotTrace& trace) const {
-  const std::string text = candidate.reference.text();
+  Consideration step{candidate.reference.text(), "chosen", ""};
   try {
-    const auto kernel = load_once(candidate.reference);
-    const auto layer = kernel->layers.find(candidate.reference.layer);
-    if (layer == kernel->layers.end()) {
-      throw NotFound("layers.kernelize", "missing-layer",
-                     fmt::format("`{}`: expected layer `{}`, got a package without it",
-                                 candidate.reference.repository, candidate.reference.layer));
-    }
-    if (const auto reason =
-            capability_refusal(layer->second, mode, device_type(options_.device), options_.dtype);
-        !reason.empty()) {
-      throw IncompatibleError("layers.kernelize", "layer-capability",
-                              fmt::format("`{}`: {}", text, reason));
-    }
-    slot.swap_in(*kernel, layer->second, options_.dtype, options_.device);
-    trace.considered.push_back({text, "chosen", ""});
-    trace.chosen = text;
-    trace.variant = kernel->variant;
-    trace.id = kernel->metadata.id;
-    trace.source = kernel->source;
-    return true;
+    apply(slot, mode, candidate, trace);
   } catch (const Error& error) {
-    trace.considered.push_back({text, error.code(), error.what()});
-    inform(fmt::format("{}: {} refused: {}", trace.slot, text, error.what()));
-    return false;
+    step.outcome = error.code();
+    step.reason = error.what();
+  } catch (const std::exception& error) {
+    step.outcome = "layers.kernelize.failed";
+    step.reason = error.what();
   }
+  const bool chosen = step.outcome == "chosen";
+  if (!chosen) {
+    inform(fmt::format("{}: {} refused: {}", trace.slot, step.kernel, step.reason));
+  }
+  trace.considered.push_back(std::move(step));
+  return chosen;
 }
 
 void KernelSession::select(SlotModule& slot, Mode mode) {
@@ -178,7 +306,7 @@ void KernelSession::select(SlotModule& slot, Mode mode) {
       }
     }
   }
-  traces_[trace.slot] = std::move(trace);
+  traces_[&slot] = std::move(trace);
 }
 
 void KernelSession::mode_changed(SlotModule& slot, bool training) {
@@ -189,63 +317,47 @@ void KernelSession::mode_changed(SlotModule& slot, bool training) {
 
 KernelizeReport KernelSession::report() const {
   KernelizeReport report = facts_;
-  for (const auto& name : order_) {
-    report.slots.push_back(traces_.at(name));
+  for (const SlotModule* slot : order_) {
+    report.slots.push_back(traces_.at(slot));
   }
   return report;
 }
 
 KernelizeReport kernelize(torch::nn::Module& model, const KernelizeOptions& options) {
   const auto start = std::chrono::steady_clock::now();
-  if (options.mode) {
-    search_order(*options.mode);  // refuses a mode without inference and training
-  }
-  const auto session = std::make_shared<KernelSession>(options);
   const Mode mode = options.mode.value_or(model.is_training() ? Mode::kTraining : Mode::kInference);
-  for (const auto& item : model.named_modules()) {
-    if (auto* slot = dynamic_cast<SlotModule*>(item.value().get())) {
-      // The slot is a child of the module that a person knows by name.
-      const auto dot = item.key().rfind('.');
-      session->add_slot(*slot, dot == std::string::npos ? item.key() : item.key().substr(0, dot));
-      slot->attach(session);
-      session->select(*slot, mode);
-    }
+  search_order(mode);  // refuses a mode without inference and training
+  const NamedSlots slots = find_slots(model);
+  check_layer_names(options, slots);
+  const auto [device, dtype] = placement(model, options);
+  const auto session = std::make_shared<KernelSession>(options, device, dtype);
+  for (const auto& [name, slot] : slots) {
+    session->add_slot(*slot, name);
+    slot->attach(session);
+    session->select(*slot, mode);
   }
   KernelizeReport report = session->report();
   report.mode = mode_name(mode);
   report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  if (options.strict) {
-    std::vector<std::string> bare;
-    for (const auto& slot : report.slots) {
-      if (slot.chosen.empty()) {
-        bare.push_back(fmt::format(
-            "{} ({})", slot.slot,
-            slot.considered.empty() ? "nothing considered" : slot.considered.back().reason));
-      }
-    }
-    if (!bare.empty()) {
-      throw IncompatibleError(
-          "layers.kernelize", "strict",
-          fmt::format("expected a kernel for every slot, got none for {} of {}: {}", bare.size(),
-                      report.slots.size(), fmt::join(bare, "; ")));
-    }
+  try {
+    enforce_fallback(report, options.strict ? Fallback::kNone : options.fallback);
+  } catch (const Error&) {
+    unkernelize(model);
+    throw;
   }
   return report;
 }
 
 void unkernelize(torch::nn::Module& model) {
-  for (const auto& module : model.modules()) {
-    if (auto* slot = dynamic_cast<SlotModule*>(module.get())) {
-      slot->restore_reference();
-      slot->attach(nullptr);
-    }
+  for (const auto& [name, slot] : find_slots(model)) {
+    slot->restore_reference();
+    slot->attach(nullptr);
   }
 }
 
 std::optional<KernelizeReport> kernelize_report(torch::nn::Module& model) {
-  for (const auto& module : model.modules()) {
-    if (const auto* slot = dynamic_cast<SlotModule*>(module.get());
-        slot != nullptr && slot->session()) {
+  for (const auto& [name, slot] : find_slots(model)) {
+    if (slot->session()) {
       return slot->session()->report();
     }
   }

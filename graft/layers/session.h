@@ -14,7 +14,7 @@ namespace graft::layers {
 
 class KernelSession {
  public:
-  explicit KernelSession(const KernelizeOptions& options);
+  KernelSession(const KernelizeOptions& options, at::Device device, at::ScalarType dtype);
 
   // Chooses a kernel for the slot, or puts its reference back, and writes the trace.
   void select(SlotModule& slot, Mode mode);
@@ -35,13 +35,17 @@ class KernelSession {
   std::shared_ptr<const kernel::LoadedKernel> load_once(
       const kernel::LayerReference& reference) const;
 
+  void apply(SlotModule& slot, Mode mode, const Candidate& candidate, SlotTrace& trace) const;
+
   KernelizeOptions options_;
+  at::Device device_;
+  at::ScalarType dtype_;
   int capability_ = 0;
   kernel::System system_;
   KernelizeReport facts_;
-  std::vector<std::string> order_;  // of slots
+  std::vector<const SlotModule*> order_;
   std::map<const SlotModule*, std::string> names_;
-  std::map<std::string, SlotTrace> traces_;
+  std::map<const SlotModule*, SlotTrace> traces_;
   // By repository: resolving and hashing once serves all slots, and so does a refusal.
   struct LoadOutcome {
     std::shared_ptr<const kernel::LoadedKernel> kernel;

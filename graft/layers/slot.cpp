@@ -52,9 +52,10 @@ void ContractSlot<Contract>::swap_in(const kernel::LoadedKernel& kernel,
   std::string verdict;
   {
     const std::lock_guard lock(guard_mutex());
-    const auto [entry, is_new] = guard_verdicts().try_emplace(key);
-    if (is_new) {
-      entry->second = guard(spec_, *candidate, *reference_, dtype, device);
+    auto entry = guard_verdicts().find(key);
+    if (entry == guard_verdicts().end()) {
+      entry =
+          guard_verdicts().emplace(key, guard(spec_, *candidate, *reference_, dtype, device)).first;
     }
     verdict = entry->second;
   }

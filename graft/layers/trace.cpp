@@ -27,6 +27,13 @@ nlohmann::ordered_json KernelizeReport::to_json() const {
   if (!disabled_by.empty()) {
     out["disabled_by"] = disabled_by;
   }
+  out["swapped"] = nlohmann::ordered_json::array();
+  for (const auto& row : swapped()) {
+    out["swapped"].push_back({{"layer", row.layer},
+                              {"package", row.package},
+                              {"variant", row.variant},
+                              {"count", row.count}});
+  }
   out["slots"] = nlohmann::ordered_json::array();
   for (const auto& slot : slots) {
     nlohmann::ordered_json considered = nlohmann::ordered_json::array();
@@ -42,6 +49,7 @@ nlohmann::ordered_json KernelizeReport::to_json() const {
                             {"variant", slot.variant},
                             {"id", slot.id},
                             {"source", slot.source},
+                            {"commit", slot.commit},
                             {"considered", considered}});
   }
   return out;

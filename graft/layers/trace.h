@@ -26,7 +26,8 @@ struct SlotTrace {
   std::string chosen;   // `graft-kernels/rms-norm:RMSNorm`
   std::string variant;  // `torch-stable-abi211-cpu-x86_64-linux`
   std::string id;       // namespace of the ops
-  std::string source;   // `embedded hub`, `LOCAL_KERNELS`, `path`
+  std::string source;   // `embedded hub`, `LOCAL_KERNELS`, `path`, `cache`
+  std::string commit;   // of the cached snapshot, else empty
 };
 
 // How many slots of one layer a package serves.
