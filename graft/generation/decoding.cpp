@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include "graft/core/error.h"
 
@@ -10,14 +11,10 @@ namespace graft::generation {
 
 namespace {
 
-void check_prompt(const std::vector<int64_t>& prompt, size_t row, int64_t vocab_size) {
-  if (prompt.empty()) {
-    throw InvalidArgument(
-        "generation", "empty-prompt",
-        fmt::format(
-            "prompt {}: expected at least one token, got none, and the model has no bos token",
-            row));
-  }
+// transformers' length when neither max_new_tokens nor max_length is set.
+constexpr int64_t kDefaultNewTokens = 20;
+
+void check_ids(const std::vector<int64_t>& prompt, size_t row, int64_t vocab_size) {
   for (const int64_t id : prompt) {
     if (id < 0 || id >= vocab_size) {
       throw InvalidArgument(
@@ -27,109 +24,163 @@ void check_prompt(const std::vector<int64_t>& prompt, size_t row, int64_t vocab_
   }
 }
 
+// Rows that are to be continued: an empty one begins with the bos token.
+std::vector<std::vector<int64_t>> complete_prompts(const models::CausalLMInfo& info,
+                                                   const std::vector<std::vector<int64_t>>& prompts,
+                                                   const GenerationConfig& config) {
+  if (prompts.empty()) {
+    throw InvalidArgument("generation", "empty-prompt", "prompts: expected at least one, got none");
+  }
+  const int64_t bos = config.bos_token_id.value_or(info.bos_token_id);
+  auto result = prompts;
+  for (size_t row = 0; row < result.size(); ++row) {
+    if (result[row].empty() && bos >= 0) {
+      result[row] = {bos};
+    }
+    if (result[row].empty()) {
+      throw InvalidArgument(
+          "generation", "empty-prompt",
+          fmt::format("prompt {}: expected at least one token, since the model has no bos token, "
+                      "got none",
+                      row));
+    }
+    check_ids(result[row], row, info.vocab_size);
+  }
+  return result;
+}
+
+int64_t choose_max_new_tokens(const GenerationConfig& config, int64_t width, int64_t limit) {
+  if (!config.max_new_tokens && config.max_length && *config.max_length <= width) {
+    throw InvalidArgument(
+        "generation", "context",
+        fmt::format("max_length: expected more than the prompt's {} tokens, got {}", width,
+                    *config.max_length),
+        "set max_new_tokens, which counts new tokens alone");
+  }
+  const int64_t space = limit > 0 ? limit - width : INT64_MAX;
+  const int64_t wanted = config.max_new_tokens ? *config.max_new_tokens
+                         : config.max_length
+                             ? *config.max_length - width
+                             : std::max<int64_t>(1, std::min(kDefaultNewTokens, space));
+  if (wanted > space) {
+    throw InvalidArgument(
+        "generation", "context",
+        fmt::format("prompt and new tokens: expected at most max_position_embeddings {}, got "
+                    "{} + {} = {}",
+                    limit, width, wanted, width + wanted),
+        "shorten the prompt or lower max_new_tokens");
+  }
+  return wanted;
+}
+
+void check_hooks(const GenerationConfig& config, const GenerateHooks& hooks) {
+  if (!config.stop_strings.empty() && !hooks.make_decoder && !hooks.make_stop_decoder) {
+    throw InvalidArgument("generation", "stop-strings",
+                          "stop_strings: expected a tokenizer's decoder in the hooks, got none");
+  }
+  if (config.num_beams > 1 && hooks.on_token) {
+    throw InvalidArgument("generation", "streaming-beams",
+                          fmt::format("on_token: expected num_beams 1, since beams change their "
+                                      "past, got {}",
+                                      config.num_beams));
+  }
+}
+
 }  // namespace
 
 Plan make_plan(const models::CausalLM& model, const std::vector<std::vector<int64_t>>& prompts,
                const GenerationConfig& config, const GenerateHooks& hooks) {
   config.validate();
+  check_hooks(config, hooks);
   const auto& info = model.info();
-  Plan plan{prompts, config.eos_token_ids.empty() ? info.eos_token_ids : config.eos_token_ids, 0};
-  if (prompts.empty()) {
-    throw InvalidArgument("generation", "empty-prompt", "prompts: expected at least one, got none");
+  Plan plan;
+  plan.prompts = complete_prompts(info, prompts, config);
+  for (const auto& prompt : plan.prompts) {
+    plan.width = std::max(plan.width, static_cast<int64_t>(prompt.size()));
   }
-  size_t longest = 0;
-  for (size_t row = 0; row < plan.prompts.size(); ++row) {
-    if (plan.prompts[row].empty() && info.bos_token_id >= 0) {
-      plan.prompts[row] = {info.bos_token_id};
-    }
-    check_prompt(plan.prompts[row], row, info.vocab_size);
-    longest = std::max(longest, plan.prompts[row].size());
+  plan.max_new_tokens = choose_max_new_tokens(config, plan.width, info.max_position_embeddings);
+  plan.min_new_tokens = std::max(config.min_new_tokens, config.min_length - plan.width);
+  if (!config.ignore_eos) {
+    plan.eos_token_ids = config.eos_token_ids.empty() ? info.eos_token_ids : config.eos_token_ids;
   }
-  const auto prompt_tokens = static_cast<int64_t>(longest);
-  plan.max_new_tokens = config.max_new_tokens.value_or(config.max_length - prompt_tokens);
-  const int64_t limit = info.max_position_embeddings;
-  if (plan.max_new_tokens <= 0 || (limit > 0 && prompt_tokens + plan.max_new_tokens > limit)) {
+  const int64_t candidates =
+      std::max<int64_t>(2, 1 + static_cast<int64_t>(plan.eos_token_ids.size()));
+  if (config.num_beams > 1 && candidates > info.vocab_size) {
     throw InvalidArgument(
-        "generation", "context",
-        fmt::format("expected prompt and new tokens within {}, got {} + {}",
-                    plan.max_new_tokens <= 0 ? fmt::format("max_length {}", config.max_length)
-                                             : fmt::format("the model's {} positions", limit),
-                    prompt_tokens, plan.max_new_tokens),
-        "shorten the prompt or set max_new_tokens");
-  }
-  if (!config.stop_strings.empty() && !hooks.make_decoder) {
-    throw InvalidArgument("generation", "stop-strings",
-                          "stop_strings: expected a tokenizer's decoder in the hooks, got none");
-  }
-  if (config.num_beams > 1 && hooks.on_token) {
-    throw InvalidArgument(
-        "generation", "streaming-beams",
-        "on_token: expected one beam, since beams change their past, got several");
-  }
-  if (config.ignore_eos) {
-    plan.eos_token_ids.clear();
+        "generation", "vocabulary",
+        fmt::format("eos_token_id: expected fewer than the vocabulary's {} ids with beams, got {}",
+                    info.vocab_size, plan.eos_token_ids.size()));
   }
   return plan;
 }
 
-void check_logits(const at::Tensor& logits) {
-  // The maximum of a row is NaN when any element is; -inf is a legal ban, +inf is not.
-  if (!at::isfinite(logits.amax(-1)).all().item<bool>()) {
-    throw DeviceError("generation", "nan-logits", "logits: expected numbers, got NaN or infinity",
-                      "try float32; if kernels are on, compare with --kernels off");
+Decoding::Decoding(models::CausalLM& model, const Plan& plan, int64_t rows_per_prompt,
+                   const GenerationConfig& config)
+    : model_(model),
+      num_rows_(static_cast<int64_t>(plan.prompts.size()) * rows_per_prompt),
+      length_(plan.width) {
+  place_prompts(plan, rows_per_prompt,
+                std::max<int64_t>(config.pad_token_id.value_or(model.info().pad_token_id), 0));
+  if (config.use_cache) {
+    // The last token is never fed.
+    cache_ =
+        model.make_cache(num_rows_, config.use_static_cache ? plan.width + plan.max_new_tokens : 0);
   }
 }
 
-Decoding::Decoding(models::CausalLM& model, const std::vector<std::vector<int64_t>>& prompts,
-                   int64_t rows_per_prompt, int64_t max_new_tokens, bool use_static_cache)
-    : model_(model), num_rows_(static_cast<int64_t>(prompts.size()) * rows_per_prompt) {
-  size_t longest = 0, shortest = SIZE_MAX;
-  for (const auto& prompt : prompts) {
-    longest = std::max(longest, prompt.size());
-    shortest = std::min(shortest, prompt.size());
-    prompt_tokens_ += static_cast<int64_t>(prompt.size());
+void Decoding::place_prompts(const Plan& plan, int64_t rows_per_prompt, int64_t pad) {
+  const auto num_prompts = static_cast<int64_t>(plan.prompts.size());
+  at::Tensor ids =
+      at::full({num_prompts, plan.width}, pad < model_.info().vocab_size ? pad : 0, at::kLong);
+  at::Tensor mask = at::ones({num_prompts, plan.width + plan.max_new_tokens}, at::kLong);
+  bool padded = false;
+  for (int64_t row = 0; row < num_prompts; ++row) {
+    const auto& prompt = plan.prompts[static_cast<size_t>(row)];
+    const auto length = static_cast<int64_t>(prompt.size());
+    ids[row].narrow(0, plan.width - length, length).copy_(at::tensor(prompt, at::kLong));
+    mask[row].narrow(0, 0, plan.width - length).zero_();
+    padded = padded || length < plan.width;
+    prompt_tokens_ += length;
   }
-  const auto width = static_cast<int64_t>(longest);
-  const int64_t pad = std::max<int64_t>(model.info().pad_token_id, 0);
-  at::Tensor ids = at::full({static_cast<int64_t>(prompts.size()), width}, pad, at::kLong);
-  at::Tensor mask = at::zeros_like(ids);
-  for (size_t row = 0; row < prompts.size(); ++row) {
-    const auto length = static_cast<int64_t>(prompts[row].size());
-    ids[static_cast<int64_t>(row)]
-        .narrow(0, width - length, length)
-        .copy_(at::tensor(prompts[row], at::kLong));
-    mask[static_cast<int64_t>(row)].narrow(0, width - length, length).fill_(1);
+  ids_ = ids.repeat_interleave(rows_per_prompt, 0).to(model_.device());
+  if (padded) {
+    mask_ = mask.repeat_interleave(rows_per_prompt, 0).to(model_.device());
   }
-  ids_ = ids.repeat_interleave(rows_per_prompt, 0).to(model.device());
-  if (shortest != longest) {
-    mask_ = mask.repeat_interleave(rows_per_prompt, 0).to(model.device());
-  }
-  cache_ = model.make_cache(num_rows_, use_static_cache ? width + max_new_tokens : 0);
 }
 
 at::Tensor Decoding::forward(const at::Tensor& ids, const at::Tensor& position_ids) {
+  const at::Tensor mask = mask_.defined() ? mask_.narrow(1, 0, length_) : at::Tensor{};
   const at::Tensor logits = model_.forward({.input_ids = ids,
-                                            .attention_mask = mask_,
+                                            .attention_mask = mask,
                                             .position_ids = position_ids,
                                             .cache = cache_.get(),
                                             .logits_to_keep = 1});
+  if (logits.dim() != 3 || logits.size(0) != num_rows_ || logits.size(1) < 1) {
+    throw InternalError("generation", "logits-shape",
+                        fmt::format("logits: expected [{}, 1, V], got {}", num_rows_,
+                                    fmt::join(logits.sizes(), ", ")));
+  }
   return logits.select(1, -1).to(at::kFloat);
 }
 
 at::Tensor Decoding::prefill() {
   at::Tensor positions;
   if (mask_.defined()) {
-    // Padded places get position 0, which the mask hides.
-    positions = (mask_.cumsum(-1) - 1).clamp_min(0);
-    next_positions_ = positions.narrow(1, positions.size(1) - 1, 1) + 1;
+    // Padded places get position 0; the mask hides them.
+    positions = (mask_.narrow(1, 0, length_).cumsum(-1) - 1).clamp_min(0);
+    next_positions_ = positions.narrow(1, length_ - 1, 1) + 1;
   }
   return forward(ids_, positions);
 }
 
 at::Tensor Decoding::step(const at::Tensor& tokens) {
+  ++length_;
+  if (cache_ == nullptr) {
+    ids_ = at::cat({ids_, tokens.unsqueeze(1)}, 1);
+    return prefill();
+  }
   at::Tensor positions;
   if (mask_.defined()) {
-    mask_ = at::cat({mask_, at::ones({num_rows_, 1}, mask_.options())}, 1);
     positions = next_positions_;
     next_positions_ = positions + 1;
   }
@@ -137,7 +188,11 @@ at::Tensor Decoding::step(const at::Tensor& tokens) {
 }
 
 void Decoding::reorder(const at::Tensor& indices) {
-  cache_->reorder(indices);
+  if (cache_ != nullptr) {
+    cache_->reorder(indices);
+  } else {
+    ids_ = ids_.index_select(0, indices);
+  }
   if (mask_.defined()) {
     mask_ = mask_.index_select(0, indices);
     next_positions_ = next_positions_.index_select(0, indices);

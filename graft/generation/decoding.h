@@ -1,19 +1,34 @@
 // Steps that sampling and beam search share. Internal to the room.
+// B rows, S new tokens, T all tokens, V vocabulary.
 #pragma once
 
+#include <memory>
 #include <vector>
 
 #include "graft/generation/generate.h"
-#include "graft/generation/logits_processors.h"
+#include "graft/generation/stopping.h"
 
 namespace graft::generation {
+
+// What generate() settles before any work.
+struct Plan {
+  std::vector<std::vector<int64_t>> prompts;
+  std::vector<int64_t> eos_token_ids;
+  int64_t width = 0;  // of the longest prompt
+  int64_t max_new_tokens = 0;
+  int64_t min_new_tokens = 0;
+};
+
+// Throws   InvalidArgument as generate() promises.
+Plan make_plan(const models::CausalLM& model, const std::vector<std::vector<int64_t>>& prompts,
+               const GenerationConfig& config, const GenerateHooks& hooks);
 
 // A batch on its way through the model: ids, padding, cache.
 class Decoding {
  public:
   // rows_per_prompt copies of every prompt stand together.
-  Decoding(models::CausalLM& model, const std::vector<std::vector<int64_t>>& prompts,
-           int64_t rows_per_prompt, int64_t max_new_tokens, bool use_static_cache);
+  Decoding(models::CausalLM& model, const Plan& plan, int64_t rows_per_prompt,
+           const GenerationConfig& config);
 
   // Logits of the prompts' last positions, float32 [B, V].
   at::Tensor prefill();
@@ -26,29 +41,18 @@ class Decoding {
   int64_t prompt_tokens() const { return prompt_tokens_; }
 
  private:
+  void place_prompts(const Plan& plan, int64_t rows_per_prompt, int64_t pad);
   at::Tensor forward(const at::Tensor& ids, const at::Tensor& position_ids);
 
   models::CausalLM& model_;
   int64_t num_rows_ = 0;
   int64_t prompt_tokens_ = 0;
-  at::Tensor ids_;             // [B, S]
-  at::Tensor mask_;            // [B, T]; undefined without padding
+  int64_t length_ = 0;         // tokens per row, padding included
+  at::Tensor ids_;             // [B, S]; without a cache [B, T]
+  at::Tensor mask_;            // [B, width + max_new_tokens], 0 on padding; undefined without any
   at::Tensor next_positions_;  // [B, 1]; undefined without padding
   std::unique_ptr<nn::KvCache> cache_;
 };
-
-// What generate() settles before any work.
-struct Plan {
-  std::vector<std::vector<int64_t>> prompts;
-  std::vector<int64_t> eos_token_ids;
-  int64_t max_new_tokens = 0;
-};
-
-Plan make_plan(const models::CausalLM& model, const std::vector<std::vector<int64_t>>& prompts,
-               const GenerationConfig& config, const GenerateHooks& hooks);
-
-// Throws DeviceError `generation.nan-logits`.
-void check_logits(const at::Tensor& logits);
 
 GenerateOutput beam_search(models::CausalLM& model, const Plan& plan,
                            const GenerationConfig& config, const GenerateHooks& hooks);

@@ -1,13 +1,13 @@
 #include "graft/generation/generate.h"
 
 #include <algorithm>
-#include <array>
 #include <chrono>
+#include <optional>
 
-#include <ATen/CPUGeneratorImpl.h>
 #include <c10/core/InferenceMode.h>
 
 #include "graft/generation/decoding.h"
+#include "graft/generation/sampler.h"
 
 namespace graft::generation {
 
@@ -19,59 +19,77 @@ double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-// One row of the batch: what it has written, and whether it has ended.
+Sequences repeat(const std::vector<std::vector<int64_t>>& prompts, int64_t times) {
+  Sequences result;
+  for (const auto& prompt : prompts) {
+    result.insert(result.end(), static_cast<size_t>(times), prompt);
+  }
+  return result;
+}
+
+// One row of the batch: how far it is, and what reads it as text.
 struct Row {
-  std::vector<int64_t> prompt;
   std::vector<int64_t> generated;
   FinishReason finish = FinishReason::kNone;
   TextDecoder decoder;
-  std::string text;  // of stop-string search: all text so far
+  std::optional<StoppingRules::StopSearch> stop_search;
 };
 
 // Greedy search and sampling of a batch.
-class Sampler {
+class Generation {
  public:
-  Sampler(models::CausalLM& model, const Plan& plan, const GenerationConfig& config,
-          const GenerateHooks& hooks)
-      : plan_(plan),
-        config_(config),
+  Generation(models::CausalLM& model, const Plan& plan, const GenerationConfig& config,
+             const GenerateHooks& hooks)
+      : config_(config),
         hooks_(hooks),
-        start_(Clock::now()),
-        decoding_(model, plan.prompts, config.num_return_sequences, plan.max_new_tokens,
-                  config.use_static_cache) {
-    for (const auto& prompt : plan.prompts) {
-      for (int64_t i = 0; i < config.num_return_sequences; ++i) {
-        rows_.push_back({prompt,
-                         {},
-                         FinishReason::kNone,
-                         hooks.make_decoder ? hooks.make_decoder() : TextDecoder{},
-                         {}});
-        // A generator of its own per row: a row's text does not depend on the rows beside it.
-        generators_.push_back(at::detail::createCPUGenerator(config.seed + rows_.size() - 1));
+        rules_(plan.eos_token_ids, plan.max_new_tokens, config, hooks),
+        sequences_(repeat(plan.prompts, config.num_return_sequences)),
+        decoding_(model, plan, config.num_return_sequences, config),
+        processors_(config, plan.eos_token_ids, plan.min_new_tokens, sequences_,
+                    model.info().vocab_size, model.device()),
+        sampler_(config, decoding_.num_rows(), model.device(),
+                 {.logprobs = static_cast<bool>(hooks.on_token), .scores = config.output_scores}),
+        runs_ahead_(!model.device().is_cpu() && !processors_.needs_sequences()),
+        rows_(sequences_.size()) {
+    for (size_t i = 0; i < rows_.size(); ++i) {
+      if (hooks.on_token && hooks.make_decoder) {
+        rows_[i].decoder = hooks.make_decoder();
+      }
+      if (rules_.has_stop_strings()) {
+        rows_[i].stop_search.emplace(rules_.make_stop_search(sequences_[i]));
       }
     }
-    pad_ =
-        config.pad_token_id.value_or(plan.eos_token_ids.empty() ? 0 : plan.eos_token_ids.front());
   }
 
   GenerateOutput run() {
-    GenerateOutput output;
-    output.prefill_tokens = decoding_.prompt_tokens();
-    const auto prefill_start = Clock::now();
-    at::Tensor logits = decoding_.prefill();
-    at::Tensor tokens = choose(logits);
-    output.prefill_seconds = seconds_since(prefill_start);
-    const auto decode_start = Clock::now();
-    while (!all_finished()) {
-      tokens = choose(decoding_.step(tokens));
+    auto start = Clock::now();
+    output_.prefill_tokens = decoding_.prompt_tokens();
+    Choice choice = choose(decoding_.prefill());
+    while (true) {
+      at::Tensor logits;
+      if (runs_ahead_ && num_new_tokens_ < rules_.max_new_tokens()) {
+        // The device goes on while the host looks at the last tokens; a step too many at the end is
+        // thrown away.
+        logits = decoding_.step(choice.tokens);
+      }
+      choice.wait();
+      if (num_new_tokens_ == 1) {
+        output_.prefill_seconds = seconds_since(start);
+        start = Clock::now();
+      }
+      accept(choice);
+      if (all_finished()) {
+        break;
+      }
+      choice = choose(logits.defined() ? logits : decoding_.step(choice.tokens));
     }
-    output.decode_seconds = seconds_since(decode_start);
+    output_.decode_seconds = seconds_since(start);
     for (auto& row : rows_) {
-      output.decode_tokens += static_cast<int64_t>(row.generated.size()) - 1;
-      output.sequences.push_back(std::move(row.generated));
-      output.finish_reasons.push_back(row.finish);
+      output_.decode_tokens += static_cast<int64_t>(row.generated.size()) - 1;
+      output_.sequences.push_back(std::move(row.generated));
+      output_.finish_reasons.push_back(row.finish);
     }
-    return output;
+    return std::move(output_);
   }
 
  private:
@@ -80,125 +98,63 @@ class Sampler {
                        [](const Row& row) { return row.finish != FinishReason::kNone; });
   }
 
-  bool needs_processing() const {
-    return config_.repetition_penalty != 1.0 || config_.no_repeat_ngram_size > 0 ||
-           num_new_tokens_ < config_.min_new_tokens;
-  }
-
-  at::Tensor processed(const at::Tensor& logits) const {
-    if (!needs_processing()) {
-      return logits;
-    }
-    Sequences sequences;
-    for (const auto& row : rows_) {
-      sequences.push_back(row.prompt);
-      sequences.back().insert(sequences.back().end(), row.generated.begin(), row.generated.end());
-    }
-    return process(logits, sequences, num_new_tokens_, plan_.eos_token_ids, config_);
-  }
-
-  // Sampling happens on the CPU with the rows' own generators: the same seed gives the same text
-  // everywhere.
-  at::Tensor sample(const at::Tensor& scores) {
-    const at::Tensor probabilities = scores.softmax(-1).to(at::kCPU);
-    std::vector<at::Tensor> picked;
-    for (size_t row = 0; row < rows_.size(); ++row) {
-      picked.push_back(
-          at::multinomial(probabilities[static_cast<int64_t>(row)], 1, false, generators_[row]));
-    }
-    return at::cat(picked);
-  }
-
-  // Chooses the next token of every row, tells the hooks, and returns what the model is fed next.
-  at::Tensor choose(const at::Tensor& logits) {
-    check_logits(logits);
-    at::Tensor scores = processed(logits);
-    at::Tensor tokens;
-    if (config_.do_sample) {
-      scores = warp(scores, config_);
-      tokens = sample(scores);
-    } else {
-      tokens = scores.argmax(-1).to(at::kCPU);
-    }
-    at::Tensor logprobs;
-    if (hooks_.on_token) {
-      logprobs = scores.log_softmax(-1)
-                     .gather(-1, tokens.to(scores.device()).unsqueeze(1))
-                     .squeeze(1)
-                     .to(at::kCPU);
-    }
+  Choice choose(const at::Tensor& logits) {
+    Choice choice = sampler_.choose(logits, processors_, sequences_, num_new_tokens_);
+    processors_.append(choice.tokens);
     ++num_new_tokens_;
-    auto* chosen = tokens.mutable_data_ptr<int64_t>();
-    for (size_t row = 0; row < rows_.size(); ++row) {
-      if (rows_[row].finish == FinishReason::kNone) {
-        accept(static_cast<int64_t>(row), chosen[row],
-               logprobs.defined() ? logprobs[static_cast<int64_t>(row)].item<double>() : 0.0);
-      } else {
-        chosen[row] = pad_;
+    return choice;
+  }
+
+  // Rows that have ended go through the model until all have: what they give is not looked at.
+  void accept(Choice& choice) {
+    const int64_t* ids = choice.ids.const_data_ptr<int64_t>();
+    const float* logprobs =
+        choice.logprobs.defined() ? choice.logprobs.const_data_ptr<float>() : nullptr;
+    for (size_t i = 0; i < rows_.size(); ++i) {
+      if (rows_[i].finish == FinishReason::kNone) {
+        accept_token(i, ids[i], logprobs == nullptr ? 0.0 : logprobs[i]);
       }
     }
-    return tokens.to(logits.device());
+    if (config_.output_scores) {
+      output_.scores.push_back(std::move(choice.scores));
+    }
   }
 
-  void accept(int64_t index, int64_t token, double logprob) {
-    Row& row = rows_[static_cast<size_t>(index)];
+  void accept_token(size_t index, int64_t token, double logprob) {
+    Row& row = rows_[index];
     row.generated.push_back(token);
-    TokenEvent event{index, token, logprob, {}, FinishReason::kNone};
+    if (processors_.needs_sequences()) {
+      sequences_[index].push_back(token);
+    }
+    const bool stop_string = row.stop_search && row.stop_search->push(token);
+    row.finish = rules_.reason(token, static_cast<int64_t>(row.generated.size()), stop_string);
+    if (!hooks_.on_token) {
+      return;
+    }
+    TokenEvent event{static_cast<int64_t>(index), token, logprob, {}, row.finish};
     if (row.decoder.push) {
       event.text = row.decoder.push(token);
-      row.text += event.text;
     }
-    row.finish = event.finish = finish_reason(row, token, event.text);
-    if (event.finish != FinishReason::kNone && row.decoder.finish) {
+    if (row.finish != FinishReason::kNone && row.decoder.finish) {
       event.text += row.decoder.finish();
     }
-    if (hooks_.on_token) {
-      hooks_.on_token(event);
-    }
+    hooks_.on_token(event);
   }
 
-  FinishReason finish_reason(const Row& row, int64_t token, const std::string& piece) const {
-    if (std::find(plan_.eos_token_ids.begin(), plan_.eos_token_ids.end(), token) !=
-        plan_.eos_token_ids.end()) {
-      return FinishReason::kEos;
-    }
-    for (const auto& stop : config_.stop_strings) {
-      // Only text that is new can complete the string: look where it may begin.
-      const size_t from =
-          row.text.size() - std::min(row.text.size(), piece.size() + stop.size() - 1);
-      if (!piece.empty() && row.text.find(stop, from) != std::string::npos) {
-        return FinishReason::kStopString;
-      }
-    }
-    if (static_cast<int64_t>(row.generated.size()) >= plan_.max_new_tokens) {
-      return FinishReason::kLength;
-    }
-    if (hooks_.cancel != nullptr && hooks_.cancel->load(std::memory_order_relaxed)) {
-      return FinishReason::kCancelled;
-    }
-    return config_.max_time_seconds && seconds_since(start_) > *config_.max_time_seconds
-               ? FinishReason::kTime
-               : FinishReason::kNone;
-  }
-
-  const Plan& plan_;
   const GenerationConfig& config_;
   const GenerateHooks& hooks_;
-  Clock::time_point start_;
+  StoppingRules rules_;
+  Sequences sequences_;  // prompts; with new tokens only where a processor needs them
   Decoding decoding_;
+  LogitsProcessors processors_;
+  Sampler sampler_;
+  bool runs_ahead_;
   std::vector<Row> rows_;
-  std::vector<at::Generator> generators_;
-  int64_t pad_ = 0;
   int64_t num_new_tokens_ = 0;
+  GenerateOutput output_;
 };
 
 }  // namespace
-
-std::string_view name(FinishReason reason) {
-  constexpr std::array<std::string_view, 6> kNames = {"none",        "length",    "eos",
-                                                      "stop_string", "cancelled", "time"};
-  return kNames[static_cast<size_t>(reason)];
-}
 
 GenerateOutput generate(models::CausalLM& model, const std::vector<std::vector<int64_t>>& prompts,
                         const GenerationConfig& config, const GenerateHooks& hooks) {
@@ -207,7 +163,7 @@ GenerateOutput generate(models::CausalLM& model, const std::vector<std::vector<i
   if (config.num_beams > 1) {
     return beam_search(model, plan, config, hooks);
   }
-  return Sampler(model, plan, config, hooks).run();
+  return Generation(model, plan, config, hooks).run();
 }
 
 }  // namespace graft::generation

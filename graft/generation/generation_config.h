@@ -5,7 +5,10 @@
 #include <filesystem>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
+
+#include <nlohmann/json_fwd.hpp>
 
 namespace graft::generation {
 
@@ -16,10 +19,12 @@ enum class EarlyStopping {
 };
 
 struct GenerationConfig {
-  // Lengths, in tokens. max_new_tokens wins over max_length (prompt included).
+  // Lengths, in tokens. max_new_tokens wins over max_length (prompt included, padded to the longest
+  // of the batch); with neither, 20 new tokens.
   std::optional<int64_t> max_new_tokens;
-  int64_t max_length = 20;
+  std::optional<int64_t> max_length;
   int64_t min_new_tokens = 0;
+  int64_t min_length = 0;  // prompt included
   std::optional<double> max_time_seconds;
 
   // Sampling; greedy without do_sample.
@@ -35,7 +40,7 @@ struct GenerationConfig {
   double repetition_penalty = 1.0;   // > 0; above 1 makes seen tokens less likely
   int64_t no_repeat_ngram_size = 0;  // 0: off
 
-  // Beams.
+  // Beams. With do_sample the candidates are drawn instead of taken from the top.
   int64_t num_beams = 1;
   double length_penalty = 1.0;
   EarlyStopping early_stopping = EarlyStopping::kFalse;
@@ -46,13 +51,27 @@ struct GenerationConfig {
   bool ignore_eos = false;
   std::vector<std::string> stop_strings;  // need a tokenizer in the hooks
   std::optional<int64_t> pad_token_id;
+  std::optional<int64_t> bos_token_id;  // absent: the model's
 
-  bool use_static_cache = false;
+  bool use_cache = true;
+  bool use_static_cache = false;  // cache_implementation `static`
+  bool output_scores = false;     // keep every step's scores in GenerateOutput::scores
 
-  // Reads generation_config.json of a folder; fields that are absent keep their defaults, fields
-  // that graft does not know are ignored. A folder without the file gives the defaults. Throws
-  // FormatError for a field of the wrong type, InvalidArgument for one out of range.
+  // Reads generation_config.json of a folder, or, where there is none, the token ids that
+  // config.json holds. Fields that are absent keep their defaults; fields that transformers does
+  // not know either are ignored.
+  //
+  // Throws   FormatError `generation.config.<field>` for a field of the wrong type or out of range;
+  //          IncompatibleError `generation.config.unsupported` for one that changes transformers'
+  //          output and that graft lacks; what io::read_json_file throws.
   static GenerationConfig from_folder(const std::filesystem::path& folder);
+
+  // Sets one option by transformers' name (max_new_tokens, eos_token_id, cache_implementation, …)
+  // or graft's own (seed, ignore_eos); null resets it to its default.
+  //
+  // Throws   InvalidArgument `generation.config.unknown-option` with the nearest name, or
+  //          `generation.config.<field>` for a value of the wrong type.
+  void set(std::string_view name, const nlohmann::json& value);
 
   // Throws   InvalidArgument `generation.config.<field>` naming the field, its range and its value.
   void validate() const;

@@ -1,0 +1,35 @@
+#include <fmt/format.h>
+
+#include "graft/layers/kernelize.h"
+#include "graft/tensor/device.h"
+
+#include "cli/load_model.h"
+#include "cli/model_path.h"
+#include "cli/output.h"
+#include "cli/run.h"
+
+namespace graft::cli {
+
+int run_explain(const ExplainOptions& options) {
+  ModelOptions model_options = options.model;
+  const auto mode = layers::parse_mode(options.mode);
+  const auto device = tensor::parse_device(model_options.device);
+  tensor::ensure_device(device);
+  model_options.use_kernels = false;  // kernelized below, with the mode that was asked for
+  const auto model = load_model(model_options);
+  layers::KernelizeOptions kernelize{.mode = mode,
+                                     .device = device,
+                                     .dtype = model->dtype(),
+                                     .config = kernel_config(options.model)};
+  const auto report = layers::kernelize(*model, kernelize);
+  if (options.common.json) {
+    auto object = report.to_json();
+    object["model"] = resolve_model(options.model.model);
+    print_json(object);
+  } else {
+    fmt::print("{}", report.to_text());
+  }
+  return 0;
+}
+
+}  // namespace graft::cli
