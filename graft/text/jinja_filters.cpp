@@ -140,7 +140,10 @@ Value indent(Interpreter& interpreter, const Value& self, const Arguments& argum
           ? bound[0].as_string()
           : std::string(static_cast<size_t>(std::clamp<int64_t>(bound.integer(0, 4), 0, 1 << 16)),
                         ' ');
-  const std::string text = to_text(self) + "\n";  // a last line end is a line of its own
+  if (!self.is(Kind::kString)) {
+    fail_type(fmt::format("indent: expected a string, got {}", type_name(self)));
+  }
+  const std::string text = self.as_string() + "\n";  // a last line end is a line of its own
   std::string out;
   bool first = true;
   size_t begin = 0;
