@@ -244,9 +244,22 @@ __device__ __forceinline__ Vec<T, kSize> apply_vector(const Vec<T, kSize>& gate,
         results[i] = apply_pair<kFunction, T>(pairs[i]);
       }
     } else {
+      // Rare. A loop of one pair at a time keeps the code small; the pairs move through the first
+      // register, since an index that is only known at run time would put all vectors, of the
+      // ordinary path too, into local memory.
+#pragma unroll
+      for (int i = 0; i < kSize / 2; ++i) {
+        results[i] = pairs[i];
+      }
 #pragma unroll 1
-      for (int i = 0; i < kSize; ++i) {
-        result.data[i] = from_float<T>(apply<kFunction, T>(to_float(gate.data[i])));
+      for (int count = 0; count < kSize / 2; ++count) {
+        const Pair<T> value =
+            map_pair<T>(results[0], [](float v) { return apply<kFunction, T>(v); });
+#pragma unroll
+        for (int i = 0; i + 1 < kSize / 2; ++i) {
+          results[i] = results[i + 1];
+        }
+        results[kSize / 2 - 1] = value;
       }
     }
     if constexpr (kGated) {

@@ -6,6 +6,7 @@
 
 #include "kernels/common/cuda_launch.h"
 #include "kernels/rms-norm/rms_norm_kernel.cuh"
+#include "kernels/rms-norm/rms_norm_long_kernel.cuh"
 #include "kernels/rms-norm/rms_norm_ops.h"
 
 namespace graft_kernels::rms_norm {
@@ -42,13 +43,51 @@ bool is_single_stride(const Problem& problem) {
          problem.residual_rows.num_dims == 1 && problem.sum_rows.num_dims == 1;
 }
 
+// The order of a row's sum. It looks at the row's length and the device, never at where rows lie.
+Order order_of(int64_t vectors, const CudaScope& scope) {
+  if (vectors <= 128) {
+    return {32, 1};
+  }
+  if (vectors <= 512) {
+    return {128, 1};
+  }
+  if (vectors <= 640) {
+    return {160, 1};
+  }
+  if (vectors <= 1024) {
+    return {256, 1};
+  }
+  if (vectors <= 2048) {
+    return {512, 1};
+  }
+  for (int parts = 1; parts <= kMaxCluster; parts *= 2) {
+    if (vectors <= static_cast<int64_t>(kLongThreads) * kLongVectors * parts &&
+        scope.attribute(cudaDevAttrComputeCapabilityMajor) == 9) {
+      return {kLongThreads, parts};
+    }
+  }
+  return {1024, 1};
+}
+
 template <typename X, bool kCastBefore, int kThreads, int kThreadsPerRow, int kVectors, int kRows>
-void launch_register(const Problem& problem, int cluster, cudaStream_t stream) {
+void launch_register(const Problem& problem, cudaStream_t stream) {
   constexpr int64_t kRowsPerBlock = static_cast<int64_t>(kThreads / kThreadsPerRow) * kRows;
+  const unsigned blocks = static_cast<unsigned>((problem.rows + kRowsPerBlock - 1) / kRowsPerBlock);
+  rms_norm_fwd_register_kernel<X, kCastBefore, kThreads, kThreadsPerRow, kVectors, kRows>
+      <<<blocks, kThreads, 0, stream>>>(problem);
+  check_cuda(cudaGetLastError(), "rms_norm_fwd_register_kernel");
+}
+
+template <typename X, bool kCastBefore>
+void launch_shared(const Problem& problem, int cluster, cudaStream_t stream) {
+  const auto kernel = rms_norm_fwd_shared_kernel<X, kCastBefore>;
+  check_cuda(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kLongSharedBytes),
+      "cudaFuncSetAttribute");
   cudaLaunchConfig_t config = {};
-  config.gridDim =
-      dim3(static_cast<unsigned>((problem.rows + kRowsPerBlock - 1) / kRowsPerBlock * cluster));
-  config.blockDim = dim3(kThreads);
+  config.gridDim = dim3(static_cast<unsigned>(problem.rows * cluster));
+  config.blockDim = dim3(kLongThreads);
+  config.dynamicSmemBytes = kLongSharedBytes;
   config.stream = stream;
   cudaLaunchAttribute attribute = {};
   attribute.id = cudaLaunchAttributeClusterDimension;
@@ -57,48 +96,37 @@ void launch_register(const Problem& problem, int cluster, cudaStream_t stream) {
   attribute.val.clusterDim.z = 1;
   config.attrs = &attribute;
   config.numAttrs = cluster > 1 ? 1 : 0;
-  check_cuda(
-      cudaLaunchKernelEx(
-          &config,
-          rms_norm_fwd_register_kernel<X, kCastBefore, kThreads, kThreadsPerRow, kVectors, kRows>,
-          problem, static_cast<unsigned>(cluster)),
-      "rms_norm_fwd_register_kernel");
+  check_cuda(cudaLaunchKernelEx(&config, kernel, problem, static_cast<unsigned>(cluster)),
+             "rms_norm_fwd_shared_kernel");
 }
 
-// Launches the register kernel if one holds rows of this length; false otherwise.
+// Launches the kernel that holds rows of this length on chip; false if none does.
 template <typename X, bool kCastBefore>
-bool try_register(const Problem& problem, const CudaScope& scope) {
+bool try_on_chip(const Problem& problem, const Order& order, cudaStream_t stream) {
   const int64_t vectors = problem.columns / kVectorSize<X>;
-  const cudaStream_t stream = scope.stream();
   if (problem.rows > (int64_t{1} << 27)) {
     return false;  // the grid's limit, with a cluster of eight
   }
   if (vectors <= 32) {
     // Short rows: several rows per warp keep enough bytes in flight, when there are enough rows.
-    problem.rows >= (1 << 14) ? launch_register<X, kCastBefore, 128, 32, 1, 4>(problem, 1, stream)
-                              : launch_register<X, kCastBefore, 128, 32, 1, 1>(problem, 1, stream);
+    problem.rows >= (1 << 14) ? launch_register<X, kCastBefore, 128, 32, 1, 4>(problem, stream)
+                              : launch_register<X, kCastBefore, 128, 32, 1, 1>(problem, stream);
   } else if (vectors <= 64) {
-    launch_register<X, kCastBefore, 128, 32, 2, 2>(problem, 1, stream);
+    launch_register<X, kCastBefore, 128, 32, 2, 2>(problem, stream);
   } else if (vectors <= 128) {
-    launch_register<X, kCastBefore, 128, 32, 4, 1>(problem, 1, stream);
+    launch_register<X, kCastBefore, 128, 32, 4, 1>(problem, stream);
   } else if (vectors <= 256) {
-    launch_register<X, kCastBefore, 128, 128, 2, 1>(problem, 1, stream);
-  } else if (vectors <= 512) {
-    launch_register<X, kCastBefore, 128, 128, 4, 1>(problem, 1, stream);
-  } else if (vectors <= 1024) {
-    launch_register<X, kCastBefore, 256, 256, 4, 1>(problem, 1, stream);
+    launch_register<X, kCastBefore, 128, 128, 2, 1>(problem, stream);
+  } else if (order.threads == 128) {
+    launch_register<X, kCastBefore, 128, 128, 4, 1>(problem, stream);
+  } else if (order.threads == 160) {
+    launch_register<X, kCastBefore, 160, 160, 4, 1>(problem, stream);
+  } else if (order.threads == 256) {
+    launch_register<X, kCastBefore, 256, 256, 4, 1>(problem, stream);
   } else if (vectors <= 2048) {
-    launch_register<X, kCastBefore, 512, 512, 4, 1>(problem, 1, stream);
-  } else if (scope.attribute(cudaDevAttrComputeCapabilityMajor) != 9) {
-    return false;
-  } else if (vectors <= 4096) {
-    launch_register<X, kCastBefore, 512, 512, 4, 1>(problem, 2, stream);
-  } else if (vectors <= 8192) {
-    launch_register<X, kCastBefore, 512, 512, 4, 1>(problem, 4, stream);
-  } else if (vectors <= 16384) {
-    launch_register<X, kCastBefore, 512, 512, 4, 1>(problem, 8, stream);
-  } else if (vectors <= 32768) {
-    launch_register<X, kCastBefore, 512, 512, 8, 1>(problem, 8, stream);
+    launch_register<X, kCastBefore, 512, 512, 4, 1>(problem, stream);
+  } else if (order.threads == kLongThreads) {
+    launch_shared<X, kCastBefore>(problem, order.parts, stream);
   } else {
     return false;
   }
@@ -106,40 +134,40 @@ bool try_register(const Problem& problem, const CudaScope& scope) {
 }
 
 template <typename X, typename W, typename Out, bool kCastBefore>
-void launch_looping(const Problem& problem, const CudaScope& scope) {
-  const bool vectorized = is_vectorizable(problem);
-  const int64_t accesses = vectorized ? problem.columns / kVectorSize<X> : problem.columns;
-  const int threads = static_cast<int>(std::clamp<int64_t>((accesses + 31) / 32 * 32, 32, 1024));
-  const int blocks_per_processor = 2048 / threads;
+void launch_looping(const Problem& problem, const Order& order, const CudaScope& scope) {
   const int64_t resident = static_cast<int64_t>(scope.attribute(cudaDevAttrMultiProcessorCount)) *
-                           std::min(blocks_per_processor, 32);
+                           std::min(2048 / order.threads, 32);
   const unsigned grid = static_cast<unsigned>(std::min<int64_t>(problem.rows, resident * 4));
-  if (vectorized) {
-    rms_norm_fwd_looping_kernel<X, W, Out, kCastBefore, kVectorSize<X>>
-        <<<grid, threads, 0, scope.stream()>>>(problem);
+  if (is_vectorizable(problem)) {
+    rms_norm_fwd_looping_kernel<X, W, Out, kCastBefore, true>
+        <<<grid, order.threads, 0, scope.stream()>>>(problem, order.parts);
   } else {
-    rms_norm_fwd_looping_kernel<X, W, Out, kCastBefore, 1>
-        <<<grid, threads, 0, scope.stream()>>>(problem);
+    rms_norm_fwd_looping_kernel<X, W, Out, kCastBefore, false>
+        <<<grid, order.threads, 0, scope.stream()>>>(problem, order.parts);
   }
   check_cuda(cudaGetLastError(), "rms_norm_fwd_looping_kernel");
+}
+
+template <typename X, bool kCastBefore>
+void launch_one_dtype(const Problem& problem, const Order& order, const CudaScope& scope) {
+  const bool fits = is_vectorizable(problem) && is_single_stride(problem);
+  if (!fits || !try_on_chip<X, kCastBefore>(problem, order, scope.stream())) {
+    launch_looping<X, X, X, kCastBefore>(problem, order, scope);
+  }
 }
 
 template <typename X>
 void run_dtype(const Problem& problem, const CudaScope& scope) {
   const bool cast_before = problem.variant == Variant::kCastBeforeWeight;
+  const int64_t vectors = (problem.columns + kVectorSize<X> - 1) / kVectorSize<X>;
+  const Order order = order_of(vectors, scope);
   if (problem.weight_dtype == problem.x_dtype) {
-    const bool fits = is_vectorizable(problem) && is_single_stride(problem);
-    if (cast_before) {
-      if (!fits || !try_register<X, true>(problem, scope)) {
-        launch_looping<X, X, X, true>(problem, scope);
-      }
-    } else if (!fits || !try_register<X, false>(problem, scope)) {
-      launch_looping<X, X, X, false>(problem, scope);
-    }
+    cast_before ? launch_one_dtype<X, true>(problem, order, scope)
+                : launch_one_dtype<X, false>(problem, order, scope);
   } else if (cast_before) {
-    launch_looping<X, float, float, true>(problem, scope);
+    launch_looping<X, float, float, true>(problem, order, scope);
   } else {
-    launch_looping<X, float, X, false>(problem, scope);
+    launch_looping<X, float, X, false>(problem, order, scope);
   }
 }
 
