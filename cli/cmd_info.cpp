@@ -65,12 +65,7 @@ ordered_json describe_folder(const fs::path& folder, Totals& totals) {
 }
 
 int run(const InfoOptions& options) {
-  const fs::path model = resolve_model(options.model);
-  if (!fs::exists(model)) {
-    throw NotFound(
-        "cli.info", "model",
-        fmt::format("`{}`: expected a folder or a .gguf file, got none", model.string()));
-  }
+  const fs::path model = locate_model(options.model, {}, options.revision);
   Totals totals;
   ordered_json out = {{"model", model.string()}};
   out.update(is_gguf_file(model) ? describe_gguf(model, totals) : describe_folder(model, totals));
@@ -85,20 +80,21 @@ int run(const InfoOptions& options) {
     print_json(out);
     return 0;
   }
-  fmt::print(
+  std::string text = fmt::format(
       "model         {}\nformat        {}\narchitecture  {}\nparameters    {:.1f} M in {} "
       "tensors\nsize          {}\ndtypes        ",
       model.string(), out["format"].get<std::string>(), out["architecture"].get<std::string>(),
       static_cast<double>(totals.num_parameters) / 1e6, totals.num_tensors,
       format_bytes(totals.size_bytes));
   for (const auto& [type, count] : totals.types) {
-    fmt::print("{} x {}  ", count, type);
+    text += fmt::format("{} x {}  ", count, type);
   }
-  fmt::print("\n");
+  text += "\n";
   for (const auto& tensor : options.tensors ? totals.tensors : ordered_json::array()) {
-    fmt::print("  {:<60} {:<6} {}\n", tensor["name"].get<std::string>(),
-               tensor["dtype"].get<std::string>(), tensor["shape"].dump());
+    text += fmt::format("  {:<60} {:<6} {}\n", tensor["name"].get<std::string>(),
+                        tensor["dtype"].get<std::string>(), tensor["shape"].dump());
   }
+  write_stdout(text);
   return 0;
 }
 
@@ -107,7 +103,9 @@ int run(const InfoOptions& options) {
 void add_info(CLI::App& app, Chosen& chosen) {
   auto options = std::make_shared<InfoOptions>();
   auto* command = app.add_subcommand("info", "Show what a model's files hold");
-  command->add_option("MODEL", options->model, "Folder or .gguf file (default: the demo model)");
+  command->add_option("MODEL", options->model,
+                      "Folder, .gguf file or Hub id (default: the demo model)");
+  command->add_option("--revision", options->revision, "Branch, tag or commit of a Hub id");
   command->add_flag("--tensors", options->tensors, "List every tensor");
   add_common_options(*command, options->common);
   command->callback([options, &chosen] {

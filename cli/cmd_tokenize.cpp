@@ -18,8 +18,11 @@ namespace graft::cli {
 namespace {
 
 std::string read_text(const TokenizeOptions& options) {
-  if (options.file.empty()) {
-    return options.text;
+  if (options.text) {
+    return *options.text;
+  }
+  if (options.file.empty() || options.file == "-") {
+    return read_stdin("TEXT");
   }
   std::ifstream in(options.file, std::ios::binary);
   if (!in) {
@@ -30,7 +33,7 @@ std::string read_text(const TokenizeOptions& options) {
 }
 
 int run(const TokenizeOptions& options) {
-  const auto tokenizer = text::load_pretrained(resolve_model(options.model));
+  const auto tokenizer = text::load_pretrained(locate_model(options.model));
   const auto ids = tokenizer.encode(read_text(options), !options.no_special_tokens);
   if (options.common.json) {
     nlohmann::ordered_json tokens = nlohmann::ordered_json::array();
@@ -39,7 +42,7 @@ int run(const TokenizeOptions& options) {
     }
     print_json({{"ids", ids}, {"tokens", tokens}});
   } else {
-    fmt::print("{}\n", fmt::join(ids, " "));
+    write_stdout(fmt::format("{}\n", fmt::join(ids, " ")));
   }
   return 0;
 }
@@ -49,9 +52,10 @@ int run(const TokenizeOptions& options) {
 void add_tokenize(CLI::App& app, Chosen& chosen) {
   auto options = std::make_shared<TokenizeOptions>();
   auto* command = app.add_subcommand("tokenize", "Turn text into a model's token ids");
-  command->add_option("MODEL", options->model, "Folder, tokenizer.json or .gguf file")->required();
-  auto* text = command->add_option("TEXT", options->text, "Text to tokenize");
-  command->add_option("--file", options->file, "File with the text")->excludes(text);
+  command->add_option("MODEL", options->model, "Folder, tokenizer.json, .gguf file or Hub id")
+      ->required();
+  auto* text = command->add_option("TEXT", options->text, "Text to tokenize (default: stdin)");
+  command->add_option("--file", options->file, "File with the text; - is stdin")->excludes(text);
   command->add_flag("--no-special-tokens", options->no_special_tokens, "Add no bos or eos tokens");
   add_common_options(*command, options->common);
   command->callback([options, &chosen] {

@@ -1,20 +1,21 @@
 #include "cli/load_model.h"
 
+#include <algorithm>
+#include <cctype>
 #include <charconv>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <string_view>
 
 #include <fmt/format.h>
 
 #include "graft/core/error.h"
-#include "graft/hub/cache.h"
-#include "graft/hub/environment.h"
 #include "graft/layers/kernel_config.h"
 #include "graft/tensor/device.h"
 
 #include "cli/model_path.h"
-#include "cli/output.h"
+#include "cli/progress.h"
 
 namespace graft::cli {
 
@@ -32,8 +33,10 @@ std::optional<layers::KernelConfig> kernel_config(const ModelOptions& options) {
   return layers::KernelConfig::from_json(text);
 }
 
-std::shared_ptr<models::CausalLM> load_model(const ModelOptions& options) {
+std::shared_ptr<models::CausalLM> load_model(const ModelOptions& options,
+                                             const CommonOptions& common) {
   const std::string model = resolve_model(options.model);
+  ProgressBar bar(common, "loading weights");
   models::LoadOptions load;
   load.use_kernels = options.use_kernels;
   load.kernel_config = kernel_config(options);
@@ -42,44 +45,37 @@ std::shared_ptr<models::CausalLM> load_model(const ModelOptions& options) {
   load.attn_implementation = options.attn_implementation;
   load.gguf_file = options.gguf_file;
   load.revision = options.revision;
+  load.progress = [&bar](int64_t done, int64_t total) {
+    bar.update(static_cast<uint64_t>(done), static_cast<uint64_t>(total));
+  };
   return models::AutoModelForCausalLM::from_pretrained(model, load);
 }
 
 std::vector<int64_t> parse_ids(const std::string& text) {
+  const auto is_space = [](char c) { return std::isspace(static_cast<unsigned char>(c)) != 0; };
   std::vector<int64_t> ids;
-  for (size_t start = 0; start < text.size();) {
+  if (std::all_of(text.begin(), text.end(), is_space)) {
+    return ids;
+  }
+  for (size_t start = 0; start <= text.size();) {
     const size_t end = std::min(text.find(',', start), text.size());
+    std::string_view word = std::string_view(text).substr(start, end - start);
+    while (!word.empty() && is_space(word.front())) {
+      word.remove_prefix(1);
+    }
+    while (!word.empty() && is_space(word.back())) {
+      word.remove_suffix(1);
+    }
     int64_t id = 0;
-    const auto [last, status] = std::from_chars(text.data() + start, text.data() + end, id);
-    if (status != std::errc() || last != text.data() + end) {
-      throw InvalidArgument("cli", "ids",
-                            fmt::format("ids: expected numbers with commas, got `{}`",
-                                        text.substr(start, end - start)));
+    const auto [last, status] = std::from_chars(word.data(), word.data() + word.size(), id);
+    if (status != std::errc() || last != word.data() + word.size()) {
+      throw InvalidArgument(
+          "cli", "ids", fmt::format("ids: expected numbers with commas between, got `{}`", word));
     }
     ids.push_back(id);
     start = end + 1;
   }
   return ids;
-}
-
-fs::path model_folder(const ModelOptions& options) {
-  const fs::path model = resolve_model(options.model);
-  if (is_gguf_file(model)) {
-    return model;
-  }
-  if (fs::is_directory(model)) {
-    return options.gguf_file.empty() ? model : model / options.gguf_file;
-  }
-  if (hub::is_repo_id(model.string())) {
-    if (const auto snapshot = hub::find_snapshot(hub::cache_folder(), hub::RepoType::kModel,
-                                                 model.string(), options.revision)) {
-      return options.gguf_file.empty() ? snapshot->folder : snapshot->folder / options.gguf_file;
-    }
-  }
-  throw NotFound("cli", "model",
-                 fmt::format("`{}`: expected a folder, a .gguf file or a cached Hub id, got none",
-                             model.string()),
-                 fmt::format("run `graft download {}`", model.string()));
 }
 
 }  // namespace graft::cli

@@ -1,7 +1,9 @@
-#include <cstdlib>
-#include <iterator>
+#include <algorithm>
+#include <iterator>  // spdlog forgets it
+#include <string_view>
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include "graft/core/error.h"
 #include "graft/core/log.h"
@@ -9,6 +11,7 @@
 
 #include "cli/command.h"
 #include "cli/output.h"
+#include "cli/suggest.h"
 
 namespace graft::cli {
 
@@ -26,7 +29,7 @@ constexpr char kFooter[] =
     "interrupted";
 
 constexpr void (*kCommands[])(CLI::App&, Chosen&) = {
-    add_generate, add_tokenize, add_logits, add_explain, add_info, add_doctor,
+    add_generate, add_tokenize, add_logits, add_explain, add_info, add_doctor, add_download,
 };
 
 void set_log_level(const CommonOptions& common) {
@@ -35,6 +38,45 @@ void set_log_level(const CommonOptions& common) {
   } else if (common.verbosity > 0) {
     log()->set_level(common.verbosity > 1 ? spdlog::level::debug : spdlog::level::info);
   }
+}
+
+// Names of the commands, or the long options of one.
+std::vector<std::string> words(CLI::App& app, bool options) {
+  std::vector<std::string> names;
+  if (!options) {
+    for (const auto* command : app.get_subcommands({})) {
+      names.push_back(command->get_name());
+    }
+    return names;
+  }
+  for (auto* command : app.get_subcommands()) {
+    for (auto* option : command->get_options()) {
+      for (const auto& name : option->get_lnames()) {
+        names.push_back("--" + name);
+      }
+    }
+  }
+  return names;
+}
+
+// What the parser says is wrong, with the word that was probably meant.
+InvalidArgument usage_error(CLI::App& app, const CLI::ParseError& error, int argc, char** argv) {
+  std::string text = error.what();
+  std::string meant;
+  const auto commands = words(app, /*options=*/false);
+  const std::string first = argc > 1 ? argv[1] : "";
+  if (!first.empty() && first[0] != '-' &&
+      std::find(commands.begin(), commands.end(), first) == commands.end()) {
+    text = fmt::format("command: expected {}, got `{}`", fmt::join(commands, ", "), first);
+    meant = nearest(first, commands);
+  } else {
+    for (const auto& word : app.remaining(/*recurse=*/true)) {
+      const std::string name = word.substr(0, word.find('='));
+      meant = meant.empty() ? nearest(name, words(app, /*options=*/true)) : meant;
+    }
+  }
+  const std::string help = "run with --help for more";
+  return {"cli", "usage", text, meant.empty() ? help : fmt::format("did you mean `{}`?", meant)};
 }
 
 int main_with_errors(int argc, char** argv) {
@@ -49,11 +91,17 @@ int main_with_errors(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : 2;
+    if (error.get_exit_code() == 0) {
+      return app.exit(error);
+    }
+    const bool json = std::find(argv, argv + argc, std::string_view("--json")) != argv + argc;
+    return report_error(usage_error(app, error, argc, argv), json);
   }
   set_log_level(*chosen.common);
   try {
     return chosen.run();
+  } catch (const ClosedPipe&) {
+    return kClosedPipeExitCode;
   } catch (const std::exception& error) {
     return report_error(error, chosen.common->json);
   }

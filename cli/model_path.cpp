@@ -4,6 +4,8 @@
 
 #include "graft/core/env.h"
 #include "graft/core/error.h"
+#include "graft/hub/cache.h"
+#include "graft/hub/environment.h"
 
 namespace graft::cli {
 
@@ -28,6 +30,33 @@ std::string resolve_model(const std::string& argument) {
       "cli", "demo-model",
       fmt::format("demo model: expected a .gguf file under `{}`, got none", folder.string()),
       "run `make demo`, or name a model folder or a .gguf file");
+}
+
+fs::path locate_model(const std::string& argument, const std::string& gguf_file,
+                      const std::string& revision) {
+  const std::string model = resolve_model(argument);
+  if (fs::is_regular_file(model)) {
+    return model;
+  }
+  if (fs::is_directory(model)) {
+    return gguf_file.empty() ? fs::path(model) : fs::path(model) / gguf_file;
+  }
+  if (!hub::is_repo_id(model) || model.ends_with(".gguf") || model.ends_with(".json")) {
+    throw NotFound(
+        "cli", "model",
+        fmt::format("`{}`: expected a folder, a .gguf file or a Hub id, got nothing of that name",
+                    model));
+  }
+  const auto snapshot =
+      hub::find_snapshot(hub::cache_folder(), hub::RepoType::kModel, model, revision);
+  if (!snapshot) {
+    throw NotFound(
+        "cli", "model",
+        fmt::format("`{}`: expected a folder of that name or a snapshot under `{}`, got neither",
+                    model, hub::cache_folder().string()),
+        fmt::format("run `graft download {}`", model));
+  }
+  return gguf_file.empty() ? snapshot->folder : snapshot->folder / gguf_file;
 }
 
 bool is_gguf_file(const fs::path& path) {

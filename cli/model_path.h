@@ -11,6 +11,12 @@ namespace graft::cli {
 // NotFound when there is no demo model.
 std::string resolve_model(const std::string& argument);
 
+// Returns the folder, or the .gguf or tokenizer.json file, that MODEL names: a path, or the
+// snapshot of a Hub id in the local cache (revision: branch, tag or commit; empty: `main`).
+// gguf_file: a file inside that folder. Throws NotFound; nothing is asked of the network.
+std::filesystem::path locate_model(const std::string& argument, const std::string& gguf_file = {},
+                                   const std::string& revision = {});
+
 // True for a path that names a .gguf file.
 bool is_gguf_file(const std::filesystem::path& path);
 

@@ -32,7 +32,7 @@ struct GenerateOptions {
   CommonOptions common;
   ModelOptions model;
   std::optional<std::string> prompt;
-  std::optional<std::string> prompt_file;
+  std::optional<std::string> prompt_file;  // `-`: stdin
   std::optional<std::string> chat;
   std::optional<std::string> system;
   std::optional<std::string> prompt_ids;  // comma-separated
@@ -67,17 +67,26 @@ struct DoctorOptions {
   CommonOptions common;
 };
 
+struct DownloadOptions {
+  CommonOptions common;
+  std::string repo_id;
+  std::string revision = "main";
+  std::vector<std::string> include;
+  bool kernel = false;
+};
+
 struct TokenizeOptions {
   CommonOptions common;
   std::string model;
-  std::string text;
-  std::string file;
+  std::optional<std::string> text;
+  std::string file;  // `-`: stdin
   bool no_special_tokens = false;
 };
 
 struct InfoOptions {
   CommonOptions common;
   std::string model;
+  std::string revision;
   bool tensors = false;
 };
 

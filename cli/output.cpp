@@ -1,13 +1,41 @@
 #include "cli/output.h"
 
+#include <cerrno>
 #include <cstdio>
+#include <cstring>
+#include <iostream>
+#include <iterator>
 
 #include <fmt/format.h>
 #include <sys/resource.h>
+#include <unistd.h>
 
 #include "graft/core/error.h"
 
 namespace graft::cli {
+
+void write_stdout(std::string_view data) {
+  errno = 0;
+  const bool written = std::fwrite(data.data(), 1, data.size(), stdout) == data.size();
+  if (written && std::fflush(stdout) == 0) {
+    return;
+  }
+  if (errno == EPIPE) {
+    throw ClosedPipe();
+  }
+  throw Error("cli", "stdout",
+              fmt::format("stdout: expected to write {} bytes, got: {}", data.size(),
+                          std::strerror(errno)));
+}
+
+std::string read_stdin(std::string_view what) {
+  if (isatty(STDIN_FILENO) != 0) {
+    throw InvalidArgument("cli", "stdin",
+                          fmt::format("{}: expected text on stdin, got a terminal", what),
+                          "pipe a file into the program, or give the text as an argument");
+  }
+  return {std::istreambuf_iterator<char>(std::cin), {}};
+}
 
 void print_json(nlohmann::ordered_json object) {
   nlohmann::ordered_json with_schema = {{"schema", kJsonSchema}};
@@ -15,8 +43,7 @@ void print_json(nlohmann::ordered_json object) {
   // Bytes that are no UTF-8 (a token of half a character) become U+FFFD instead of an exception.
   const auto text =
       with_schema.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
-  fmt::print(stdout, "{}\n", text);
-  std::fflush(stdout);
+  write_stdout(text + "\n");
 }
 
 void print_note(const CommonOptions& common, std::string_view line) {

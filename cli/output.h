@@ -14,6 +14,17 @@ namespace graft::cli {
 // Every JSON object that the program prints carries this under `schema`.
 inline constexpr int kJsonSchema = 1;
 
+// Whoever read stdout went away: the program ends without a word, as a Unix filter does.
+struct ClosedPipe : std::exception {};
+inline constexpr int kClosedPipeExitCode = 141;  // what a shell shows for SIGPIPE
+
+// Writes data to stdout, at once. Throws Error `cli.stdout` when it cannot be written (a full
+// disk), ClosedPipe when nobody reads it.
+void write_stdout(std::string_view data);
+
+// All of stdin. Throws InvalidArgument when stdin is a terminal: `what` names the option.
+std::string read_stdin(std::string_view what);
+
 // Prints one JSON object and a newline on stdout; adds `schema`.
 void print_json(nlohmann::ordered_json object);
 

@@ -1,10 +1,7 @@
-#include <thread>
-
 #include <ATen/Parallel.h>
 #include <ATen/Version.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
-#include <sys/utsname.h>
 #include <torch/version.h>
 
 #include "graft/core/env.h"
@@ -89,16 +86,19 @@ int run_doctor(const DoctorOptions& options) {
     print_json(report);
     return 0;
   }
+  std::string text;
   for (const auto& [key, value] : report.items()) {
     if (key == "packages") {
       for (const auto& row : value) {
-        fmt::print("{:<20} {}: {}\n", "package", row["package"].get<std::string>(),
-                   fmt::join(row["variants"].get<std::vector<std::string>>(), ", "));
+        text += fmt::format("{:<20} {}: {}\n", "package", row["package"].get<std::string>(),
+                            fmt::join(row["variants"].get<std::vector<std::string>>(), ", "));
       }
     } else if (key != "supported") {
-      fmt::print("{:<20} {}\n", key, value.is_string() ? value.get<std::string>() : value.dump());
+      text += fmt::format("{:<20} {}\n", key,
+                          value.is_string() ? value.get<std::string>() : value.dump());
     }
   }
+  write_stdout(text);
   return 0;
 }
 

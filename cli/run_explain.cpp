@@ -16,7 +16,7 @@ int run_explain(const ExplainOptions& options) {
   const auto device = tensor::parse_device(model_options.device);
   tensor::ensure_device(device);
   model_options.use_kernels = false;  // kernelized below, with the mode that was asked for
-  const auto model = load_model(model_options);
+  const auto model = load_model(model_options, options.common);
   layers::KernelizeOptions kernelize{.mode = mode,
                                      .device = device,
                                      .dtype = model->dtype(),
@@ -27,7 +27,7 @@ int run_explain(const ExplainOptions& options) {
     object["model"] = resolve_model(options.model.model);
     print_json(object);
   } else {
-    fmt::print("{}", report.to_text());
+    write_stdout(report.to_text());
   }
   return 0;
 }

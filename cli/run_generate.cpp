@@ -1,18 +1,22 @@
 #include <atomic>
+#include <chrono>
 #include <csignal>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include "graft/core/error.h"
 #include "graft/generation/generate.h"
 #include "graft/layers/kernelize.h"
+#include "graft/tensor/device.h"
 #include "graft/text/chat_template.h"
 #include "graft/text/pretrained.h"
 
 #include "cli/load_model.h"
+#include "cli/model_path.h"
 #include "cli/output.h"
 #include "cli/run.h"
 
@@ -32,9 +36,13 @@ void on_interrupt(int) {
   }
 }
 
+fs::path model_place(const ModelOptions& model) {
+  return locate_model(model.model, model.gguf_file, model.revision);
+}
+
 // A model without a tokenizer can still be driven with ids.
 std::optional<text::Tokenizer> find_tokenizer(const GenerateOptions& options) {
-  const fs::path place = model_folder(options.model);
+  const fs::path place = model_place(options.model);
   if (options.prompt_ids && fs::is_directory(place) && !fs::exists(place / "tokenizer.json")) {
     return std::nullopt;
   }
@@ -42,6 +50,9 @@ std::optional<text::Tokenizer> find_tokenizer(const GenerateOptions& options) {
 }
 
 std::string read_prompt_file(const std::string& path) {
+  if (path == "-") {
+    return read_stdin("--prompt-file -");
+  }
   std::ifstream in(path, std::ios::binary);
   if (!in) {
     throw NotFound("cli.generate", "prompt-file",
@@ -87,13 +98,26 @@ std::vector<int64_t> prompt_ids(const GenerateOptions& options,
   return {ids.begin(), ids.end()};
 }
 
+// Sampling is asked for by any of its options; --temperature 0 says greedy whatever else is given.
+bool wants_sampling(const GenerateOptions& options) {
+  if (!options.temperature) {
+    return options.top_k || options.top_p || options.min_p;
+  }
+  if (!(*options.temperature >= 0.0)) {
+    throw InvalidArgument(
+        "cli.generate", "temperature",
+        fmt::format("--temperature: expected 0 (greedy) or more, got {}", *options.temperature));
+  }
+  return *options.temperature > 0.0;
+}
+
 generation::GenerationConfig generation_config(const GenerateOptions& options) {
-  const fs::path place = model_folder(options.model);
+  const fs::path place = model_place(options.model);
   auto config = fs::is_directory(place) ? generation::GenerationConfig::from_folder(place)
                                         : generation::GenerationConfig{};
   // A command without sampling options is greedy, whatever the checkpoint's author liked.
-  config.do_sample = options.temperature.value_or(0.0) > 0.0;
-  config.temperature = config.do_sample ? *options.temperature : 1.0;
+  config.do_sample = wants_sampling(options);
+  config.temperature = config.do_sample ? options.temperature.value_or(config.temperature) : 1.0;
   config.max_new_tokens = options.max_new_tokens;
   config.top_k = options.top_k.value_or(config.top_k);
   config.top_p = options.top_p.value_or(config.do_sample ? config.top_p : 1.0);
@@ -113,13 +137,13 @@ generation::GenerateHooks make_hooks(const GenerateOptions& options,
   generation::GenerateHooks hooks =
       tokenizer ? generation::text_hooks(*tokenizer) : generation::GenerateHooks{};
   hooks.cancel = &interrupted;
-  if (options.stream && tokenizer) {
-    hooks.on_token = [&options](const generation::TokenEvent& event) {
+  if (options.stream) {
+    hooks.on_token = [&options,
+                      has_text = tokenizer.has_value()](const generation::TokenEvent& event) {
       if (options.common.json) {
         print_json({{"token", event.token_id}, {"text", event.text}, {"logprob", event.logprob}});
       } else {
-        fmt::print("{}", event.text);
-        std::fflush(stdout);
+        write_stdout(has_text ? event.text : fmt::format("{} ", event.token_id));
       }
     };
   }
@@ -141,6 +165,16 @@ nlohmann::ordered_json swapped_rows(models::CausalLM& model) {
     }
   }
   return rows;
+}
+
+void print_loaded(const GenerateOptions& options, const models::CausalLM& model,
+                  std::chrono::steady_clock::time_point start) {
+  const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
+  print_note(options.common,
+             fmt::format("loaded {}: {:.1f} M parameters, {}, {}, in {}", model.info().model_type,
+                         static_cast<double>(model.info().num_parameters) / 1e6,
+                         tensor::dtype_name(model.dtype()), model.device().str(),
+                         format_seconds(elapsed.count())));
 }
 
 void print_summary(const GenerateOptions& options, models::CausalLM& model,
@@ -167,19 +201,24 @@ int run_generate(const GenerateOptions& options) {
   const auto prompt = prompt_ids(options, tokenizer);
   const auto config = generation_config(options);
   config.validate();  // before the weights are loaded
-  const auto model = load_model(options.model);
+  const auto start = std::chrono::steady_clock::now();
+  const auto model = load_model(options.model, options.common);
+  if (!options.common.json) {
+    print_loaded(options, *model, start);
+  }
   std::signal(SIGINT, on_interrupt);
   const auto output =
       generation::generate(*model, {prompt}, config, make_hooks(options, tokenizer));
   std::signal(SIGINT, SIG_DFL);
   const auto& generated = output.sequences[0];
   const std::string text =
-      tokenizer ? tokenizer->decode(std::vector<int32_t>(generated.begin(), generated.end())) : "";
+      tokenizer ? tokenizer->decode(std::vector<int32_t>(generated.begin(), generated.end()))
+                : fmt::format("{}", fmt::join(generated, " "));
   if (options.common.json) {
     print_json(
         {{"prompt_ids", prompt},
          {"generated_ids", generated},
-         {"text", text},
+         {"text", tokenizer ? text : ""},
          {"finish_reason", generation::name(output.finish_reasons[0])},
          {"prefill_tokens_per_second", per_second(output.prefill_tokens, output.prefill_seconds)},
          {"decode_tokens_per_second", per_second(output.decode_tokens, output.decode_seconds)},
@@ -188,7 +227,7 @@ int run_generate(const GenerateOptions& options) {
          {"peak_rss_bytes", peak_rss_bytes()},
          {"swapped", swapped_rows(*model)}});
   } else {
-    fmt::print("{}\n", options.stream ? "" : text);
+    write_stdout(options.stream ? "\n" : text + "\n");
     print_summary(options, *model, output);
   }
   return output.finish_reasons[0] == generation::FinishReason::kCancelled ? 130 : 0;

@@ -15,7 +15,7 @@ int run_logits(const LogitsOptions& options) {
   if (ids.empty()) {
     throw InvalidArgument("cli.logits", "ids", "--ids: expected at least one token id, got none");
   }
-  const auto model = load_model(options.model);
+  const auto model = load_model(options.model, options.common);
   for (const int64_t id : ids) {
     if (id < 0 || id >= model->info().vocab_size) {
       throw InvalidArgument("cli.logits", "ids",

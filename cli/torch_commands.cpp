@@ -1,18 +1,42 @@
 #include "cli/torch_commands.h"
 
+#include <cstdlib>
 #include <filesystem>
 
 #include <dlfcn.h>
 #include <fmt/format.h>
 
+#include "graft/core/env.h"
 #include "graft/core/error.h"
 
 namespace graft::cli {
 
+namespace {
+
+namespace fs = std::filesystem;
+
+// OpenMP threads that wait for each other spin for about ten milliseconds by default. On a machine
+// that others use too, a spinning thread holds the processor that the awaited one needs, and a
+// token takes seconds. A short spin costs nothing on an idle machine. libgomp reads this when it is
+// loaded, hence before dlopen.
+void spin_briefly() {
+  if (!env::get("OMP_WAIT_POLICY") && !env::get("GOMP_SPINCOUNT")) {
+    setenv("GOMP_SPINCOUNT", "1000", /*overwrite=*/0);
+  }
+}
+
+fs::path library_path() {
+  const auto root = fs::read_symlink("/proc/self/exe").parent_path().parent_path();
+  const auto installed = root / GRAFT_LIBRARY_FOLDER / "libgraft_commands.so";
+  return fs::exists(installed) ? installed : root / "lib" / "libgraft_commands.so";
+}
+
+}  // namespace
+
 const TorchCommands& torch_commands() {
   static const TorchCommands* table = [] {
-    const auto program = std::filesystem::read_symlink("/proc/self/exe");
-    const auto library = program.parent_path().parent_path() / "lib" / "libgraft_commands.so";
+    spin_briefly();
+    const auto library = library_path();
     // Global scope: kernel libraries that are opened later find libtorch's symbols through it.
     void* handle = dlopen(library.c_str(), RTLD_NOW | RTLD_GLOBAL);
     if (handle == nullptr) {
