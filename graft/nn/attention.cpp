@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <limits>
 #include <optional>
+#include <tuple>
 
+#include <ATen/core/grad_mode.h>
 #include <fmt/format.h>
 
 #include "graft/core/error.h"
@@ -53,6 +55,35 @@ at::Tensor repeat_kv(const at::Tensor& x, int64_t num_groups) {
       .reshape({batch, heads * num_groups, length, dim});
 }
 
+bool fits_flash(const at::Tensor& query) {
+  const bool is_16_bit = query.scalar_type() == at::kHalf || query.scalar_type() == at::kBFloat16;
+  return query.is_cuda() && is_16_bit && query.size(-1) % 8 == 0 && query.size(-1) <= 256;
+}
+
+// softmax(query key^T * scale + mask) value, each [B, H, S, D], by the fastest kernel that PyTorch
+// has. On CUDA the kernel is named here: by itself PyTorch prefers cuDNN on Hopper, which plans
+// anew for every length that it has not seen (50 ms each), and a growing cache is a new length at
+// every step.
+at::Tensor attend_fused(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                        const std::optional<at::Tensor>& mask, bool causal, double scale) {
+  if (fits_flash(query) && query.numel() > 0 && key.numel() > 0) {
+    if (!mask) {
+      return std::get<0>(
+          at::_scaled_dot_product_flash_attention(query, key, value, 0.0, causal, false, scale));
+    }
+    // Its mask begins every row at a multiple of 16 bytes.
+    constexpr int64_t kAlignment = 8;
+    const int64_t num_keys = mask->size(-1);
+    const at::Tensor aligned =
+        at::constant_pad_nd(*mask, {0, (kAlignment - num_keys % kAlignment) % kAlignment})
+            .narrow(-1, 0, num_keys)
+            .expand({query.size(0), query.size(1), query.size(2), num_keys});
+    return std::get<0>(at::_scaled_dot_product_efficient_attention(
+        query, key, value, aligned, at::GradMode::is_enabled(), 0.0, false, scale));
+  }
+  return at::scaled_dot_product_attention(query, key, value, mask, 0.0, causal, scale);
+}
+
 std::optional<at::Tensor> optional_mask(const AttentionMask& mask) {
   return mask.additive.defined() ? std::optional<at::Tensor>(mask.additive) : std::nullopt;
 }
@@ -74,14 +105,11 @@ at::Tensor attend_eager(const at::Tensor& query, const at::Tensor& key, const at
 
 at::Tensor attend_sdpa(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                        const AttentionMask& mask, const AttentionOptions& options) {
-  const int64_t num_groups = options.num_heads / options.num_kv_heads;
-  if (num_groups > 1 && query.is_cuda() && !mask.additive.defined() && options.head_dim <= 256) {
-    return at::scaled_dot_product_attention(query, key, value, std::nullopt, 0.0, mask.causal,
-                                            options.scale, /*enable_gqa=*/true);
-  }
-  return at::scaled_dot_product_attention(query, repeat_kv(key, num_groups),
-                                          repeat_kv(value, num_groups), optional_mask(mask), 0.0,
-                                          mask.causal, options.scale);
+  // Flash attention shares a key among its query heads by itself.
+  const bool shares = fits_flash(query) && !mask.additive.defined();
+  const int64_t num_groups = shares ? 1 : options.num_heads / options.num_kv_heads;
+  return attend_fused(query, repeat_kv(key, num_groups), repeat_kv(value, num_groups),
+                      optional_mask(mask), mask.causal, options.scale);
 }
 
 // One query a head, [B, 1, Hq, D]: the heads that share a key become the query positions of one
@@ -90,8 +118,7 @@ at::Tensor attend_one(const at::Tensor& query, const at::Tensor& key, const at::
                       const AttentionMask& mask, const AttentionOptions& options) {
   const int64_t batch = query.size(0), kv_heads = options.num_kv_heads, dim = options.head_dim;
   const at::Tensor packed = query.view({batch, kv_heads, options.num_heads / kv_heads, dim});
-  return at::scaled_dot_product_attention(packed, key, value, optional_mask(mask), 0.0, false,
-                                          options.scale)
+  return attend_fused(packed, key, value, optional_mask(mask), false, options.scale)
       .reshape({batch, 1, options.num_heads * dim});
 }
 

@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include "graft/core/error.h"
+#include "graft/tensor/device.h"
 
 namespace graft::nn {
 namespace {
@@ -49,12 +50,29 @@ at::Tensor expected(const Case& c, const at::Tensor& padding, const at::Tensor& 
   return out.transpose(1, 2).reshape({query.size(0), c.num_new, -1});
 }
 
-class Attention : public ::testing::TestWithParam<AttentionBackend> {};
+struct Setting {
+  AttentionBackend backend;
+  at::DeviceType device;
+  at::ScalarType dtype;
+};
+
+class Attention : public ::testing::TestWithParam<Setting> {
+ protected:
+  void SetUp() override {
+    if (GetParam().device == at::kCUDA && !tensor::cuda_available()) {
+      GTEST_SKIP() << "no CUDA device";
+    }
+    at::manual_seed(0);
+  }
+  // Random numbers that the dtype holds exactly, on the device.
+  at::Tensor random(at::IntArrayRef sizes) const {
+    return at::randn(sizes).to(GetParam().dtype).to(GetParam().device);
+  }
+};
 
 TEST_P(Attention, FollowsCausalWindowedAndPaddedMasks) {
-  at::manual_seed(0);
   AttentionOptions options{.num_heads = 4, .num_kv_heads = 2, .head_dim = 8, .scale = 0.3};
-  options.backend = GetParam();
+  options.backend = GetParam().backend;
   at::Tensor padding = at::ones({2, 32}, at::kBool);
   padding[1].slice(0, 0, 2).fill_(false);
   for (const Case& c :
@@ -63,25 +81,35 @@ TEST_P(Attention, FollowsCausalWindowedAndPaddedMasks) {
         Case{1, 9, 0, true}, Case{1, 9, 3, true}, Case{4, 5, 6, true}}) {
     const int64_t total = c.num_past + c.num_new;
     const at::Tensor mask2d = padding.slice(1, 0, total);
-    const at::Tensor query = at::randn({2, 4, c.num_new, 8});
-    const at::Tensor key = at::randn({2, 2, total, 8}), value = at::randn({2, 2, total, 8});
+    const at::Tensor query = random({2, 4, c.num_new, 8});
+    const at::Tensor key = random({2, 2, total, 8}), value = random({2, 2, total, 8});
     MaskRequest request{.num_new = c.num_new, .num_past = c.num_past};
-    request.backend = GetParam();
+    request.backend = GetParam().backend;
+    request.dtype = GetParam().dtype;
+    request.device = GetParam().device;
     if (c.padded) {
-      request.padding = mask2d;
+      request.padding = mask2d.to(GetParam().device);
     }
     const at::Tensor got =
         attend(query.transpose(1, 2), key, value, build_mask(request, c.window), options);
-    const at::Tensor want = expected(c, mask2d, query, key, value, options);
+    const at::Tensor want = expected(c, mask2d, query.cpu(), key.cpu(), value.cpu(), options);
     // Rows that may see nothing (padding itself) are not defined.
     const at::Tensor rows = want.isnan().logical_not();
-    EXPECT_LT((got.to(at::kDouble) - want).masked_select(rows).abs().max().item<double>(), 1e-5)
+    const double tolerance = GetParam().dtype == at::kFloat ? 1e-5 : 2e-2;
+    EXPECT_LT((got.cpu().to(at::kDouble) - want).masked_select(rows).abs().max().item<double>(),
+              tolerance)
         << c.num_new << " new, " << c.num_past << " past, window " << c.window;
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Backends, Attention,
-                         ::testing::Values(AttentionBackend::kSdpa, AttentionBackend::kEager));
+INSTANTIATE_TEST_SUITE_P(
+    Backends, Attention,
+    ::testing::Values(Setting{AttentionBackend::kSdpa, at::kCPU, at::kFloat},
+                      Setting{AttentionBackend::kEager, at::kCPU, at::kFloat},
+                      Setting{AttentionBackend::kSdpa, at::kCUDA, at::kFloat},
+                      Setting{AttentionBackend::kSdpa, at::kCUDA, at::kBFloat16},
+                      Setting{AttentionBackend::kSdpa, at::kCUDA, at::kHalf},
+                      Setting{AttentionBackend::kEager, at::kCUDA, at::kBFloat16}));
 
 TEST(Attention, CapsScoresSoftly) {
   at::manual_seed(1);
