@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include "graft/core/error.h"
 #include "graft/layers/adapter.h"
@@ -15,10 +16,23 @@ namespace graft::layers {
 
 namespace {
 
-using GuardKey = std::tuple<std::string, std::string, std::string, int, std::string>;
+using GuardKey = std::tuple<std::string, std::string, std::string, std::string, int, std::string>;
 
-// A verdict holds for a library, a contract's variant, a dtype and a device: the same inputs give
-// the same answer, so models after the first need not run the check again.
+// The ops behind a layer and how they are called. A package may offer several layers of one
+// contract.
+std::string binding_text(const kernel::PackageLayer& layer) {
+  std::string text;
+  for (const auto& [role, op] : layer.ops) {
+    text += fmt::format("{}={}({})", role, op.op, fmt::join(op.arguments, ","));
+  }
+  for (const auto& [variant, number] : layer.variants) {
+    text += fmt::format(";{}={}", variant, number);
+  }
+  return text;
+}
+
+// A verdict holds for the ops of a library, a contract's variant, a dtype and a device: the same
+// inputs give the same answer, so models after the first need not run the check again.
 std::map<GuardKey, std::string>& guard_verdicts() {
   static std::map<GuardKey, std::string> verdicts;
   return verdicts;
@@ -47,8 +61,8 @@ void ContractSlot<Contract>::swap_in(const kernel::LoadedKernel& kernel,
                                      const kernel::PackageLayer& layer, at::ScalarType dtype,
                                      at::Device device) {
   const std::shared_ptr<const Kernel> candidate = bind(spec_, kernel, layer);
-  const GuardKey key{kernel.metadata.id, layer_name(), variant_name(), static_cast<int>(dtype),
-                     device.str()};
+  const GuardKey key{kernel.metadata.id, binding_text(layer),     layer_name(),
+                     variant_name(),     static_cast<int>(dtype), device.str()};
   std::string verdict;
   {
     const std::lock_guard lock(guard_mutex());
