@@ -33,6 +33,7 @@ void add_sampling_options(CLI::App& command, GenerateOptions& options) {
   command.add_option("--num-beams", options.num_beams, "Beam search of this width");
   command.add_option("--stop", options.stop, "Stop string; may be given several times");
   command.add_option("--seed", options.seed, "The same seed draws the same tokens")
+      ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   command.add_flag("--ignore-eos", options.ignore_eos,
                    "Go on to max-new-tokens whatever the model says");

@@ -81,11 +81,10 @@ int run(const InfoOptions& options) {
     return 0;
   }
   std::string text = fmt::format(
-      "model         {}\nformat        {}\narchitecture  {}\nparameters    {:.1f} M in {} "
+      "model         {}\nformat        {}\narchitecture  {}\nparameters    {} in {} "
       "tensors\nsize          {}\ndtypes        ",
       model.string(), out["format"].get<std::string>(), out["architecture"].get<std::string>(),
-      static_cast<double>(totals.num_parameters) / 1e6, totals.num_tensors,
-      format_bytes(totals.size_bytes));
+      format_count(totals.num_parameters), totals.num_tensors, format_bytes(totals.size_bytes));
   for (const auto& [type, count] : totals.types) {
     text += fmt::format("{} x {}  ", count, type);
   }

@@ -1,15 +1,12 @@
-#include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <memory>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
-#include "graft/core/error.h"
 #include "graft/text/pretrained.h"
 
 #include "cli/command.h"
+#include "cli/input.h"
 #include "cli/model_path.h"
 #include "cli/output.h"
 
@@ -17,24 +14,12 @@ namespace graft::cli {
 
 namespace {
 
-std::string read_text(const TokenizeOptions& options) {
-  if (options.text) {
-    return *options.text;
-  }
-  if (options.file.empty() || options.file == "-") {
-    return read_stdin("TEXT");
-  }
-  std::ifstream in(options.file, std::ios::binary);
-  if (!in) {
-    throw NotFound("cli.tokenize", "file",
-                   fmt::format("--file: expected a readable file, got `{}`", options.file));
-  }
-  return {std::istreambuf_iterator<char>(in), {}};
-}
-
 int run(const TokenizeOptions& options) {
   const auto tokenizer = text::load_pretrained(locate_model(options.model));
-  const auto ids = tokenizer.encode(read_text(options), !options.no_special_tokens);
+  const std::string text = options.text ? *options.text
+                                        : read_text(options.file.empty() ? "-" : options.file,
+                                                    options.file.empty() ? "TEXT" : "--file");
+  const auto ids = tokenizer.encode(text, !options.no_special_tokens);
   if (options.common.json) {
     nlohmann::ordered_json tokens = nlohmann::ordered_json::array();
     for (const int32_t id : ids) {

@@ -4,8 +4,6 @@
 #include <cctype>
 #include <charconv>
 #include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <string_view>
 
 #include <fmt/format.h>
@@ -14,6 +12,7 @@
 #include "graft/layers/kernel_config.h"
 #include "graft/tensor/device.h"
 
+#include "cli/input.h"
 #include "cli/model_path.h"
 #include "cli/progress.h"
 
@@ -27,8 +26,7 @@ std::optional<layers::KernelConfig> kernel_config(const ModelOptions& options) {
     return std::nullopt;
   }
   if (fs::is_regular_file(text)) {
-    std::ifstream in(text);
-    return layers::KernelConfig::from_json(std::string(std::istreambuf_iterator<char>(in), {}));
+    return layers::KernelConfig::from_json(read_text(text, "--kernel-config"));
   }
   return layers::KernelConfig::from_json(text);
 }

@@ -3,16 +3,37 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
-#include <iostream>
-#include <iterator>
 
 #include <fmt/format.h>
 #include <sys/resource.h>
-#include <unistd.h>
 
 #include "graft/core/error.h"
+#include "graft/text/unicode.h"
 
 namespace graft::cli {
+
+namespace {
+
+// Messages quote names and bytes of files that come from anywhere: what would steer a terminal, or
+// is no text at all, is spelled out.
+std::string printable(std::string_view message) {
+  std::string out;
+  const std::string text = text::replace_broken_utf8(message);
+  for (size_t i = 0; i < text.size(); ++i) {
+    const auto byte = static_cast<unsigned char>(text[i]);
+    const bool is_c1 = byte == 0xC2 && static_cast<unsigned char>(text[i + 1]) < 0xA0;
+    if (is_c1) {
+      out += fmt::format("\\u{:04x}", static_cast<unsigned char>(text[++i]));
+    } else if ((byte < 0x20 && byte != '\n') || byte == 0x7F) {
+      out += fmt::format("\\x{:02x}", byte);
+    } else {
+      out += text[i];
+    }
+  }
+  return out;
+}
+
+}  // namespace
 
 void write_stdout(std::string_view data) {
   errno = 0;
@@ -26,15 +47,6 @@ void write_stdout(std::string_view data) {
   throw Error("cli", "stdout",
               fmt::format("stdout: expected to write {} bytes, got: {}", data.size(),
                           std::strerror(errno)));
-}
-
-std::string read_stdin(std::string_view what) {
-  if (isatty(STDIN_FILENO) != 0) {
-    throw InvalidArgument("cli", "stdin",
-                          fmt::format("{}: expected text on stdin, got a terminal", what),
-                          "pipe a file into the program, or give the text as an argument");
-  }
-  return {std::istreambuf_iterator<char>(std::cin), {}};
 }
 
 void print_json(nlohmann::ordered_json object) {
@@ -56,14 +68,18 @@ int report_error(const std::exception& error, bool json) {
   const auto* known = dynamic_cast<const Error*>(&error);
   const int exit_code = known != nullptr ? known->exit_code() : 1;
   if (json) {
+    const std::string text = error.what();  // with the hint as its last line
     nlohmann::ordered_json body = {{"code", known != nullptr ? known->code() : "internal"},
-                                   {"message", error.what()}};
+                                   {"message", text.substr(0, text.rfind("\nhint: "))}};
     if (known != nullptr && !known->hint().empty()) {
       body["hint"] = known->hint();
     }
-    print_json({{"error", body}, {"exit_code", exit_code}});
+    try {
+      print_json({{"error", body}, {"exit_code", exit_code}});
+    } catch (const std::exception&) {  // nobody reads stdout: the exit code alone is left
+    }
   } else {
-    fmt::print(stderr, "graft: error: {}\n", error.what());
+    fmt::print(stderr, "graft: error: {}\n", printable(error.what()));
     if (known != nullptr) {
       fmt::print(stderr, "code: {}\n", known->code());
     }
@@ -74,6 +90,13 @@ int report_error(const std::exception& error, bool json) {
 std::string format_bytes(uint64_t size_bytes) {
   const double mib = static_cast<double>(size_bytes) / (1024.0 * 1024.0);
   return mib < 1024.0 ? fmt::format("{:.1f} MiB", mib) : fmt::format("{:.1f} GiB", mib / 1024.0);
+}
+
+std::string format_count(int64_t count) {
+  const auto number = static_cast<double>(count);
+  return count < 1'000'000       ? fmt::format("{:.1f} K", number / 1e3)
+         : count < 1'000'000'000 ? fmt::format("{:.1f} M", number / 1e6)
+                                 : fmt::format("{:.2f} B", number / 1e9);
 }
 
 std::string format_seconds(double seconds) {

@@ -22,9 +22,6 @@ inline constexpr int kClosedPipeExitCode = 141;  // what a shell shows for SIGPI
 // disk), ClosedPipe when nobody reads it.
 void write_stdout(std::string_view data);
 
-// All of stdin. Throws InvalidArgument when stdin is a terminal: `what` names the option.
-std::string read_stdin(std::string_view what);
-
 // Prints one JSON object and a newline on stdout; adds `schema`.
 void print_json(nlohmann::ordered_json object);
 
@@ -36,6 +33,9 @@ int report_error(const std::exception& error, bool json);
 
 // `12.3 MiB`, `1.1 GiB`.
 std::string format_bytes(uint64_t size_bytes);
+
+// `45.3 K`, `134.5 M`, `1.24 B`.
+std::string format_count(int64_t count);
 
 // `840 ms`, `12.3 s`.
 std::string format_seconds(double seconds);

@@ -15,6 +15,7 @@ int run_explain(const ExplainOptions& options) {
   const auto mode = layers::parse_mode(options.mode);
   const auto device = tensor::parse_device(model_options.device);
   tensor::ensure_device(device);
+  model_options.kernel_config.clear();
   model_options.use_kernels = false;  // kernelized below, with the mode that was asked for
   const auto model = load_model(model_options, options.common);
   layers::KernelizeOptions kernelize{.mode = mode,

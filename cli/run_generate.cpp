@@ -2,8 +2,6 @@
 #include <chrono>
 #include <csignal>
 #include <filesystem>
-#include <fstream>
-#include <iterator>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -15,6 +13,7 @@
 #include "graft/text/chat_template.h"
 #include "graft/text/pretrained.h"
 
+#include "cli/input.h"
 #include "cli/load_model.h"
 #include "cli/model_path.h"
 #include "cli/output.h"
@@ -37,28 +36,30 @@ void on_interrupt(int) {
 }
 
 fs::path model_place(const ModelOptions& model) {
-  return locate_model(model.model, model.gguf_file, model.revision);
+  const fs::path place = locate_model(model.model, model.gguf_file, model.revision);
+  if (is_gguf_file(place) || fs::exists(place / "config.json")) {
+    return place;
+  }
+  throw NotFound(
+      "cli.generate", "model",
+      fmt::format("`{}`: expected a folder with config.json, or a .gguf file, got neither",
+                  place.string()),
+      "a .gguf file inside a folder is named by its own path, or with --gguf-file");
 }
 
 // A model without a tokenizer can still be driven with ids.
 std::optional<text::Tokenizer> find_tokenizer(const GenerateOptions& options) {
   const fs::path place = model_place(options.model);
-  if (options.prompt_ids && fs::is_directory(place) && !fs::exists(place / "tokenizer.json")) {
-    return std::nullopt;
+  if (fs::is_directory(place) && !fs::exists(place / "tokenizer.json")) {
+    if (options.prompt_ids) {
+      return std::nullopt;
+    }
+    throw NotFound(
+        "cli.generate", "tokenizer",
+        fmt::format("`{}`: expected a tokenizer.json to read text with, got none", place.string()),
+        "drive the model with token ids: --prompt-ids 1,2,3");
   }
   return text::load_pretrained(place);
-}
-
-std::string read_prompt_file(const std::string& path) {
-  if (path == "-") {
-    return read_stdin("--prompt-file -");
-  }
-  std::ifstream in(path, std::ios::binary);
-  if (!in) {
-    throw NotFound("cli.generate", "prompt-file",
-                   fmt::format("--prompt-file: expected a readable file, got `{}`", path));
-  }
-  return {std::istreambuf_iterator<char>(in), {}};
 }
 
 std::string render_chat(const GenerateOptions& options, const text::Tokenizer& tokenizer) {
@@ -93,7 +94,7 @@ std::vector<int64_t> prompt_ids(const GenerateOptions& options,
     ids = tokenizer->encode(render_chat(options, *tokenizer), /*add_special_tokens=*/false);
   } else {
     ids = tokenizer->encode(options.prompt ? *options.prompt
-                                           : read_prompt_file(*options.prompt_file));
+                                           : read_text(*options.prompt_file, "--prompt-file"));
   }
   return {ids.begin(), ids.end()};
 }
@@ -170,11 +171,11 @@ nlohmann::ordered_json swapped_rows(models::CausalLM& model) {
 void print_loaded(const GenerateOptions& options, const models::CausalLM& model,
                   std::chrono::steady_clock::time_point start) {
   const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
-  print_note(options.common,
-             fmt::format("loaded {}: {:.1f} M parameters, {}, {}, in {}", model.info().model_type,
-                         static_cast<double>(model.info().num_parameters) / 1e6,
-                         tensor::dtype_name(model.dtype()), model.device().str(),
-                         format_seconds(elapsed.count())));
+  print_note(
+      options.common,
+      fmt::format("loaded {}: {} parameters, {}, {}, in {}", model.info().model_type,
+                  format_count(model.info().num_parameters), tensor::dtype_name(model.dtype()),
+                  model.device().str(), format_seconds(elapsed.count())));
 }
 
 void print_summary(const GenerateOptions& options, models::CausalLM& model,

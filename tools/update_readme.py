@@ -26,10 +26,10 @@ def quick_start():
 
 
 def replace(text, name, body):
-    pattern = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)", re.DOTALL)
+    pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
     if not pattern.search(text):
         raise SystemExit(f"README.md: markers of `{name}` are missing")
-    return pattern.sub(lambda match: match.group(1) + body + match.group(2), text)
+    return pattern.sub(lambda match: match.group(1) + body + "\n" + match.group(2), text)
 
 
 def main():

@@ -259,6 +259,11 @@ void write_safetensors(const std::filesystem::path& path, std::vector<TensorView
                            {"data_offsets", {offset, offset + expected}}};
     offset += expected;
   }
+  // The file is made beside and renamed: over a device (/dev/null) that would remove the device.
+  if (std::filesystem::exists(path) && !std::filesystem::is_regular_file(path)) {
+    throw InvalidArgument("io.safetensors", "not-a-file",
+                          fmt::format("`{}`: expected a file or a new name", path.string()));
+  }
   std::string text = header.dump();
   text.append((8 - text.size() % 8) % 8, ' ');
   const uint64_t header_bytes = text.size();
@@ -272,6 +277,8 @@ void write_safetensors(const std::filesystem::path& path, std::vector<TensorView
                 static_cast<std::streamsize>(tensor.bytes.size()));
     }
     if (!out.flush()) {
+      std::error_code ignored;
+      std::filesystem::remove(made, ignored);
       throw Error("io.safetensors", "write",
                   fmt::format("`{}`: expected to write {} bytes, got an error of the file system",
                               path.string(), offset + text.size() + 8));

@@ -1,27 +1,85 @@
-"""What the integration tests share: the built program, the demo model, one way to run a command."""
+"""What the integration tests share: the built program, the demo model, ways to run a command."""
 
 import json
 import os
 import pathlib
+import pty
+import select
+import shutil
 import subprocess
+import tempfile
+import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BUILD = pathlib.Path(os.environ.get("GRAFT_BUILD", ROOT / "build"))
 GRAFT = BUILD / "bin" / "graft"
+MODELS = ROOT / "tests/data/models"
+TINY = MODELS / "llama"  # config.json and 97 kB of weights, no tokenizer
+HAS_GPU = pathlib.Path("/dev/nvidiactl").exists()
+PROMPT = "The capital of France is"
 
 
 def demo_model():
     return next((BUILD / "share/graft/models").glob("*.gguf")).resolve()
 
 
-def run(*arguments, env=None, timeout=300):
-    """Runs `graft ARGUMENTS` and returns the finished process (text)."""
+def environment(changes=None):
+    """This process's variables without those that would change what the program does."""
+    names = ("USE_HUB_KERNELS", "DISABLE_KERNEL_MAPPING", "LOCAL_KERNELS", "GRAFT_DEMO_MODEL", "GRAFT_LOG")
+    kept = {name: value for name, value in os.environ.items() if name not in names}
+    return {**kept, **(changes or {})}
+
+
+def run(*arguments, env=None, timeout=300, **options):
+    """Runs `graft ARGUMENTS` and returns the finished process (text; stdin is empty unless `input` is given)."""
+    if "input" not in options:
+        options["stdin"] = subprocess.DEVNULL
     return subprocess.run([str(GRAFT), *map(str, arguments)], capture_output=True, text=True, timeout=timeout,
-                          env={**os.environ, **(env or {})}, check=False)
+                          env=environment(env), check=False, **options)
 
 
-def run_json(*arguments, env=None, expect=0):
-    """Runs `graft ARGUMENTS --json` and returns the object that it printed."""
-    done = run(*arguments, "--json", env=env)
+def run_json(*arguments, env=None, expect=0, **options):
+    """Runs `graft ARGUMENTS --json` and returns the one object that it printed."""
+    done = run(*arguments, "--json", env=env, **options)
     assert done.returncode == expect, f"exit {done.returncode}, expected {expect}\n{done.stdout}\n{done.stderr}"
     return json.loads(done.stdout)
+
+
+def start(*arguments, env=None, **options):
+    """Starts `graft ARGUMENTS` and returns the running process (bytes)."""
+    return subprocess.Popen([str(GRAFT), *map(str, arguments)], env=environment(env), stdin=subprocess.DEVNULL,
+                            **options)
+
+
+def run_on_terminal(*arguments, env=None, timeout=120):
+    """Runs `graft ARGUMENTS` with stderr on a terminal of its own; returns (exit code, what that terminal got)."""
+    outer, inner = pty.openpty()
+    process = start(*arguments, env={"TERM": "xterm", "CI": "", **(env or {})}, stdout=subprocess.DEVNULL,
+                    stderr=inner)
+    os.close(inner)
+    seen, deadline = b"", time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        if not select.select([outer], [], [], 0.2)[0]:
+            if process.poll() is not None:
+                break
+            continue
+        try:
+            piece = os.read(outer, 65536)
+        except OSError:  # the last writer has gone
+            break
+        if not piece:
+            break
+        seen += piece
+    os.close(outer)
+    return process.wait(timeout=10), seen.decode()
+
+
+class Workspace:
+    """A folder that goes away: `with Workspace() as folder`."""
+
+    def __enter__(self):
+        self.path = pathlib.Path(tempfile.mkdtemp(prefix="graft-test-"))
+        return self.path
+
+    def __exit__(self, *_):
+        shutil.rmtree(self.path, ignore_errors=True)
