@@ -30,7 +30,8 @@ struct DownloadOptions {
 // Files that lie in the cache with the right size are not asked for again. A transfer that breaks
 // goes on where it stood, within this call and after a killed process
 // (`blobs/<hash>.graft-incomplete`); one downloader per file across processes. The ref file is
-// written last. Throws   NotFound, NetworkError, FormatError as Client; IntegrityError when size or
+// written last.
+// Throws   NotFound, NetworkError, FormatError as Client; IntegrityError when size or
 // hash is wrong after a
 //          second try; Error `hub.download.disk` with needed and free bytes.
 // Blocking, network, disk.

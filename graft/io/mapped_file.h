@@ -10,7 +10,8 @@ namespace graft::io {
 
 class MappedFile {
  public:
-  // Maps the whole file. Throws   NotFound (`io.file.open`) with the system's reason.
+  // Maps the whole file.
+  // Throws   NotFound (`io.file.open`) with the system's reason.
   static std::shared_ptr<const MappedFile> open(const std::filesystem::path& path);
 
   ~MappedFile();

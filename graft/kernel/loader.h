@@ -22,7 +22,8 @@ struct LoadedKernel {
   Metadata metadata;
   std::map<std::string, PackageLayer> layers;  // from layers.json, else published_layers()
 
-  // An op of the package. Throws   LoadError `kernel.loader.missing-op` listing the ops that are
+  // An op of the package.
+  // Throws   LoadError `kernel.loader.missing-op` listing the ops that are
   // there.
   c10::OperatorHandle op(const std::string& name) const;
   // Names of all ops, without the namespace.
@@ -35,7 +36,8 @@ struct LoadedKernel {
 //   by name
 //
 // For a CPU device libtorch_cuda stays out of the process. A CUDA variant needs ensure_device()
-// before. Throws   IntegrityError `kernel.loader.digest` listing every violation; LoadError
+// before.
+// Throws   IntegrityError `kernel.loader.digest` listing every violation; LoadError
 // `kernel.loader.*`:
 //          python-only (no native library), id-taken (another folder with the same id is loaded),
 //          dlopen, no-ops; what check_elf() throws.

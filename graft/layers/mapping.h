@@ -29,7 +29,8 @@ using ModeMap = std::map<Mode, kernel::LayerReference>;
 class KernelMapping {
  public:
   // Registers kernels of a layer on a device. An identical device key replaces the whole mode map,
-  // as upstream. Throws   InvalidArgument for an unknown device type or min above max.
+  // as upstream.
+  // Throws   InvalidArgument for an unknown device type or min above max.
   void set(const std::string& layer, DeviceKey device, ModeMap modes);
 
   enum class Outcome { kFound, kNoLayer, kNoDevice, kNoCompatibleProperties, kNoCompatibleMode };

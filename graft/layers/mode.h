@@ -20,7 +20,8 @@ enum class Mode : unsigned {
 bool has(Mode mode, Mode flag);
 
 // `inference`, `training`, `fallback`, `inference+compile`, `training+compile`; also upstream's
-// spelling `INFERENCE|TORCH_COMPILE`. Throws   InvalidArgument for anything else, inference with
+// spelling `INFERENCE|TORCH_COMPILE`.
+// Throws   InvalidArgument for anything else, inference with
 // training among it.
 Mode parse_mode(std::string_view text);
 std::string mode_name(Mode mode);

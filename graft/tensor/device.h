@@ -11,7 +11,8 @@
 
 namespace graft::tensor {
 
-// `cpu`, `cuda`, `cuda:1`. Throws   InvalidArgument for anything else.
+// `cpu`, `cuda`, `cuda:1`.
+// Throws   InvalidArgument for anything else.
 c10::Device parse_device(std::string_view text);
 
 // `auto` gives nothing; `float32`, `bfloat16`, `float16` (and `fp32`, `bf16`, `fp16`) their dtype.
@@ -22,7 +23,8 @@ std::optional<c10::ScalarType> parse_dtype(std::string_view text);
 std::string dtype_name(c10::ScalarType dtype);
 
 // Opens libtorch_cuda from libtorch's own folder and checks that the device exists. Does nothing
-// for a CPU device. Thread-safe. Throws   DeviceError `tensor.device.*`: cuda-library (this
+// for a CPU device. Thread-safe.
+// Throws   DeviceError `tensor.device.*`: cuda-library (this
 // libtorch has none), no-device (no driver or
 //          GPU), index.
 void ensure_device(const c10::Device& device);

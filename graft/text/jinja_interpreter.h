@@ -38,7 +38,8 @@ class Interpreter {
   Interpreter(const Interpreter&) = delete;
   Interpreter& operator=(const Interpreter&) = delete;
 
-  // Renders the template with the names in `root`. Throws   Fault with line and column.
+  // Renders the template with the names in `root`.
+  // Throws   Fault with line and column.
   std::string render(const Block& block, const ScopePtr& root);
 
   // For native functions.
@@ -107,7 +108,8 @@ class Interpreter {
   std::vector<std::shared_ptr<struct MacroObject>> macros_;
 };
 
-// Whether `needle in haystack` holds. Throws   Fault when the question has no meaning.
+// Whether `needle in haystack` holds.
+// Throws   Fault when the question has no meaning.
 bool contains(const Value& haystack, const Value& needle);
 // value[start:stop:step] on positions; an absent bound is Python's None.
 struct SliceBounds {

@@ -35,7 +35,8 @@ struct Token {
   }
 };
 
-// Returns the tokens, ending with one kEnd. Throws   Fault `syntax` with line and column.
+// Returns the tokens, ending with one kEnd.
+// Throws   Fault `syntax` with line and column.
 std::vector<Token> tokenize(std::string_view source);
 
 }  // namespace graft::text::jinja

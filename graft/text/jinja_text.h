@@ -11,7 +11,8 @@
 
 namespace graft::text::jinja {
 
-// Python's str(value). Throws   Fault for what prints as a memory address.
+// Python's str(value).
+// Throws   Fault for what prints as a memory address.
 std::string to_text(const Value& value);
 std::string repr(const Value& value);
 std::string float_repr(double value);
@@ -25,12 +26,15 @@ struct JsonStyle {
   bool sort_keys = false;
 };
 
-// Python's json.dumps. Throws   Fault for a value that JSON does not know.
+// Python's json.dumps.
+// Throws   Fault for a value that JSON does not know.
 std::string to_json(const Value& value, const JsonStyle& style);
 
-// Python's `format % value`. Throws   Fault.
+// Python's `format % value`.
+// Throws   Fault.
 std::string format_percent(Interpreter& interpreter, const std::string& format, const Value& value);
-// Python's format.format(*positional, **named). Throws   Fault.
+// Python's format.format(*positional, **named).
+// Throws   Fault.
 std::string format_braces(Interpreter& interpreter, const std::string& format,
                           const Arguments& arguments);
 

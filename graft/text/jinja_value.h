@@ -166,12 +166,14 @@ Value make_generator(uint32_t depth, std::function<std::optional<Value>()> next)
 // Throws   Fault when one of them passes its limit.
 void adopt(Object& object, const Value& child);
 
-// Canonical text of a hashable value, equal for equal keys. Throws   Fault for a list or dict.
+// Canonical text of a hashable value, equal for equal keys.
+// Throws   Fault for a list or dict.
 std::string hash_key(const Value& value);
 
 bool truthy(const Value& value);
 bool equal(const Value& left, const Value& right);
-// Python's `<`. Throws   Fault when the types have no order.
+// Python's `<`.
+// Throws   Fault when the types have no order.
 bool less(const Value& left, const Value& right);
 bool same_object(const Value& left, const Value& right);
 
@@ -181,7 +183,8 @@ std::string type_name(const Value& value);
 // Number of items or code points; nothing when the type has no length.
 std::optional<int64_t> length_of(const Value& value);
 
-// Everything that iterating over the value yields. Throws   Fault when it is not iterable.
+// Everything that iterating over the value yields.
+// Throws   Fault when it is not iterable.
 std::vector<Value> iterate(const Value& value);
 bool is_iterable(const Value& value);
 

@@ -8,7 +8,8 @@
 namespace graft::text {
 
 // Opens the tokenizer of a model folder (tokenizer.json and what stands beside it), of a .gguf
-// file, or a tokenizer.json itself. Throws   NotFound, and what Tokenizer's own functions throw.
+// file, or a tokenizer.json itself.
+// Throws   NotFound, and what Tokenizer's own functions throw.
 Tokenizer load_pretrained(const std::filesystem::path& model);
 
 }  // namespace graft::text
