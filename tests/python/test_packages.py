@@ -38,7 +38,6 @@ class Metadata(unittest.TestCase):
                 actual = hashlib.sha256((folder / name).read_bytes()).digest()
                 self.assertEqual(base64.b64encode(actual).decode(), digest, folder / name)
 
-
     def test_binaries_run_on_older_systems_and_need_one_symbol_of_python(self):
         for library in PACKAGES.glob("*/build/*/*.abi3.so"):
             symbols = subprocess.run(["nm", "-D", library], capture_output=True, text=True, check=True).stdout
@@ -117,6 +116,36 @@ class Activation(unittest.TestCase):
         kernel = load("activation")
         with self.assertRaisesRegex(RuntimeError, r"\[silu\] out: expected shape \[2, 4\]"):
             kernel.silu(torch.empty(2, 3), torch.empty(2, 4))
+
+
+class Linear(unittest.TestCase):
+    def test_computes_what_torch_computes(self):
+        kernel = load("linear")
+        for rows in (1, 3, 17):
+            for bias in (None, torch.randn(40)):
+                x, weight = torch.randn(rows, 96), torch.randn(40, 96)
+                expected = torch.nn.functional.linear(x.double(), weight.double(),
+                                                      None if bias is None else bias.double())
+                torch.testing.assert_close(kernel.linear(x, weight, bias), expected.float(), rtol=1e-5, atol=1e-5)
+        out = torch.empty(17, 40)
+        self.assertIs(kernel.linear(x, weight, bias, out=out), out)
+        torch.testing.assert_close(out, expected.float(), rtol=1e-5, atol=1e-5)
+
+    def test_replaces_the_linear_layers_of_a_model(self):
+        @use_kernel_forward_from_hub("Linear")
+        class OwnLinear(torch.nn.Linear):
+            pass
+
+        model = torch.nn.Sequential(OwnLinear(64, 32), torch.nn.ReLU(), OwnLinear(32, 8, bias=False)).eval()
+        x = torch.randn(5, 64)
+        before = model(x)
+        mapping = {"Linear": {"cpu": LocalLayerRepository(PACKAGES / "linear", layer_name="Linear")}}
+        with use_kernel_mapping(mapping, inherit_mapping=False), torch.no_grad():
+            model = kernelize(model, mode=Mode.INFERENCE, device="cpu")
+            after = model(x)
+        self.assertIn("Linear.forward", model[0].forward.__qualname__)
+        self.assertNotIn("torch.nn", model[0].forward.__func__.__module__)
+        torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-5)
 
 
 if __name__ == "__main__":

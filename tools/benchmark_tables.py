@@ -1,0 +1,111 @@
+#!/usr/bin/env python3
+"""Writes the tables of docs/benchmarks.md, and README.md's, from the JSON lines under bench/results/. With --check
+it only says whether they are up to date.
+
+    tools/benchmark_tables.py [--check]"""
+
+import json
+import pathlib
+import re
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "bench/results"
+# The rows of the H200 that tell most: shapes of real models, and where the kernels are weakest.
+RMS_NORM = ["1x4096", "32x4096", "32768x256", "8192x4096", "8192x8192", "8192x16384", "4096x65536"]
+ACTIVATION = ["8192x14336", "1x14336"]
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+
+
+def table(head, body):
+    return "\n".join(["| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |",
+                      *("| " + " | ".join(map(str, line)) + " |" for line in body)])
+
+
+def kernel_rows(path, shapes):
+    for row in rows(path):
+        if row["shape"] in shapes and row["dtype"] == "BFloat16":
+            peers = ", ".join(f"{peer['name']} {peer['median_us']:.1f} µs ({peer['ratio']:.2f}×)"
+                              for peer in row["peers"])
+            name = f"`{row['op']}`" + (f", {row['variant'].replace('_', ' ')}" if row["variant"] else "")
+            yield [name, row["shape"], f"{row['median_us']:.1f}", f"{row['GBps']:.0f}",
+                   f"{100 * row['share_of_ceiling']:.0f} %", peers]
+
+
+def kernel_table(name, shapes):
+    path = RESULTS / f"h200/kernels_{name}_bench.jsonl"
+    first = rows(path)[0]
+    head = ["op, variant", "shape", "median µs", "GB/s", "share of the copy kernel", "peers, and how many times longer"]
+    return (f"{first['machine']}; commit {first['commit']}; bfloat16; cold L2: {first['cold_L2']}; "
+            f"{first['runs']} runs.\n\n" + table(head, kernel_rows(path, shapes)))
+
+
+def cpu_files():
+    return sorted(RESULTS.glob("*/smollm2_vs_transformers.jsonl"))
+
+
+def cpu_table():
+    parts = []
+    for path in cpu_files():
+        lines = rows(path)
+        first = lines[0]
+        body = [[line["op"], line["variant"], f"{line['median_tokens_per_second']:.1f}",
+                 f"{line['min_tokens_per_second']:.1f} to {line['max_tokens_per_second']:.1f}",
+                 f"{line['ratio_to_transformers']:.2f}×"] for line in lines]
+        parts.append(f"{first['machine']}; {first['threads']} threads; torch {first['torch']}; commit "
+                     f"{first['commit']}; {first['runs']} rounds.\n\n"
+                     + table(["what", "who", "median tokens/s", "range", "against transformers"], body))
+    return "\n\n".join(parts) or "No results are committed."
+
+
+def headline():
+    """README.md's few numbers, each with its machine."""
+    body = []
+    for path in cpu_files():
+        for line in rows(path):
+            if line["variant"] in ("graft float32", "graft bfloat16"):
+                body.append([f"SmolLM2-135M, {line['op']}, {line['variant'].split()[1]}, {line['threads']} threads",
+                             line["machine"].split(",")[0],
+                             f"{line['median_tokens_per_second']:.1f} tokens/s",
+                             f"transformers float32: {line['ratio_to_transformers']:.2f}×"])
+    for name, op, shape in (("rms_norm", "rms_norm", "8192x4096"), ("rms_norm", "rms_norm", "1x4096"),
+                            ("activation", "gelu_new", "8192x14336"), ("activation", "silu_and_mul", "8192x14336")):
+        line = next(row for row in rows(RESULTS / f"h200/kernels_{name}_bench.jsonl")
+                    if (row["op"], row["shape"], row["dtype"]) == (op, shape, "BFloat16"))
+        peer = line["peers"][0]
+        body.append([f"`{op}` {shape}, bfloat16", line["machine"].split(",")[0],
+                     f"{line['median_us']:.1f} µs, {100 * line['share_of_ceiling']:.0f} % of a copy kernel",
+                     f"{peer['name']}: {peer['ratio']:.2f}×"])
+    return table(["work", "machine", "graft", "against"], body)
+
+
+def replace(text, name, body):
+    pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+    if not pattern.search(text):
+        raise SystemExit(f"markers of `{name}` are missing")
+    return pattern.sub(lambda match: match.group(1) + body + "\n" + match.group(2), text)
+
+
+def main():
+    parts = {"docs/benchmarks.md": {"rms-norm": kernel_table("rms_norm", RMS_NORM),
+                                    "activation": kernel_table("activation", ACTIVATION), "cpu": cpu_table()},
+             "README.md": {"measured": headline()}}
+    stale = 0
+    for name, bodies in parts.items():
+        page = ROOT / name
+        old = new = page.read_text()
+        for marker, body in bodies.items():
+            new = replace(new, marker, body)
+        if "--check" not in sys.argv:
+            page.write_text(new)
+        elif new != old:
+            print(f"{name} is out of date: run tools/benchmark_tables.py")
+            stale += 1
+    return 1 if stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
