@@ -1,13 +1,16 @@
 #include "graft/io/checkpoint.h"
 
 #include <algorithm>
+#include <cmath>
 #include <map>
+#include <optional>
 #include <set>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
 #include "graft/core/error.h"
+#include "graft/io/excerpt.h"
 #include "graft/io/json.h"
 
 namespace graft::io {
@@ -20,25 +23,48 @@ namespace fs = std::filesystem;
   throw FormatError("io.checkpoint", "index", fmt::format("`{}`: {}", path.string(), text));
 }
 
-// Tensor name -> shard file name, from `weight_map`.
-std::map<std::string, std::string> read_index(const fs::path& path) {
+struct Index {
+  std::map<std::string, std::string> weight_map;  // tensor name -> shard file name
+  std::optional<uint64_t> total_size;             // bytes of all tensors
+};
+
+// `metadata.total_size`; some writers store it as a floating-point number.
+std::optional<uint64_t> total_size_of(const nlohmann::json& index, const fs::path& path) {
+  const auto metadata = index.find("metadata");
+  if (metadata == index.end() || !metadata->is_object() || !metadata->contains("total_size")) {
+    return std::nullopt;
+  }
+  const auto& value = (*metadata)["total_size"];
+  const bool whole =
+      value.is_number_unsigned() ||
+      (value.is_number_float() && value.get<double>() >= 0 && value.get<double>() < 0x1p63 &&
+       std::floor(value.get<double>()) == value.get<double>());
+  if (!whole) {
+    fail_index(path, fmt::format("metadata.total_size: expected a number of bytes, got {}",
+                                 describe(value)));
+  }
+  return value.get<uint64_t>();
+}
+
+Index read_index(const fs::path& path) {
   const auto index =
       read_json_file(path, "io.checkpoint", {.max_bytes = 100 << 20, .max_depth = 8});
-  const auto map = index.find("weight_map");
+  const auto map = index.find("weight_map");  // the end for what is no object
   if (!index.is_object() || map == index.end() || !map->is_object() || map->empty()) {
     fail_index(path, "weight_map: expected an object of tensor names and file names");
   }
-  std::map<std::string, std::string> result;
+  Index result;
   for (const auto& [name, value] : map->items()) {
     const std::string shard = value.is_string() ? value.get<std::string>() : "";
-    const bool plain = !shard.empty() && shard.find_first_of("/\\") == std::string::npos &&
-                       shard != "." && shard != "..";
+    const bool plain = is_tensor_name(shard) &&  // the same rules: short, printable, no `..`
+                       shard.find_first_of("/\\") == std::string::npos && shard != ".";
     if (!plain) {
       fail_index(path, fmt::format("weight_map: `{}`: expected a file name in this folder, got {}",
-                                   name.substr(0, 200), value.dump().substr(0, 200)));
+                                   excerpt(name), describe(value)));
     }
-    result.emplace(name, shard);
+    result.weight_map.emplace(name, shard);
   }
+  result.total_size = total_size_of(index, path);
   return result;
 }
 
@@ -50,21 +76,21 @@ void check_shards(const fs::path& index_path, const std::map<std::string, std::s
     for (const auto& tensor : shard.tensors()) {
       const auto [entry, is_new] = found.emplace(tensor.name, shard.path().filename().string());
       if (!is_new) {
-        problems.push_back(fmt::format("`{}` stands in {} and in {}", tensor.name, entry->second,
-                                       shard.path().filename().string()));
+        problems.push_back(fmt::format("`{}` stands in {} and in {}", excerpt(tensor.name),
+                                       entry->second, shard.path().filename().string()));
       }
     }
   }
   for (const auto& [name, shard] : weight_map) {
     const auto entry = found.find(name);
     if (entry == found.end() || entry->second != shard) {
-      problems.push_back(fmt::format("`{}` is listed for {} but stands {}", name, shard,
+      problems.push_back(fmt::format("`{}` is listed for {} but stands {}", excerpt(name), shard,
                                      entry == found.end() ? "nowhere" : "in " + entry->second));
     }
   }
   for (const auto& [name, shard] : found) {
     if (!weight_map.contains(name)) {
-      problems.push_back(fmt::format("`{}` stands in {} but is not listed", name, shard));
+      problems.push_back(fmt::format("`{}` stands in {} but is not listed", excerpt(name), shard));
     }
   }
   if (!problems.empty()) {
@@ -87,9 +113,9 @@ Checkpoint Checkpoint::open(const fs::path& folder) {
   if (fs::exists(single)) {
     result.shards_.push_back(SafetensorsFile::open(single));
   } else if (fs::exists(index_path)) {
-    const auto weight_map = read_index(index_path);
+    const Index index = read_index(index_path);
     std::set<std::string> names;
-    for (const auto& [name, shard] : weight_map) {
+    for (const auto& [name, shard] : index.weight_map) {
       names.insert(shard);
     }
     for (const auto& name : names) {
@@ -99,7 +125,12 @@ Checkpoint Checkpoint::open(const fs::path& folder) {
       }
       result.shards_.push_back(SafetensorsFile::open(folder / name));
     }
-    check_shards(index_path, weight_map, result.shards_);
+    check_shards(index_path, index.weight_map, result.shards_);
+    if (index.total_size && *index.total_size != result.total_bytes()) {
+      fail_index(index_path, fmt::format("metadata.total_size: expected {}, the sum over the "
+                                         "shards, got {}",
+                                         result.total_bytes(), *index.total_size));
+    }
   } else {
     throw NotFound(
         "io.checkpoint", "no-weights",

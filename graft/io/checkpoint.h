@@ -16,9 +16,8 @@ class Checkpoint {
  public:
   // Maps and checks every shard.
   // Throws   NotFound `io.checkpoint.no-weights`; FormatError `io.checkpoint.index` for an index
-  // whose shards
-  //          lie outside the folder, are missing, or do not hold exactly what it lists; what
-  //          SafetensorsFile::open throws.
+  //          whose shards lie outside the folder, are missing, or do not hold exactly what it
+  //          lists and sums up; what SafetensorsFile::open and parse_json throw.
   static Checkpoint open(const std::filesystem::path& folder);
 
   const std::filesystem::path& folder() const { return folder_; }

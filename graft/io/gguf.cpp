@@ -62,7 +62,14 @@ double GgufFile::real(std::string_view key) const {
   if (const auto* number = std::get_if<double>(&value(key))) {
     return *number;
   }
-  return static_cast<double>(integer(key));
+  const GgufValue& found = value(key);
+  if (const auto* number = std::get_if<int64_t>(&found)) {
+    return static_cast<double>(*number);
+  }
+  if (const auto* number = std::get_if<uint64_t>(&found)) {
+    return static_cast<double>(*number);
+  }
+  throw_type(key, "a number");
 }
 
 bool GgufFile::boolean(std::string_view key) const {

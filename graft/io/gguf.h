@@ -56,10 +56,13 @@ using GgufValue = std::variant<int64_t, uint64_t, double, bool, std::string, Ggu
 
 class GgufFile {
  public:
-  // Throws   NotFound; FormatError `io.gguf.<reason>`: magic, version, count, length, nesting,
-  // alignment,
-  //          duplicate, name, shape, type, layout, metadata-type. Each names file, key or tensor,
-  //          and offset.
+  // Maps and checks a file: magic, counts, lengths, types, shapes and places, and budgets (8
+  // million array items, 64 MiB of keys, names and texts) for what would take more memory than the
+  // file. Tensors may leave gaps, but not overlap. Texts in arrays are any bytes, others are UTF-8.
+  // Throws   NotFound `io.file.open`; FormatError `io.gguf.<reason>`: magic, version, count,
+  // length,
+  //          nesting, alignment, duplicate, name, shape, type, layout, metadata-type. Each names
+  //          file, key or tensor, and offset.
   static GgufFile open(const std::filesystem::path& path);
   GgufFile(GgufFile&&) = default;
   GgufFile& operator=(GgufFile&&) = default;
@@ -70,8 +73,8 @@ class GgufFile {
   const GgufTensor* find(std::string_view name) const;
   const std::vector<std::pair<std::string, GgufValue>>& metadata() const { return metadata_; }
 
-  // Typed access. A missing key gives nothing from find_*, NotFound `io.gguf.metadata-missing` from
-  // the others; another type than the one asked for is FormatError `io.gguf.metadata-type`.
+  // Typed access. A missing key is NotFound `io.gguf.metadata-missing` (ask has() first); another
+  // type than the one asked for is FormatError `io.gguf.metadata-type`, never a conversion.
   // Integers of either sign and width count as integers, when they fit.
   bool has(std::string_view key) const;
   int64_t integer(std::string_view key) const;

@@ -1,10 +1,12 @@
 // Parsing of GGUF: a cursor over the mapped bytes that checks every length before it moves.
 #include <algorithm>
 #include <cstring>
+#include <unordered_set>
 
 #include <fmt/format.h>
 
 #include "graft/core/error.h"
+#include "graft/io/excerpt.h"
 #include "graft/io/gguf.h"
 
 namespace graft::io {
@@ -13,8 +15,11 @@ namespace {
 
 constexpr uint32_t kDefaultAlignment = 32;
 constexpr uint64_t kMaxAlignment = 1 << 20;
-constexpr uint64_t kMaxTensors = 1'000'000;
-constexpr uint64_t kMaxMetadata = 100'000;
+constexpr uint64_t kMaxTensors = 1 << 18;
+constexpr uint64_t kMaxMetadata = 1 << 16;
+// Budgets over the whole file, for what takes more memory than the file that claims it.
+constexpr uint64_t kMaxArrayItems = 8 << 20;
+constexpr uint64_t kMaxTextBytes = 64 << 20;
 constexpr uint64_t kMaxKeyBytes = 65'535;
 constexpr uint64_t kMaxTensorNameBytes = 1024;
 constexpr uint32_t kMaxDimensions = 4;
@@ -57,27 +62,6 @@ size_t fixed_size(ValueType type) {
     default:
       return 0;
   }
-}
-
-bool is_utf8(std::string_view text) {
-  for (size_t i = 0; i < text.size();) {
-    const auto lead = static_cast<unsigned char>(text[i]);
-    const size_t length = lead < 0x80       ? 1
-                          : lead >> 5 == 6  ? 2
-                          : lead >> 4 == 14 ? 3
-                          : lead >> 3 == 30 ? 4
-                                            : 0;
-    if (length == 0 || i + length > text.size()) {
-      return false;
-    }
-    for (size_t k = 1; k < length; ++k) {
-      if (static_cast<unsigned char>(text[i + k]) >> 6 != 2) {
-        return false;
-      }
-    }
-    i += length;
-  }
-  return true;
 }
 
 }  // namespace
@@ -131,6 +115,17 @@ class GgufReader {
     return text;
   }
 
+  // A text of which the result keeps a copy.
+  std::string_view take_copied_text(const char* what, uint64_t max_bytes) {
+    const auto text = take_text(what, max_bytes);
+    text_bytes_ += text.size();
+    if (text_bytes_ > kMaxTextBytes) {
+      fail("length", fmt::format("{}: expected texts of at most {} bytes in all, got more", what,
+                                 kMaxTextBytes));
+    }
+    return text;
+  }
+
   void read_header() {
     if (bytes_.size() < 24 || std::memcmp(bytes_.data(), "GGUF", 4) != 0) {
       fail("magic",
@@ -139,7 +134,7 @@ class GgufReader {
     position_ = 4;
     const auto version = take<uint32_t>("version");
     if (version != 2 && version != 3) {
-      const bool swapped = (version & 0xffffU) == 0;
+      const bool swapped = version != 0 && (version & 0xffffU) == 0;
       fail("version", fmt::format("version: expected 2 or 3, got {}", version),
            swapped ? "the file seems to be big-endian; convert it to little-endian" : "");
     }
@@ -158,15 +153,15 @@ class GgufReader {
   }
 
   void read_metadata() {
-    const auto key = take_text("metadata key", kMaxKeyBytes);
+    const auto key = take_copied_text("metadata key", kMaxKeyBytes);
     if (key.empty() || !is_utf8(key)) {
       fail("name", "metadata key: expected a non-empty UTF-8 text");
     }
     const auto type = static_cast<ValueType>(take<uint32_t>("metadata type"));
     GgufValue value =
         type == ValueType::kArray ? GgufValue(read_array(key)) : read_scalar(type, key);
-    if (!seen_.insert({std::string(key), 0}).second) {
-      fail("duplicate", fmt::format("expected unique metadata keys, got `{}` twice", key));
+    if (!seen_keys_.insert(key).second) {
+      fail("duplicate", fmt::format("expected unique metadata keys, got `{}` twice", excerpt(key)));
     }
     out_.metadata_.emplace_back(std::string(key), std::move(value));
   }
@@ -196,29 +191,42 @@ class GgufReader {
       case ValueType::kBool:
         return take_bool(key);
       case ValueType::kString:
-        return std::string(take_text("text value", bytes_.size()));
+        return take_text_value(key);
       default:
         fail("metadata-type", fmt::format("metadata `{}`: expected a type from 0 to 12, got {}",
-                                          key, static_cast<uint32_t>(type)));
+                                          excerpt(key), static_cast<uint32_t>(type)));
     }
+  }
+
+  std::string take_text_value(std::string_view key) {
+    const auto text = take_copied_text("text value", kMaxTextBytes);
+    if (!is_utf8(text)) {
+      fail("metadata-type",
+           fmt::format("metadata `{}`: expected UTF-8, got other bytes", excerpt(key)));
+    }
+    return std::string(text);
   }
 
   bool take_bool(std::string_view key) {
     const auto value = take<uint8_t>("value");
     if (value > 1) {
-      fail("metadata-type",
-           fmt::format("metadata `{}`: expected 0 or 1 for a boolean, got {}", key, value));
+      fail("metadata-type", fmt::format("metadata `{}`: expected 0 or 1 for a boolean, got {}",
+                                        excerpt(key), value));
     }
     return value == 1;
   }
 
-  // Reads `count` fixed-size items of file type Stored into a vector of Out.
+  // Reads `count` items of file type Stored, which read_array found to lie inside the file.
   template <typename Stored, typename Out>
   GgufArray take_items(uint64_t count) {
     std::vector<Out> items(count);
-    for (auto& item : items) {
-      item = static_cast<Out>(take<Stored>("array item"));
+    const std::byte* stored = bytes_.data() + position_;
+    for (uint64_t i = 0; i < count; ++i) {
+      Stored item;
+      std::memcpy(&item, stored + i * sizeof(Stored), sizeof(Stored));
+      items[i] = static_cast<Out>(item);
     }
+    position_ += count * sizeof(Stored);
     return items;
   }
 
@@ -228,18 +236,23 @@ class GgufReader {
     if (type == ValueType::kArray) {
       fail("nesting",
            fmt::format("metadata `{}`: expected an array of plain values, got an array of arrays",
-                       key));
+                       excerpt(key)));
     }
     const size_t item_bytes = type == ValueType::kString ? sizeof(uint64_t) : fixed_size(type);
     if (item_bytes == 0) {
       fail("metadata-type",
-           fmt::format("metadata `{}`: expected an array type from 0 to 12, got {}", key,
+           fmt::format("metadata `{}`: expected an array type from 0 to 12, got {}", excerpt(key),
                        static_cast<uint32_t>(type)));
     }
     if (count > (bytes_.size() - position_) / item_bytes) {
       fail("length",
            fmt::format("metadata `{}`: expected an array that fits the file, got a length of {}",
-                       key, count));
+                       excerpt(key), count));
+    }
+    num_items_ += count;  // no overflow: count is below the file's size
+    if (num_items_ > kMaxArrayItems) {
+      fail("length", fmt::format("metadata `{}`: expected at most {} array items in all, got more",
+                                 excerpt(key), kMaxArrayItems));
     }
     switch (type) {
       case ValueType::kU8:
@@ -286,49 +299,57 @@ class GgufReader {
     if (!out_.has("general.alignment")) {
       return;
     }
-    const int64_t value = out_.integer("general.alignment");
+    const GgufValue& found = out_.value("general.alignment");
+    const auto* number = std::get_if<uint64_t>(&found);
+    if (number == nullptr) {
+      fail("alignment", "general.alignment: expected an unsigned whole number, got another type");
+    }
+    const uint64_t value = *number;
     const bool power_of_two = value > 0 && (value & (value - 1)) == 0;
-    if (!power_of_two || static_cast<uint64_t>(value) > kMaxAlignment || value < 8) {
+    if (!power_of_two || value > kMaxAlignment || value < 8) {
       fail("alignment",
            fmt::format("general.alignment: expected a power of two from 8 to {}, got {}",
                        kMaxAlignment, value));
     }
-    alignment_ = static_cast<uint64_t>(value);
+    alignment_ = value;
   }
 
   // Returns the tensor's offset in the data section; its bytes are set once all infos are read.
   uint64_t read_tensor_info() {
     GgufTensor tensor;
-    const auto name = take_text("tensor name", kMaxTensorNameBytes);
+    const auto name = take_copied_text("tensor name", kMaxTensorNameBytes);
     if (name.empty() || !is_utf8(name)) {
       fail("name", "tensor name: expected a non-empty UTF-8 text");
     }
     tensor.name = std::string(name);
     const auto num_dimensions = take<uint32_t>("dimension count");
     if (num_dimensions > kMaxDimensions) {
-      fail("shape", fmt::format("tensor `{}`: expected at most {} dimensions, got {}", name,
-                                kMaxDimensions, num_dimensions));
+      fail("shape", fmt::format("tensor `{}`: expected at most {} dimensions, got {}",
+                                excerpt(name), kMaxDimensions, num_dimensions));
     }
     uint64_t count = 1;
     for (uint32_t i = 0; i < num_dimensions; ++i) {
       const auto size = take<uint64_t>("dimension");
-      if (size > static_cast<uint64_t>(INT64_MAX) || __builtin_mul_overflow(count, size, &count) ||
-          count > static_cast<uint64_t>(INT64_MAX)) {
-        fail("shape",
-             fmt::format("tensor `{}`: expected fewer than 2^63 elements, got dimension {}", name,
-                         size));
+      // No weight is empty, and a zero would hide an overflow of the other sizes.
+      if (size == 0 || size > static_cast<uint64_t>(INT64_MAX) ||
+          __builtin_mul_overflow(count, size, &count) || count > static_cast<uint64_t>(INT64_MAX)) {
+        fail("shape", fmt::format("tensor `{}`: expected 1 to 2^63 - 1 elements, got dimension {}",
+                                  excerpt(name), size));
       }
       tensor.shape.insert(tensor.shape.begin(), static_cast<int64_t>(size));
     }
+    if (tensor.shape.empty()) {
+      tensor.shape.push_back(1);  // as ggml has it: missing dimensions are ones
+    }
     tensor.type = checked_type(take<uint32_t>("tensor type"), name);
-    const auto row = tensor.shape.empty() ? 1 : tensor.shape.back();
+    const int64_t row = tensor.shape.back();
     if (row % info(tensor.type).block_elements != 0) {
       fail("type",
            fmt::format("tensor `{}`: expected rows of whole blocks of {} elements, got rows of {}",
-                       name, info(tensor.type).block_elements, row));
+                       excerpt(name), info(tensor.type).block_elements, row));
     }
-    if (!seen_tensors_.insert({tensor.name, 0}).second) {
-      fail("duplicate", fmt::format("expected unique tensor names, got `{}` twice", name));
+    if (!seen_tensors_.insert(name).second) {
+      fail("duplicate", fmt::format("expected unique tensor names, got `{}` twice", excerpt(name)));
     }
     out_.tensors_.push_back(std::move(tensor));
     return take<uint64_t>("tensor offset");
@@ -344,7 +365,7 @@ class GgufReader {
     }
     fail("type", fmt::format("tensor `{}`: expected F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, "
                              "Q4_K, Q5_K or Q6_K, got type {}",
-                             name, number));
+                             excerpt(name), number));
   }
 
   void place_tensors(const std::vector<uint64_t>& offsets) {
@@ -386,8 +407,10 @@ class GgufReader {
   uint64_t num_tensors_ = 0;
   uint64_t num_metadata_ = 0;
   uint64_t alignment_ = kDefaultAlignment;
-  std::unordered_map<std::string, int> seen_;
-  std::unordered_map<std::string, int> seen_tensors_;
+  uint64_t num_items_ = 0;
+  uint64_t text_bytes_ = 0;
+  std::unordered_set<std::string_view> seen_keys_;  // views into the file
+  std::unordered_set<std::string_view> seen_tensors_;
 };
 
 GgufFile GgufFile::open(const std::filesystem::path& path) {

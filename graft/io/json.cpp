@@ -1,69 +1,144 @@
 #include "graft/io/json.h"
 
+#include <iterator>
+#include <type_traits>
 #include <unordered_set>
 #include <vector>
 
 #include <fmt/format.h>
 
 #include "graft/core/error.h"
+#include "graft/io/excerpt.h"
 #include "graft/io/mapped_file.h"
 
 namespace graft::io {
 
 namespace {
 
+// What nlohmann's tree takes from the heap, rounded up; growing arrays are held twice for a moment.
+constexpr size_t kValueBytes = 48;
+constexpr size_t kContainerBytes = 64;
+constexpr size_t kTextBytes = 48;
+constexpr size_t kMemberBytes = 160;
+
+// Walks over a text and tells how far it came: nlohmann's events carry no position.
+class TrackedIterator {
+ public:
+  using iterator_category = std::input_iterator_tag;
+  using value_type = char;
+  using difference_type = std::ptrdiff_t;
+  using pointer = const char*;
+  using reference = const char&;
+
+  TrackedIterator(const char* at, const char** reached) : at_(at), reached_(reached) {}
+  reference operator*() const { return *at_; }
+  TrackedIterator& operator++() {
+    *reached_ = ++at_;
+    return *this;
+  }
+  TrackedIterator operator++(int) {
+    const TrackedIterator before = *this;
+    ++*this;
+    return before;
+  }
+  bool operator==(const TrackedIterator& other) const { return at_ == other.at_; }
+  bool operator!=(const TrackedIterator& other) const { return at_ != other.at_; }
+
+ private:
+  const char* at_;
+  const char** reached_;
+};
+
 // Builds the tree from events, so that limits hold before memory is taken and no recursion follows
-// the file's nesting. nlohmann reports the position of what it just read.
+// the file's nesting.
 template <typename Json>
 class Builder : public nlohmann::json_sax<Json> {
  public:
   using string_t = typename Json::string_t;
 
-  Builder(std::string_view where, std::string_view file, const JsonLimits& limits)
-      : where_(where), file_(file), limits_(limits) {}
+  Builder(std::string_view text, std::string_view where, std::string_view file,
+          const JsonLimits& limits)
+      : text_(text), reached_(text.data()), where_(where), file_(file), limits_(limits) {}
 
-  Json take() { return std::move(root_); }
-
-  bool null() override { return add(nullptr); }
-  bool boolean(bool value) override { return add(value); }
-  bool number_integer(typename Json::number_integer_t value) override { return add(value); }
-  bool number_unsigned(typename Json::number_unsigned_t value) override { return add(value); }
-  bool number_float(typename Json::number_float_t value, const string_t&) override {
-    return add(value);
+  Json build() {
+    if (text_.size() > limits_.max_bytes) {
+      fail("json-limits", fmt::format("expected at most {} bytes of JSON, got {}",
+                                      limits_.max_bytes, text_.size()));
+    }
+    if (text_.starts_with("\xEF\xBB\xBF")) {
+      fail("json", "expected JSON, got a byte order mark");
+    }
+    // nlohmann takes a NUL for the end and would not look at what follows.
+    if (const size_t nul = text_.find('\0'); nul != std::string_view::npos) {
+      reached_ = text_.data() + nul;
+      fail("json", "expected JSON, got a NUL byte");
+    }
+    Json::sax_parse(TrackedIterator(text_.data(), &reached_),
+                    TrackedIterator(text_.data() + text_.size(), &reached_), this);
+    return std::move(root_);
   }
-  bool string(string_t& value) override { return add(std::move(value)); }
+
+  bool null() override { return add(nullptr, 0); }
+  bool boolean(bool value) override { return add(value, 0); }
+  bool number_integer(typename Json::number_integer_t value) override { return add(value, 0); }
+  bool number_unsigned(typename Json::number_unsigned_t value) override { return add(value, 0); }
+  bool number_float(typename Json::number_float_t value, const string_t&) override {
+    return add(value, 0);
+  }
+  bool string(string_t& value) override {
+    const size_t bytes = kTextBytes + value.size();
+    return add(std::move(value), bytes);
+  }
   bool binary(typename Json::binary_t&) override { return false; }
 
   bool start_object(size_t) override { return open(Json::object()); }
   bool start_array(size_t) override { return open(Json::array()); }
   bool end_object() override {
-    keys_.pop_back();
+    if constexpr (kKeepsOrder) {
+      keys_.pop_back();
+    }
     return close();
   }
   bool end_array() override { return close(); }
 
   bool key(string_t& value) override {
-    if (!keys_.back().insert(value).second) {
+    charge((kKeepsOrder ? 2 : 1) * (kMemberBytes + value.size()));
+    if (!is_new_key(value)) {
       fail("duplicate-key",
-           fmt::format("expected unique keys, got `{}` twice in one object", value.substr(0, 200)));
+           fmt::format("expected unique keys, got `{}` twice in one object", excerpt(value)));
     }
     key_ = std::move(value);
     return true;
   }
 
-  bool parse_error(size_t position, const std::string&,
-                   const nlohmann::json::exception& error) override {
-    fail("json", fmt::format("at byte {}: expected JSON, got: {}", position, error.what()));
+  bool parse_error(size_t, const std::string&, const nlohmann::json::exception& error) override {
+    std::string_view reason = error.what();
+    if (const size_t end = reason.find("] "); end != std::string_view::npos) {
+      reason.remove_prefix(end + 2);  // the library's own error number
+    }
+    fail("json", fmt::format("expected JSON, got: {}", excerpt(reason, 240)));
     return false;
   }
 
  private:
+  static constexpr bool kKeepsOrder = std::is_same_v<Json, nlohmann::ordered_json>;
+
   [[noreturn]] void fail(std::string_view reason, const std::string& text) const {
-    throw FormatError(where_, reason, fmt::format("`{}`: {}", file_, text));
+    throw FormatError(where_, reason,
+                      fmt::format("`{}`: at byte {}: {}", file_, reached_ - text_.data(), text));
+  }
+
+  bool is_new_key(const string_t& key) {
+    if constexpr (kKeepsOrder) {  // a list of pairs: searching it would be quadratic
+      return keys_.back().insert(key).second;
+    } else {
+      return !stack_.back()->contains(key);
+    }
   }
 
   template <typename Value>
-  bool add(Value&& value) {
+  bool add(Value&& value, size_t extra_bytes) {
+    charge(extra_bytes);
     place(Json(std::forward<Value>(value)));
     return true;
   }
@@ -73,8 +148,11 @@ class Builder : public nlohmann::json_sax<Json> {
       fail("json-limits",
            fmt::format("expected at most {} levels of nesting, got more", limits_.max_depth));
     }
-    if (container.is_object()) {
-      keys_.emplace_back();
+    charge(kContainerBytes);
+    if constexpr (kKeepsOrder) {
+      if (container.is_object()) {
+        keys_.emplace_back();
+      }
     }
     stack_.push_back(place(std::move(container)));
     return true;
@@ -85,12 +163,17 @@ class Builder : public nlohmann::json_sax<Json> {
     return true;
   }
 
-  // Containers stay put while they grow only if their parent does not grow meanwhile: it does not,
-  // since the parent's next value comes after the child is closed.
-  Json* place(Json value) {
-    if (++num_values_ > limits_.max_values) {
-      fail("json-limits", fmt::format("expected at most {} values, got more", limits_.max_values));
+  void charge(size_t bytes) {
+    memory_bytes_ += bytes;
+    if (memory_bytes_ > limits_.max_memory_bytes) {
+      fail("json-limits", fmt::format("expected values that take at most {} bytes, got more",
+                                      limits_.max_memory_bytes));
     }
+  }
+
+  // Pointers to open containers hold: a parent grows only after its child is closed.
+  Json* place(Json value) {
+    charge(kValueBytes);
     if (stack_.empty()) {
       root_ = std::move(value);
       return &root_;
@@ -100,48 +183,39 @@ class Builder : public nlohmann::json_sax<Json> {
       parent.push_back(std::move(value));
       return &parent.back();
     }
-    Json& slot = parent[key_];
-    slot = std::move(value);
-    return &slot;
+    if constexpr (kKeepsOrder) {  // known to be new; operator[] would search the whole list
+      auto& members = parent.template get_ref<typename Json::object_t&>();
+      members.emplace_back(key_, std::move(value));
+      return &members.back().second;
+    } else {
+      Json& slot = parent[key_];
+      slot = std::move(value);
+      return &slot;
+    }
   }
 
-  std::string where_;
-  std::string file_;
+  std::string_view text_;
+  const char* reached_;
+  std::string_view where_;
+  std::string_view file_;
   JsonLimits limits_;
   Json root_;
   std::vector<Json*> stack_;
   std::vector<std::unordered_set<std::string>> keys_;
   string_t key_;
-  size_t num_values_ = 0;
+  size_t memory_bytes_ = 0;
 };
-
-template <typename Json>
-Json parse(std::string_view text, std::string_view where, std::string_view file,
-           const JsonLimits& limits) {
-  if (text.size() > limits.max_bytes) {
-    throw FormatError(where, "json-limits",
-                      fmt::format("`{}`: expected at most {} bytes of JSON, got {}", file,
-                                  limits.max_bytes, text.size()));
-  }
-  if (text.starts_with("\xEF\xBB\xBF")) {
-    throw FormatError(where, "json",
-                      fmt::format("`{}`: at byte 0: expected JSON, got a byte order mark", file));
-  }
-  Builder<Json> builder(where, file, limits);
-  Json::sax_parse(text.begin(), text.end(), &builder);
-  return builder.take();
-}
 
 }  // namespace
 
 nlohmann::json parse_json(std::string_view text, std::string_view where, std::string_view file,
                           const JsonLimits& limits) {
-  return parse<nlohmann::json>(text, where, file, limits);
+  return Builder<nlohmann::json>(text, where, file, limits).build();
 }
 
 nlohmann::ordered_json parse_ordered_json(std::string_view text, std::string_view where,
                                           std::string_view file, const JsonLimits& limits) {
-  return parse<nlohmann::ordered_json>(text, where, file, limits);
+  return Builder<nlohmann::ordered_json>(text, where, file, limits).build();
 }
 
 nlohmann::json read_json_file(const std::filesystem::path& path, std::string_view where,

@@ -27,7 +27,8 @@ MappedFile::MappedFile(std::filesystem::path path, const std::byte* data, size_t
     : path_(std::move(path)), data_(data), size_bytes_(size_bytes) {}
 
 std::shared_ptr<const MappedFile> MappedFile::open(const std::filesystem::path& path) {
-  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  // O_NONBLOCK: a pipe under a weight file's name must not hold the process.
+  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (descriptor < 0) {
     throw_open(path, std::strerror(errno));
   }

@@ -1,4 +1,5 @@
-// A file mapped read-only into memory. Views into it stay valid while the object lives.
+// A file mapped read-only into memory. Views into it stay valid while the object lives, provided
+// that nobody shortens the file meanwhile: replace a weight file by renaming, never in place.
 #pragma once
 
 #include <cstddef>

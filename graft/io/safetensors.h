@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <map>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -26,13 +27,24 @@ struct TensorView {
   std::span<const std::byte> bytes;
 };
 
+// Bytes that a tensor of such a type and shape takes. Nothing when a size is negative, the product
+// does not fit 64 bits, or the elements do not end on a whole byte.
+std::optional<uint64_t> packed_size_bytes(ScalarType dtype, std::span<const int64_t> shape);
+
+// Whether safetensors files may hold a tensor of that name: 1 to 1,024 bytes of UTF-8 without
+// control characters and `..`, and not `__metadata__`.
+bool is_tensor_name(std::string_view name);
+
 class SafetensorsFile {
  public:
   // Maps and checks a file.
-  // Throws   NotFound; FormatError `io.safetensors.<reason>`: too-short, header-length,
-  // header-json,
-  //          duplicate-key, json-limits, offsets, shape, dtype, layout, coverage, limits. Each
-  //          names file, tensor and offset.
+  //
+  // Stricter than the reference reader: it refuses repeated names, unknown fields, metadata that is
+  // null, names outside is_tensor_name, ranks above 16, and headers whose tree would take more than
+  // 192 MiB (about 150,000 tensors). The values of BOOL tensors are left to who uses them.
+  // Throws   NotFound `io.file.open`; FormatError `io.safetensors.<reason>`: too-short,
+  //          header-length, header-json, duplicate-key, limits, dtype, shape, offsets, layout,
+  //          coverage. Each names file, tensor and offset.
   static SafetensorsFile open(const std::filesystem::path& path);
 
   SafetensorsFile(SafetensorsFile&&) = default;
@@ -56,9 +68,12 @@ class SafetensorsFile {
   std::map<std::string, std::string> metadata_;
 };
 
-// Writes tensors as the reference implementation does: larger element types first, then by name,
-// header padded to 8 bytes. The file appears under its name only when it is whole. Throws
-// InvalidArgument when a tensor's bytes do not match its shape; Error `io.safetensors.write`.
+// Writes the bytes that the reference implementation writes: larger element types first, then by
+// name, header padded to 8 bytes. The file appears under its name only when it is whole and on
+// disk; who maps an older file of that name keeps it.
+// Throws   InvalidArgument `io.safetensors.tensor` for a tensor whose name, shape or bytes do not
+//          fit the format, or two of one name; Error `io.safetensors.write` with the system's
+//          reason.
 void write_safetensors(const std::filesystem::path& path, std::vector<TensorView> tensors,
                        const std::map<std::string, std::string>& metadata = {});
 

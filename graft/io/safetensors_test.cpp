@@ -7,6 +7,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "graft/core/error.h"
 #include "graft/io/checkpoint.h"
@@ -78,6 +80,37 @@ TEST_F(Safetensors, ReadsWhatItWrites) {
   EXPECT_EQ(file.find("absent"), nullptr);
 }
 
+TEST_F(Safetensors, WritesWholeFilesOrNone) {
+  const std::vector<float> values = {1, 2};
+  const auto bytes = std::as_bytes(std::span(values));
+  const auto path = folder_ / "a.safetensors";
+  write_safetensors(path, {{"x", ScalarType::kF32, {2}, bytes}});
+  const auto refuse = [&](std::vector<TensorView> tensors) {
+    EXPECT_THROW(write_safetensors(path, std::move(tensors)), InvalidArgument);
+  };
+  refuse({{"x", ScalarType::kF32, {3}, bytes}});
+  refuse({{"x", ScalarType::kF32, {-2}, bytes}});
+  refuse({{"", ScalarType::kF32, {2}, bytes}});
+  refuse({{"__metadata__", ScalarType::kF32, {2}, bytes}});
+  refuse({{"\xff", ScalarType::kF32, {2}, bytes}});
+  refuse({{"x", ScalarType::kF32, {2}, bytes}, {"x", ScalarType::kF32, {2}, bytes}});
+  EXPECT_EQ(SafetensorsFile::open(path).tensors().size(), 1);
+  EXPECT_THROW(write_safetensors(folder_ / "absent" / "a", {}), Error);
+  EXPECT_EQ(std::distance(fs::directory_iterator(folder_), {}), 1);  // nothing temporary is left
+}
+
+TEST_F(Safetensors, PacksElementsBelowAByte) {
+  EXPECT_EQ(code_of_header("{\"a\":" + tensor("F4", "[3,2]", "[0,3]") + "}", 3), "accepted");
+  EXPECT_EQ(code_of_header("{\"a\":" + tensor("F6_E3M2", "[4]", "[0,3]") + "}", 3), "accepted");
+  EXPECT_EQ(code_of_header("{\"a\":" + tensor("F4", "[3]", "[0,2]") + "}", 2),
+            "io.safetensors.dtype");
+}
+
+TEST_F(Safetensors, DoesNotWaitForAPipe) {
+  ASSERT_EQ(mkfifo((folder_ / "pipe").c_str(), 0600), 0);
+  EXPECT_THROW(SafetensorsFile::open(folder_ / "pipe"), NotFound);
+}
+
 TEST_F(Safetensors, RefusesAFileThatIsTooShort) {
   EXPECT_EQ(code_of(""), "io.safetensors.too-short");
   EXPECT_EQ(code_of("1234567"), "io.safetensors.too-short");
@@ -141,7 +174,7 @@ TEST_F(Safetensors, RefusesDataThatDoesNotEndWithTheLastTensor) {
 }
 
 TEST_F(Safetensors, RefusesUnknownTypes) {
-  for (const char* dtype : {"f32", "F4", "FLOAT", "", "Q4_0"}) {
+  for (const char* dtype : {"f32", "F4", "F6_E2M3", "FLOAT", "", "Q4_0"}) {
     EXPECT_EQ(code_of_header("{\"a\":" + tensor(dtype, "[1]", "[0,4]") + "}", 4),
               "io.safetensors.dtype")
         << dtype;
@@ -163,7 +196,7 @@ TEST_F(Safetensors, RefusesWhatPassesItsLimits) {
   EXPECT_EQ(code_of_header("{\"a\":" + tensor("U8", ones + "]", "[0,1]") + "}", 1),
             "io.safetensors.limits");
   EXPECT_EQ(code_of_header("{\"a\":" + std::string(100'000, '[') + std::string(100'000, ']') + "}"),
-            "io.safetensors.json-limits");
+            "io.safetensors.limits");
   EXPECT_EQ(code_of_header("{\"__metadata__\":{\"a\":1}}"), "io.safetensors.header-json");
   EXPECT_EQ(code_of_header("{\"__metadata__\":null}"), "io.safetensors.header-json");
   EXPECT_EQ(
@@ -196,8 +229,7 @@ class ShardedCheckpoint : public Safetensors {
     write_safetensors(folder_ / name, views);
   }
   std::string code_of_index(const std::string& weight_map) {
-    write("model.safetensors.index.json",
-          R"({"metadata":{"total_size":8},"weight_map":)" + weight_map + "}");
+    write("model.safetensors.index.json", R"({"metadata":{},"weight_map":)" + weight_map + "}");
     try {
       Checkpoint::open(folder_);
     } catch (const Error& error) {
@@ -229,6 +261,26 @@ TEST_F(ShardedCheckpoint, RefusesAnIndexThatDoesNotHold) {
         R"({"x":"a.safetensors","y":"a.safetensors","w":"a.safetensors"})",
         R"({"x":"a.safetensors","y":"b.safetensors"})", R"({"x":1})", "{}", "[]"}) {
     EXPECT_EQ(code_of_index(map), "io.checkpoint.index") << map;
+  }
+}
+
+TEST_F(ShardedCheckpoint, RefusesATotalThatIsALie) {
+  shard("a.safetensors", {"x", "y"});
+  const auto with_total = [&](const std::string& total) {
+    write("model.safetensors.index.json",
+          R"({"metadata":{"total_size":)" + total +
+              R"(},"weight_map":{"x":"a.safetensors","y":"a.safetensors"}})");
+    try {
+      Checkpoint::open(folder_);
+    } catch (const Error& error) {
+      return error.code();
+    }
+    return std::string("accepted");
+  };
+  EXPECT_EQ(with_total("8"), "accepted");
+  EXPECT_EQ(with_total("8.0"), "accepted");
+  for (const char* total : {"7", "9", "-8", "8.5", "\"8\"", "1e30"}) {
+    EXPECT_EQ(with_total(total), "io.checkpoint.index") << total;
   }
 }
 
