@@ -49,7 +49,7 @@ void write_stdout(std::string_view data) {
                           std::strerror(errno)));
 }
 
-void print_json(nlohmann::ordered_json object) {
+void print_json(const nlohmann::ordered_json& object) {
   nlohmann::ordered_json with_schema = {{"schema", kJsonSchema}};
   with_schema.update(object);
   // Bytes that are no UTF-8 (a token of half a character) become U+FFFD instead of an exception.

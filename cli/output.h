@@ -23,7 +23,7 @@ inline constexpr int kClosedPipeExitCode = 141;  // what a shell shows for SIGPI
 void write_stdout(std::string_view data);
 
 // Prints one JSON object and a newline on stdout; adds `schema`.
-void print_json(nlohmann::ordered_json object);
+void print_json(const nlohmann::ordered_json& object);
 
 // Prints one line on stderr unless --quiet.
 void print_note(const CommonOptions& common, std::string_view line);
