@@ -3,6 +3,10 @@
 #include "graft/graft.h"
 
 int main(int argc, char** argv) {
+  if (argc < 2) {
+    std::cerr << "usage: example_quick_start MODEL [PROMPT]\n";
+    return 2;
+  }
   auto model = graft::AutoModelForCausalLM::from_pretrained(argv[1], {.use_kernels = true});
   auto tokenizer = graft::AutoTokenizer::from_pretrained(argv[1]);
 
