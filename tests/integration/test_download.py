@@ -1,0 +1,114 @@
+"""`graft download` from a Hub that this test plays: into the cache that Python reads, and into a model that runs."""
+
+import hashlib
+import http.server
+import json
+import pathlib
+import re
+import sys
+import threading
+import unittest
+import urllib.parse
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+from support import TINY, Workspace, run, run_json  # noqa: E402
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+REPO = "somebody/tiny"
+FILES = {name: (TINY / name).read_bytes() for name in ("config.json", "generation_config.json", "model.safetensors")}
+IDS = ("--prompt-ids", "1,2,3", "--max-new-tokens", "4")
+
+
+def entry(name, content):
+    blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+    row = {"type": "file", "path": name, "size": len(content), "oid": blob}
+    if name.endswith(".safetensors"):
+        row["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content)}
+    return row
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    spoilt = False
+    requests = []
+
+    def do_GET(self):
+        path = urllib.parse.urlparse(self.path).path
+        Hub.requests.append(path)
+        if path == f"/api/models/{REPO}/revision/main":
+            self.answer(json.dumps({"sha": COMMIT}).encode())
+        elif path == f"/api/models/{REPO}/tree/{COMMIT}":
+            self.answer(json.dumps([entry(*item) for item in FILES.items()]).encode())
+        elif match := re.fullmatch(rf"/{REPO}/resolve/{COMMIT}/(.+)", path):
+            content = FILES[match[1]]
+            self.answer(content[:-1] + bytes([content[-1] ^ 1]) if Hub.spoilt else content)
+        else:
+            self.answer(b'{"error": "Repository not found"}', status=404)
+
+    def answer(self, body, status=200):
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+class Download(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+        threading.Thread(target=cls.server.serve_forever, daemon=True).start()
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.server.shutdown()
+        cls.server.server_close()
+
+    def variables(self, cache):
+        Hub.spoilt = False
+        return {"HF_ENDPOINT": f"http://127.0.0.1:{self.server.server_port}", "HF_HUB_CACHE": str(cache),
+                "HF_HUB_OFFLINE": "", "TRANSFORMERS_OFFLINE": "", "NO_PROXY": "*", "HF_TOKEN": ""}
+
+    def test_what_was_downloaded_runs_offline_and_python_finds_it(self):
+        from huggingface_hub import snapshot_download
+
+        with Workspace() as cache:
+            env = self.variables(cache)
+            result = run_json("download", REPO, env=env)
+            self.assertEqual(result["commit"], COMMIT)
+            for name, content in FILES.items():
+                self.assertEqual((pathlib.Path(result["folder"]) / name).read_bytes(), content)
+            found = snapshot_download(REPO, cache_dir=cache, local_files_only=True)
+            self.assertEqual(pathlib.Path(found).resolve(), pathlib.Path(result["folder"]).resolve())
+            ids = run_json("generate", REPO, *IDS, env={**env, "HF_HUB_OFFLINE": "1"})["generated_ids"]
+            self.assertEqual(ids, run_json("generate", TINY, *IDS)["generated_ids"])
+            self.assertEqual(run_json("info", REPO, env=env)["architecture"], "llama")
+            # Nothing is fetched twice.
+            Hub.requests.clear()
+            self.assertEqual(run("download", REPO, env=env).stdout.strip(), result["folder"])
+            self.assertFalse([path for path in Hub.requests if "/resolve/" in path])
+
+    def test_patterns_choose_files(self):
+        with Workspace() as cache:
+            folder = pathlib.Path(run_json("download", REPO, "--include", "*.json", env=self.variables(cache))["folder"])
+            self.assertEqual({path.name for path in folder.iterdir()}, {"config.json", "generation_config.json"})
+
+    def test_wrong_bytes_are_4_and_leave_no_model(self):
+        with Workspace() as cache:
+            env = self.variables(cache)
+            Hub.spoilt = True
+            done = run("download", REPO, env=env)
+            self.assertEqual(done.returncode, 4, done.stderr)
+            self.assertEqual(done.stdout, "")
+            self.assertEqual(run("generate", REPO, *IDS, env=env).returncode, 1)
+
+    def test_an_unknown_repository_is_1(self):
+        with Workspace() as cache:
+            done = run("download", "somebody/else", env=self.variables(cache))
+            self.assertEqual(done.returncode, 1, done.stderr)
+            self.assertIn("somebody/else", done.stderr)
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)
