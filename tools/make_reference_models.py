@@ -198,6 +198,12 @@ def decode(model, ids):
     return torch.stack(logits, dim=1)
 
 
+def padded_logits(model, ids, mask, positions):
+    """Logits of a left-padded batch; zero at pads."""
+    logits = fresh(model)(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
+    return logits * mask[..., None].to(logits.dtype)
+
+
 def left_padded(ids):
     mask = torch.ones_like(ids)
     mask[1, :7] = 0
@@ -251,15 +257,27 @@ def reference(path, seed):
     out["decode.logits"] = decode(original, ids)
     padded, mask, positions = left_padded(ids)
     out["padded.input_ids"], out["padded.attention_mask"], out["padded.position_ids"] = padded, mask, positions
-    logits = fresh(original)(input_ids=padded, attention_mask=mask, position_ids=positions, use_cache=False).logits
-    out["padded.logits"] = logits * mask[..., None]
+    out["padded.logits"] = padded_logits(original, padded, mask, positions)
     prompt, prompt_mask = padded[:, :10].clone(), mask[:, :10].clone()
     out["prompt.input_ids"], out["prompt.attention_mask"] = prompt, prompt_mask
     out.update(generations(original, prompt, prompt_mask))
 
     low = load(path, torch.bfloat16)
-    out["bf16.prefill.logits"] = fresh(low)(input_ids=ids, use_cache=False).logits
+    points = fresh(low)
+    capture = Capture(points)
+    out["bf16.prefill.logits"] = points(input_ids=ids, use_cache=False).logits
+    capture.close()
+    for name, value in capture.points.items():
+        if name in ("embed_tokens", "norm") or name.removeprefix("layers.").isdigit():
+            out[f"bf16.prefill.{name}"] = value
     out["bf16.decode.logits"] = decode(low, ids)
+    out["bf16.padded.logits"] = padded_logits(low, padded, mask, positions)
+    if "gemma2" not in path.name:  # transformers' sdpa leaves out the soft cap of the scores
+        for prefix, dtype in (("sdpa", torch.float32), ("bf16.sdpa", torch.bfloat16)):
+            model = load(path, dtype, "sdpa")
+            out[f"{prefix}.prefill.logits"] = fresh(model)(input_ids=ids, use_cache=False).logits
+            out[f"{prefix}.decode.logits"] = decode(model, ids)
+            out[f"{prefix}.padded.logits"] = padded_logits(model, padded, mask, positions)
     return out, original
 
 
