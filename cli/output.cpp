@@ -49,6 +49,8 @@ void write_stdout(std::string_view data) {
                           std::strerror(errno)));
 }
 
+void write_stderr(const std::string& text) { std::fputs(text.c_str(), stderr); }
+
 void print_json(const nlohmann::ordered_json& object) {
   nlohmann::ordered_json with_schema = {{"schema", kJsonSchema}};
   with_schema.update(object);
@@ -60,7 +62,7 @@ void print_json(const nlohmann::ordered_json& object) {
 
 void print_note(const CommonOptions& common, std::string_view line) {
   if (!common.quiet) {
-    fmt::print(stderr, "{}\n", line);
+    write_stderr(fmt::format("{}\n", line));
   }
 }
 
@@ -79,9 +81,9 @@ int report_error(const std::exception& error, bool json) {
     } catch (const std::exception&) {  // nobody reads stdout: the exit code alone is left
     }
   } else {
-    fmt::print(stderr, "graft: error: {}\n", printable(error.what()));
+    write_stderr(fmt::format("graft: error: {}\n", printable(error.what())));
     if (known != nullptr) {
-      fmt::print(stderr, "code: {}\n", known->code());
+      write_stderr(fmt::format("code: {}\n", known->code()));
     }
   }
   return exit_code;

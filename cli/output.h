@@ -22,6 +22,9 @@ inline constexpr int kClosedPipeExitCode = 141;  // what a shell shows for SIGPI
 // disk), ClosedPipe when nobody reads it.
 void write_stdout(std::string_view data);
 
+// Writes text to stderr. A stderr that is closed or full is nobody's fault: no error.
+void write_stderr(const std::string& text);
+
 // Prints one JSON object and a newline on stdout; adds `schema`.
 void print_json(const nlohmann::ordered_json& object);
 

@@ -54,7 +54,7 @@ void ProgressBar::update(uint64_t done, uint64_t total, bool bytes) {
   const size_t width = std::min<size_t>(40, std::max(terminal_width(), used) - used);
   const size_t full = total == 0 ? width : std::min(width, width * done / total);
   const std::string bar = width < 8 ? "" : fmt::format("[{:<{}}] ", std::string(full, '#'), width);
-  fmt::print(stderr, "\r\033[K{} {}{}", label_, bar, numbers);
+  write_stderr(fmt::format("\r\033[K{} {}{}", label_, bar, numbers));
   std::fflush(stderr);
 }
 

@@ -195,6 +195,16 @@ void print_summary(const GenerateOptions& options, models::CausalLM& model,
           generation::name(output.finish_reasons[0])));
 }
 
+// Kernels that were asked for and are not there are said, never passed over.
+void warn_without_kernels(const GenerateOptions& options, models::CausalLM& model) {
+  const auto report = layers::kernelize_report(model);
+  if (report && report->disabled_by.empty() && report->swapped().empty()) {
+    print_note(options.common,
+               "graft: warning: no kernel could be swapped in: `graft explain` says why, "
+               "`--kernels off` asks for none");
+  }
+}
+
 }  // namespace
 
 int run_generate(const GenerateOptions& options) {
@@ -207,6 +217,7 @@ int run_generate(const GenerateOptions& options) {
   if (!options.common.json) {
     print_loaded(options, *model, start);
   }
+  warn_without_kernels(options, *model);
   std::signal(SIGINT, on_interrupt);
   const auto output =
       generation::generate(*model, {prompt}, config, make_hooks(options, tokenizer));

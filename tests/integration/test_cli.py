@@ -192,6 +192,19 @@ class Manners(unittest.TestCase):
             self.assertEqual(process.returncode, 1, arguments)
             self.assertIn("No space left", error)
 
+    def test_closed_streams_do_not_crash_it(self):
+        command = f"{GRAFT} {self.TINY[0]} {self.TINY[1]} {' '.join(self.TINY[2:])}"
+        for closed, code in (("2>&-", 0), (">&-", 1), ("<&-", 0)):
+            done = subprocess.run(["sh", "-c", f"{command} {closed}"], capture_output=True, text=True, check=False)
+            self.assertEqual(done.returncode, code, closed + done.stderr)
+
+    def test_kernels_that_are_not_there_are_said(self):
+        warned = "no kernel could be swapped in"
+        self.assertIn(warned, run(*self.TINY, env={"GRAFT_EMBEDDED_HUB": "/nowhere"}).stderr)
+        self.assertNotIn(warned, run(*self.TINY).stderr)
+        self.assertNotIn(warned, run(*self.TINY, env={"USE_HUB_KERNELS": "0"}).stderr)
+        self.assertNotIn(warned, run(*self.TINY, "--kernels", "off").stderr)
+
     def test_an_interrupt_keeps_what_was_written(self):
         process = start(*WRITE, "--max-new-tokens", "4000", "--ignore-eos", "--json", "--stream",
                         stdout=subprocess.PIPE, stderr=subprocess.PIPE)
