@@ -163,6 +163,50 @@ TEST(Sampler, DrawsInProportionToTheProbabilities) {
   }
 }
 
+// What is left and how likely it is comes from the definitions, in float64, not from warp().
+TEST(Sampler, DrawsAsEachRestrictionAndTheirMixturesSay) {
+  constexpr int64_t kRows = 64, kSteps = 400;
+  const at::Tensor logits = at::tensor({1.0F, 0.0F, -1.0F, 2.0F, 0.5F, -3.0F, 1.5F, -2.0F});
+  const at::Tensor rows = logits.expand({kRows, 8}).contiguous();
+  struct Mixture {
+    GenerationConfig config;
+    std::vector<int64_t> left;
+    double bound;  // 99.9 % of right samplers stay below
+  };
+  const std::vector<Mixture> mixtures = {
+      // Probabilities .415 .252 .153 .093 .056 .021 .008 .003 of tokens 3 6 0 4 1 2 7 5.
+      {{.top_k = 0, .top_p = 0.8}, {3, 6, 0}, 13.9},
+      // Nearest to the entropy of 1.516: surprises 1.379 and 1.879.
+      {{.top_k = 0, .typical_p = 0.3}, {6, 0}, 10.9},
+      {{.top_k = 0, .min_p = 0.2}, {3, 6, 0, 4}, 16.3},
+      {{.top_k = 3, .top_p = 0.9}, {3, 6, 0}, 13.9},
+      {{.temperature = 2.0, .top_k = 5, .min_p = 0.5}, {3, 6, 0}, 13.9},
+      {{.temperature = 0.5, .top_k = 0, .top_p = 0.95}, {3, 6, 0}, 13.9},
+  };
+  for (const Mixture& mixture : mixtures) {
+    GenerationConfig config = mixture.config;
+    config.do_sample = true;
+    config.seed = 23;
+    at::Tensor expected = at::zeros({8}, at::kDouble);
+    for (const int64_t id : mixture.left) {
+      expected[id] = std::exp(logits[id].item<double>() / config.temperature);
+    }
+    expected = expected / expected.sum();
+    Sampler sampler(config, kRows, at::kCPU, {});
+    const LogitsProcessors none(config, {}, 0, {}, 8, at::kCPU);
+    std::vector<int64_t> counts(8);
+    for (int64_t step = 0; step < kSteps; ++step) {
+      Choice choice = sampler.choose(rows, none, {}, step);
+      choice.wait();
+      for (int64_t row = 0; row < kRows; ++row) {
+        ++counts[static_cast<size_t>(choice.ids[row].item<int64_t>())];
+      }
+    }
+    EXPECT_LT(chi_square(counts, expected), mixture.bound)
+        << "top_k " << config.top_k << ", top_p " << config.top_p;
+  }
+}
+
 TEST(Sampler, DoesNotRepeatItselfFromRowToRowOrStepToStep) {
   const GenerationConfig config{.do_sample = true, .top_k = 0, .seed = 1};
   Sampler sampler(config, 3, at::kCPU, {});
