@@ -69,24 +69,76 @@ void launch_weight(const Call& call) {
   check_cuda(cudaGetLastError(), "rms_norm_bwd_weight_kernel");
 }
 
-// kBlocks: blocks on a multiprocessor at once, which is also how many the grid has for each.
-template <typename X, int kThreads, int kThreadsPerRow, int kVectors, int kRows, int kBlocks>
-void launch_register(const Call& call) {
-  constexpr int64_t kRowsPerBlock = static_cast<int64_t>(kThreads / kThreadsPerRow) * kRows;
+// Vectors that a block of a cluster holds.
+constexpr int64_t kMaxBlockVectors = 512;
+
+int64_t count_resident_threads(const Call& call) {
+  return static_cast<int64_t>(call.scope.attribute(cudaDevAttrMultiProcessorCount)) *
+         kBackwardThreads;
+}
+
+// Groups of kLanes lanes take a row each.
+template <typename X, bool kAdd, int kLanes>
+void launch_lanes(const Call& call) {
+  constexpr int kThreads = 128;
+  constexpr int64_t kRowsPerBlock = kThreads / kLanes;
   const int64_t turns = (call.problem.rows + kRowsPerBlock - 1) / kRowsPerBlock;
-  const int64_t resident =
-      static_cast<int64_t>(call.scope.attribute(cudaDevAttrMultiProcessorCount)) * kBlocks;
-  const Partial partial(call.problem, call.x, std::min(turns, resident));
-  const auto blocks = static_cast<unsigned>(call.problem.parts);
-  if (call.problem.grad_sum != nullptr) {
-    rms_norm_bwd_register_kernel<X, true, kThreads, kThreadsPerRow, kVectors, kRows, kBlocks>
-        <<<blocks, kThreads, 0, call.scope.stream()>>>(call.problem);
-  } else {
-    rms_norm_bwd_register_kernel<X, false, kThreads, kThreadsPerRow, kVectors, kRows, kBlocks>
-        <<<blocks, kThreads, 0, call.scope.stream()>>>(call.problem);
-  }
-  check_cuda(cudaGetLastError(), "rms_norm_bwd_register_kernel");
+  const Partial partial(call.problem, call.x,
+                        std::min(turns, count_resident_threads(call) / kThreads));
+  rms_norm_bwd_rows_kernel<X, kAdd, kLanes, kThreads>
+      <<<static_cast<unsigned>(call.problem.parts), kThreads, 0, call.scope.stream()>>>(
+          call.problem, 1);
+  check_cuda(cudaGetLastError(), "rms_norm_bwd_rows_kernel");
   launch_weight(call);
+}
+
+// A cluster of blocks takes a row.
+template <typename X, bool kAdd, int kMaxThreads>
+void launch_cluster(const Call& call, int64_t vectors, unsigned cluster) {
+  const int64_t per_block = (vectors + cluster - 1) / cluster;
+  const int64_t threads = (per_block + kWarp - 1) / kWarp * kWarp;
+  const int64_t teams = count_resident_threads(call) / (threads * cluster);
+  const Partial partial(call.problem, call.x,
+                        std::min(call.problem.rows, std::max<int64_t>(teams, 1)));
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(call.problem.parts) * cluster);
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.stream = call.scope.stream();
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = cluster;
+  attribute.val.clusterDim.y = 1;
+  attribute.val.clusterDim.z = 1;
+  config.attrs = &attribute;
+  config.numAttrs = cluster > 1 ? 1 : 0;
+  check_cuda(cudaLaunchKernelEx(&config, rms_norm_bwd_rows_kernel<X, kAdd, 0, kMaxThreads>,
+                                call.problem, cluster),
+             "rms_norm_bwd_rows_kernel");
+  launch_weight(call);
+}
+
+// Launches the kernel that holds rows of this length on chip; false if none does.
+template <typename X, bool kAdd>
+bool try_on_chip(const Call& call) {
+  const int64_t vectors = call.problem.columns / kVectorSize<X>;
+  const bool has_clusters = call.scope.attribute(cudaDevAttrComputeCapabilityMajor) == 9;
+  if (vectors <= 8) {
+    launch_lanes<X, kAdd, 8>(call);
+  } else if (vectors <= 16) {
+    launch_lanes<X, kAdd, 16>(call);
+  } else if (vectors <= 32) {
+    launch_lanes<X, kAdd, 32>(call);
+  } else if (vectors <= kMaxBlockVectors) {
+    launch_cluster<X, kAdd, kMaxBlockVectors>(call, vectors, 1);
+  } else if (vectors <= 2 * kMaxBlockVectors) {
+    launch_cluster<X, kAdd, 2 * kMaxBlockVectors>(call, vectors, 1);
+  } else if (has_clusters && vectors <= kMaxBlockVectors * kMaxCluster) {
+    const unsigned cluster = vectors <= 4 * kMaxBlockVectors ? 4 : kMaxCluster;
+    launch_cluster<X, kAdd, kMaxBlockVectors>(call, vectors, cluster);
+  } else {
+    return false;
+  }
+  return true;
 }
 
 template <typename X, typename W, typename Out>
@@ -113,23 +165,10 @@ void launch_looping(const Call& call) {
 
 template <typename X>
 void launch_one_dtype(const Call& call) {
-  const int64_t vectors = call.problem.columns / kVectorSize<X>;
-  if (!is_vectorizable(call.problem) || !is_single_stride(call.problem) || vectors > 2048) {
+  const bool fits = is_vectorizable(call.problem) && is_single_stride(call.problem);
+  const bool adds = call.problem.grad_sum != nullptr;
+  if (!fits || !(adds ? try_on_chip<X, true>(call) : try_on_chip<X, false>(call))) {
     launch_looping<X, X, X>(call);
-  } else if (vectors <= 32) {
-    launch_register<X, 128, 32, 1, 2, 4>(call);
-  } else if (vectors <= 64) {
-    launch_register<X, 128, 32, 2, 1, 4>(call);
-  } else if (vectors <= 128) {
-    launch_register<X, 128, 128, 1, 1, 6>(call);
-  } else if (vectors <= 256) {
-    launch_register<X, 128, 128, 2, 1, 4>(call);
-  } else if (vectors <= 512) {
-    launch_register<X, 256, 256, 2, 1, 2>(call);
-  } else if (vectors <= 1024) {
-    launch_register<X, 512, 512, 2, 1, 1>(call);
-  } else {
-    launch_register<X, 1024, 1024, 2, 1, 1>(call);
   }
 }
 

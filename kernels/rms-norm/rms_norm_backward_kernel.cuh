@@ -1,8 +1,9 @@
 // RMSNorm's backward on CUDA. Device code on raw pointers; no Torch. Three kernels:
-//   register   rows that fit into a block's registers: every tensor is read once; the next rows are
-//              on their way while the current ones are reduced
-//   looping    any row length, layout, alignment and dtype of the weight; reads the row twice
-//   weight     adds up the blocks' shares of the weight's gradient
+//   rows     rows that fit on chip, one vector per thread: a group of lanes, a block, or a cluster of
+//            blocks (Hopper) holds a row; every tensor is read once, and the next row is on its way
+//            while the current one is reduced
+//   looping  any row length, layout, alignment and dtype of the weight; reads the row twice
+//   weight   adds up the shares of the weight's gradient
 // A block takes rows in turn and keeps its share of the weight's gradient to itself until the end,
 // so that no two blocks ever add to one number: the result has one order.
 #pragma once
@@ -11,21 +12,73 @@
 
 namespace graft_kernels::rms_norm {
 
-// Sums over a block of two values at once. `shared` has a slot per warp; the caller alternates
-// between two of them, so that one barrier a call is enough.
-__device__ __forceinline__ float2 sum_pair_over_block(float2 value, float2* shared, int num_warps) {
-  value.x = sum_over_warp(value.x);
-  value.y = sum_over_warp(value.y);
-  if (num_warps == 1) {
-    return value;
+// Threads on a multiprocessor at once: 64 registers each.
+inline constexpr int kBackwardThreads = 1024;
+
+// Sums over kWidth neighbouring lanes of two values at once.
+template <int kWidth>
+__device__ __forceinline__ float2 sum_pair_over_lanes(float2 value) {
+#pragma unroll
+  for (int distance = kWidth / 2; distance > 0; distance /= 2) {
+    value.x += __shfl_xor_sync(0xffffffffU, value.x, distance);
+    value.y += __shfl_xor_sync(0xffffffffU, value.y, distance);
   }
-  if (threadIdx.x % kWarp == 0) {
-    shared[threadIdx.x / kWarp] = value;
+  return value;
+}
+
+// Sums over a warp of two values at half the exchanges: lanes 0-15 go on with x, lanes 16-31 with y.
+// Returns the sum of x in the lower half of the warp and that of y in the upper.
+__device__ __forceinline__ float sum_pair_halves(float2 value) {
+  const bool lower = threadIdx.x % kWarp < kWarp / 2;
+  const float sent = lower ? value.y : value.x;
+  float sum = (lower ? value.x : value.y) + __shfl_xor_sync(0xffffffffU, sent, kWarp / 2);
+#pragma unroll
+  for (int distance = kWarp / 4; distance > 0; distance /= 2) {
+    sum += __shfl_xor_sync(0xffffffffU, sum, distance);
+  }
+  return sum;
+}
+
+// Sums over a block of two values at once; every thread gets both. `shared` has 2 * kWarp slots,
+// those beyond the block's warps zero; the caller alternates between two of them, so that one
+// barrier a call is enough.
+__device__ __forceinline__ float2 sum_pair_over_block(float2 value, float* shared) {
+  const int lane = static_cast<int>(threadIdx.x % kWarp);
+  const int warp = static_cast<int>(threadIdx.x / kWarp);
+  float sum = sum_pair_halves(value);
+  if (lane % (kWarp / 2) == 0) {
+    shared[(lane == 0 ? 0 : kWarp) + warp] = sum;
   }
   __syncthreads();
-  const int lane = static_cast<int>(threadIdx.x % kWarp);
-  value = lane < num_warps ? shared[lane] : make_float2(0.0F, 0.0F);
-  return make_float2(sum_over_warp(value.x), sum_over_warp(value.y));
+  // Lanes 0-15 add the sums of x, two warps each; lanes 16-31 those of y.
+  const float* own = shared + (lane < kWarp / 2 ? 0 : kWarp) + lane % (kWarp / 2);
+  sum = own[0] + own[kWarp / 2];
+#pragma unroll
+  for (int distance = kWarp / 4; distance > 0; distance /= 2) {
+    sum += __shfl_xor_sync(0xffffffffU, sum, distance);
+  }
+  return make_float2(__shfl_sync(0xffffffffU, sum, 0), __shfl_sync(0xffffffffU, sum, kWarp / 2));
+}
+
+// Sums over a cluster of two values at once, as sum_over_cluster. The caller has arrived once since
+// it last waited, and alternates between two `shared`.
+__device__ __forceinline__ float2 sum_pair_over_cluster(float2 value, float2* shared,
+                                                        unsigned cluster) {
+  cluster_wait();
+  const unsigned rank = cluster_rank();
+  if (threadIdx.x < cluster) {
+    store_in_peer(&shared[rank].x, threadIdx.x, value.x);
+    store_in_peer(&shared[rank].y, threadIdx.x, value.y);
+  }
+  cluster_arrive();
+  cluster_wait();
+  float2 total = make_float2(0.0F, 0.0F);
+  for (unsigned peer = 0; peer < cluster; ++peer) {
+    total.x += shared[peer].x;
+    total.y += shared[peer].y;
+  }
+  cluster_arrive();
+  return total;
 }
 
 // What the elements of a row share in the second half of the work.
@@ -62,156 +115,152 @@ __device__ __forceinline__ Vec<X, kSize> backward_vector(
   Vec<X, kSize> result;
 #pragma unroll
   for (int i = 0; i < kSize; ++i) {
-    const float element = to_float(x.data[i]);
+    const float norm = to_float(x.data[i]) * factors.inverse;
     const float from_above = to_float(incoming.data[i]);
-    const float gradient = from_above * (offset + to_float(weight.data[i]));
-    float value = factors.inverse * (gradient - element * factors.pull);
+    const float gradient = from_above * (offset + to_float(weight.data[i])) * factors.inverse;
+    float value = fmaf(-norm, factors.pull, gradient);
     if (grad_sum != nullptr) {
       value += to_float(grad_sum->data[i]);
     }
     result.data[i] = from_float<X>(value);
-    shares[i] = fmaf(from_above, element * factors.inverse, shares[i]);
+    shares[i] = fmaf(from_above, norm, shares[i]);
   }
   return result;
 }
 
-// kThreadsPerRow threads hold kRows rows at once, kVectors vectors of 16 bytes per thread and row.
-// X is the dtype of x, weight and all gradients.
-template <typename X, bool kAdd, int kThreads, int kThreadsPerRow, int kVectors, int kRows,
-          int kBlocks>
-__global__ void __launch_bounds__(kThreads, kBlocks)
-    rms_norm_bwd_register_kernel(const __grid_constant__ BackwardProblem problem) {
-  constexpr int kSize = kVectorSize<X>;
-  constexpr int kGroups = kThreads / kThreadsPerRow;
-  constexpr int kWarps = kThreads / kWarp;
-  static_assert(kThreadsPerRow == kWarp || (kGroups == 1 && kRows == 1));
-  using Vector = Vec<X, kSize>;
-  struct Rows {
-    Vector x[kRows][kVectors];
-    Vector incoming[kRows][kVectors];
-    Vector grad_sum[kAdd ? kRows : 1][kAdd ? kVectors : 1];
-  };
-  __shared__ float2 shared_sums[2][kWarps];
-  const int lane = threadIdx.x % kThreadsPerRow;
-  const int num_vectors = static_cast<int>(problem.columns / kSize);
-  const float offset = problem.variant == Variant::kZeroCentered ? 1.0F : 0.0F;
-  const int64_t step = static_cast<int64_t>(gridDim.x) * kGroups * kRows;
+// What a thread holds of a row.
+template <typename X, int kSize, bool kAdd>
+struct RowVectors {
+  Vec<X, kSize> x;
+  Vec<X, kSize> incoming;
+  Vec<X, kAdd ? kSize : 1> grad_sum;
+};
 
-  const auto load_rows = [&](int64_t first) {
-    Rows rows;
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-#pragma unroll
-      for (int v = 0; v < kVectors; ++v) {
-        const int64_t row = first + r;
-        const int64_t index = lane + v * kThreadsPerRow;
-        const bool exists = row < problem.rows && index < num_vectors;
-        rows.x[r][v] = {};
-        rows.incoming[r][v] = {};
-        if (exists) {
-          rows.x[r][v] = load_streaming<X, kSize>(static_cast<const X*>(problem.x) +
-                                                  row * problem.x_rows.stride[0] + index * kSize);
-          rows.incoming[r][v] =
-              load_streaming<X, kSize>(static_cast<const X*>(problem.grad_out) +
-                                       row * problem.grad_out_rows.stride[0] + index * kSize);
-        }
-        if constexpr (kAdd) {
-          rows.grad_sum[r][v] = {};
-          if (exists) {
-            rows.grad_sum[r][v] =
-                load_streaming<X, kSize>(static_cast<const X*>(problem.grad_sum) +
-                                         row * problem.grad_sum_rows.stride[0] + index * kSize);
-          }
-        }
-      }
-    }
-    return rows;
-  };
-
-  int64_t first =
-      (static_cast<int64_t>(blockIdx.x) * kGroups + threadIdx.x / kThreadsPerRow) * kRows;
-  Rows current = load_rows(first);
-  Vector weights[kVectors];
-#pragma unroll
-  for (int v = 0; v < kVectors; ++v) {
-    const int64_t index = lane + v * kThreadsPerRow;
-    weights[v] = {};
-    if (index < num_vectors) {
-      weights[v] =
-          load_shared_data<X, kSize>(static_cast<const X*>(problem.weight) + index * kSize);
+template <typename X, int kSize, bool kAdd>
+__device__ __forceinline__ RowVectors<X, kSize, kAdd> load_row(const BackwardProblem& problem,
+                                                               int64_t row, int64_t column) {
+  RowVectors<X, kSize, kAdd> vectors = {};
+  if (row < problem.rows && column < problem.columns) {
+    vectors.x = load_streaming<X, kSize>(static_cast<const X*>(problem.x) +
+                                         row * problem.x_rows.stride[0] + column);
+    vectors.incoming = load_streaming<X, kSize>(static_cast<const X*>(problem.grad_out) +
+                                                row * problem.grad_out_rows.stride[0] + column);
+    if constexpr (kAdd) {
+      vectors.grad_sum = load_streaming<X, kSize>(static_cast<const X*>(problem.grad_sum) +
+                                                  row * problem.grad_sum_rows.stride[0] + column);
     }
   }
-  float shares[kVectors][kSize] = {};
-  int turn = 0;
-  // All groups of a block take the same number of turns: a row beyond the last is a row of zeros.
-  for (int64_t block_first = static_cast<int64_t>(blockIdx.x) * kGroups * kRows;
-       block_first < problem.rows; block_first += step, first += step) {
-    const Rows next = load_rows(first + step);
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      float2 sums = make_float2(0.0F, 0.0F);
-#pragma unroll
-      for (int v = 0; v < kVectors; ++v) {
-        add_sums(sums, current.x[r][v], current.incoming[r][v], weights[v], offset);
-      }
-      sums = sum_pair_over_block(sums, shared_sums[turn], kGroups == 1 ? kWarps : 1);
-      turn ^= 1;
-      const RowFactors factors = factors_of(sums, problem);
-#pragma unroll
-      for (int v = 0; v < kVectors; ++v) {
-        forget(current.x[r][v]);
-        forget(current.incoming[r][v]);
-        Vector scaling = weights[v];
-        forget(scaling);
-        const Vector* grad_sum = kAdd ? &current.grad_sum[kAdd ? r : 0][kAdd ? v : 0] : nullptr;
-        const Vector result = backward_vector(current.x[r][v], current.incoming[r][v], scaling,
-                                              offset, factors, grad_sum, shares[v]);
-        const int64_t row = first + r;
-        const int64_t index = lane + v * kThreadsPerRow;
-        if (row < problem.rows && index < num_vectors) {
-          store_vector(
-              static_cast<X*>(problem.grad_x) + row * problem.grad_x_rows.stride[0] + index * kSize,
-              result);
-        }
-      }
-    }
-    current = next;
-  }
+  return vectors;
+}
 
-  // Each block writes one row of `partial`; warps with rows of their own first add up in turn.
-  float* partial = problem.partial + static_cast<int64_t>(blockIdx.x) * problem.columns;
+// Writes the shares of a block into its row of `partial`; groups with rows of their own first add up,
+// in turn.
+template <int kGroups, int kLanes, int kSize>
+__device__ __forceinline__ void store_shares(const BackwardProblem& problem, float* partial,
+                                             int64_t column, const float* shares) {
   if constexpr (kGroups > 1) {
-    __shared__ float shared_shares[kGroups][kVectors * kWarp * kSize];
-    float* own = shared_shares[threadIdx.x / kThreadsPerRow];
+    __shared__ float shared_shares[kGroups][kLanes * kSize];
+    const int lane = static_cast<int>(threadIdx.x) % kLanes;
 #pragma unroll
-    for (int v = 0; v < kVectors; ++v) {
-#pragma unroll
-      for (int i = 0; i < kSize; ++i) {
-        own[(lane + v * kWarp) * kSize + i] = shares[v][i];
-      }
+    for (int i = 0; i < kSize; ++i) {
+      shared_shares[threadIdx.x / kLanes][lane * kSize + i] = shares[i];
     }
     __syncthreads();
-    for (int column = threadIdx.x; column < problem.columns; column += kThreads) {
+    for (int own = threadIdx.x; own < problem.columns; own += blockDim.x) {
       float total = 0;
 #pragma unroll
       for (int group = 0; group < kGroups; ++group) {
-        total += shared_shares[group][column];
+        total += shared_shares[group][own];
       }
-      partial[column] = total;
+      partial[own] = total;
     }
-  } else {
+  } else if (column < problem.columns) {
+    Vec<float, kSize> share;
 #pragma unroll
-    for (int v = 0; v < kVectors; ++v) {
-      const int64_t index = lane + v * kThreadsPerRow;
-      if (index < num_vectors) {
-        Vec<float, kSize> share;
+    for (int i = 0; i < kSize; ++i) {
+      share.data[i] = shares[i];
+    }
+    store_vector(partial + column, share);
+  }
+}
+
+// X is the dtype of x, weight and all gradients. kLanes > 0: groups of that many lanes take a row
+// each, in blocks of kMaxThreads; kLanes = 0: a cluster of `cluster` blocks takes a row.
+template <typename X, bool kAdd, int kLanes, int kMaxThreads>
+__global__ void __launch_bounds__(kMaxThreads, kBackwardThreads / kMaxThreads)
+    rms_norm_bwd_rows_kernel(const __grid_constant__ BackwardProblem problem, unsigned cluster) {
+  constexpr int kSize = kVectorSize<X>;
+  constexpr int kGroups = kLanes > 0 ? kMaxThreads / kLanes : 1;
+  __shared__ float shared_sums[2][2 * kWarp];
+  __shared__ float2 shared_cluster[2][kMaxCluster];
+  const unsigned rank = cluster > 1 ? cluster_rank() : 0;
+  const int64_t team = blockIdx.x / cluster;  // a block, or a cluster
+  const int lane = kLanes > 0 ? static_cast<int>(threadIdx.x) % kLanes
+                              : static_cast<int>(rank * blockDim.x + threadIdx.x);
+  const int64_t column = static_cast<int64_t>(lane) * kSize;
+  const int64_t step = problem.parts * kGroups;
+  int64_t row = team * kGroups + (kLanes > 0 ? threadIdx.x / kLanes : 0);
+  RowVectors<X, kSize, kAdd> current = load_row<X, kSize, kAdd>(problem, row, column);
+
+  Vec<float, kSize> weight = {};
+  if (column < problem.columns) {
+    const float offset = problem.variant == Variant::kZeroCentered ? 1.0F : 0.0F;
+    const Vec<X, kSize> stored =
+        load_shared_data<X, kSize>(static_cast<const X*>(problem.weight) + column);
 #pragma unroll
-        for (int i = 0; i < kSize; ++i) {
-          share.data[i] = shares[v][i];
-        }
-        store_vector(partial + index * kSize, share);
+    for (int i = 0; i < kSize; ++i) {
+      weight.data[i] = offset + to_float(stored.data[i]);
+    }
+  }
+  if constexpr (kLanes == 0) {
+    if (threadIdx.x < 2 * kWarp) {
+      shared_sums[0][threadIdx.x] = shared_sums[1][threadIdx.x] = 0.0F;
+    }
+    if (blockDim.x < 2 * kWarp && threadIdx.x < kWarp) {
+      shared_sums[0][kWarp + threadIdx.x] = shared_sums[1][kWarp + threadIdx.x] = 0.0F;
+    }
+    __syncthreads();
+  }
+  if (cluster > 1) {
+    cluster_arrive();
+  }
+
+  float shares[kSize] = {};
+  int turn = 0;
+  // All groups of a block take the same number of turns: a row beyond the last is a row of zeros.
+  for (int64_t first = team * kGroups; first < problem.rows; first += step) {
+    const RowVectors<X, kSize, kAdd> next = load_row<X, kSize, kAdd>(problem, row + step, column);
+    float2 sums = make_float2(0.0F, 0.0F);
+    add_sums(sums, current.x, current.incoming, weight, 0.0F);
+    if constexpr (kLanes > 0) {
+      sums = sum_pair_over_lanes<kLanes>(sums);
+    } else {
+      sums = sum_pair_over_block(sums, shared_sums[turn]);
+      if (cluster > 1) {
+        sums = sum_pair_over_cluster(sums, shared_cluster[turn], cluster);
       }
+      turn ^= 1;
     }
+    const RowFactors factors = factors_of(sums, problem);
+    forget(current.x);
+    forget(current.incoming);
+    const Vec<X, kSize>* grad_sum = nullptr;
+    if constexpr (kAdd) {
+      grad_sum = &current.grad_sum;
+    }
+    const Vec<X, kSize> result =
+        backward_vector(current.x, current.incoming, weight, 0.0F, factors, grad_sum, shares);
+    if (row < problem.rows && column < problem.columns) {
+      store_vector(static_cast<X*>(problem.grad_x) + row * problem.grad_x_rows.stride[0] + column,
+                   result);
+    }
+    current = next;
+    row += step;
+  }
+  store_shares<kGroups, kLanes, kSize>(problem, problem.partial + team * problem.columns, column,
+                                       shares);
+  if (cluster > 1) {
+    cluster_wait();  // no block leaves while a peer may still write into its shared memory
   }
 }
 
@@ -219,8 +268,11 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
 template <typename X, typename W, typename Out, bool kAligned>
 __global__ void rms_norm_bwd_looping_kernel(const __grid_constant__ BackwardProblem problem) {
   constexpr int kSize = kVectorSize<X>;
-  __shared__ float2 shared_sums[2][kWarp];
-  const int num_warps = blockDim.x / kWarp;
+  __shared__ float shared_sums[2][2 * kWarp];
+  for (int slot = threadIdx.x; slot < 2 * kWarp; slot += blockDim.x) {
+    shared_sums[0][slot] = shared_sums[1][slot] = 0.0F;
+  }
+  __syncthreads();
   const float offset = problem.variant == Variant::kZeroCentered ? 1.0F : 0.0F;
   const int64_t columns = problem.columns;
   const int64_t step = static_cast<int64_t>(blockDim.x) * kSize;
@@ -241,7 +293,7 @@ __global__ void rms_norm_bwd_looping_kernel(const __grid_constant__ BackwardProb
                load_any<kAligned, kSize>(incoming, column, columns),
                load_any<kAligned, kSize>(weight, column, columns), offset);
     }
-    sums = sum_pair_over_block(sums, shared_sums[turn], num_warps);
+    sums = sum_pair_over_block(sums, shared_sums[turn]);
     turn ^= 1;
     const RowFactors factors = factors_of(sums, problem);
     for (int64_t column = threadIdx.x * kSize; column < columns; column += step) {

@@ -41,25 +41,66 @@ __device__ __forceinline__ void store_pair(T* head, int lane, int64_t half,
   store_vector(head + first + (kInterleaved ? 1 : half), pair.second);
 }
 
+template <typename T>
+struct PackedOf {
+  using type = __nv_bfloat162;
+};
+template <>
+struct PackedOf<Fp16> {
+  using type = __half2;
+};
+
+// Two pairs at a time in 16 bits: a product or sum of two 16-bit values is rounded once either way,
+// and packed instructions do it for two (__hmul2_rn and its like never fuse).
+template <bool kInverse, typename T, int kSize>
+__device__ __forceinline__ PairOf<T, kSize> rotate_packed(const PairOf<T, kSize>& x,
+                                                          const PairOf<T, kSize>& cos,
+                                                          const PairOf<T, kSize>& sin) {
+  using Packed = typename PackedOf<T>::type;
+  const auto words = [](const Vec<T, kSize>& vector) {
+    return reinterpret_cast<const Packed*>(&vector);
+  };
+  PairOf<T, kSize> result;
+  Packed* first = reinterpret_cast<Packed*>(&result.first);
+  Packed* second = reinterpret_cast<Packed*>(&result.second);
+#pragma unroll
+  for (int i = 0; i < kSize / 2; ++i) {
+    const Packed a = words(x.first)[i], b = words(x.second)[i];
+    const Packed straight_a = __hmul2_rn(a, words(cos.first)[i]);
+    const Packed straight_b = __hmul2_rn(b, words(cos.second)[i]);
+    if constexpr (kInverse) {
+      first[i] = __hadd2_rn(straight_a, __hmul2_rn(b, words(sin.second)[i]));
+      second[i] = __hsub2_rn(straight_b, __hmul2_rn(a, words(sin.first)[i]));
+    } else {
+      first[i] = __hsub2_rn(straight_a, __hmul2_rn(b, words(sin.first)[i]));
+      second[i] = __hadd2_rn(straight_b, __hmul2_rn(a, words(sin.second)[i]));
+    }
+  }
+  return result;
+}
+
 // Each step rounded to S, the dtype of the tables; __fmul_rn and __fadd_rn never fuse.
 template <bool kInverse, typename T, typename S, int kSize>
 __device__ __forceinline__ PairOf<T, kSize> rotate(const PairOf<T, kSize>& x,
                                                    const PairOf<S, kSize>& cos,
                                                    const PairOf<S, kSize>& sin) {
-  PairOf<T, kSize> result;
+  if constexpr (sizeof(T) == 2 && sizeof(S) == 2 && kSize % 2 == 0) {
+    return rotate_packed<kInverse>(x, cos, sin);
+  } else {
+    PairOf<T, kSize> result;
 #pragma unroll
-  for (int i = 0; i < kSize; ++i) {
-    const float a = to_float(x.first.data[i]), b = to_float(x.second.data[i]);
-    const float cos_a = to_float(cos.first.data[i]), cos_b = to_float(cos.second.data[i]);
-    const float sin_a = to_float(sin.first.data[i]), sin_b = to_float(sin.second.data[i]);
-    const float straight_a = round_to<S>(__fmul_rn(a, cos_a));
-    const float straight_b = round_to<S>(__fmul_rn(b, cos_b));
-    const float crossed_a = round_to<S>(__fmul_rn(b, kInverse ? sin_b : -sin_a));
-    const float crossed_b = round_to<S>(__fmul_rn(a, kInverse ? -sin_a : sin_b));
-    result.first.data[i] = from_float<T>(__fadd_rn(straight_a, crossed_a));
-    result.second.data[i] = from_float<T>(__fadd_rn(straight_b, crossed_b));
+    for (int i = 0; i < kSize; ++i) {
+      const float a = to_float(x.first.data[i]), b = to_float(x.second.data[i]);
+      const float sin_a = to_float(sin.first.data[i]), sin_b = to_float(sin.second.data[i]);
+      const float straight_a = round_to<S>(__fmul_rn(a, to_float(cos.first.data[i])));
+      const float straight_b = round_to<S>(__fmul_rn(b, to_float(cos.second.data[i])));
+      const float crossed_a = round_to<S>(__fmul_rn(b, kInverse ? sin_b : -sin_a));
+      const float crossed_b = round_to<S>(__fmul_rn(a, kInverse ? -sin_a : sin_b));
+      result.first.data[i] = from_float<T>(__fadd_rn(straight_a, crossed_a));
+      result.second.data[i] = from_float<T>(__fadd_rn(straight_b, crossed_b));
+    }
+    return result;
   }
-  return result;
 }
 
 // blockDim = lanes * rows of heads; lanes = rotary_dim / 2 / kSize.
