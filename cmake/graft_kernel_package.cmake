@@ -214,10 +214,11 @@ function(graft_add_kernel_package name)
     _package_program(kernels_${stem}_test)
     add_dependencies(kernels_${stem}_test ${variants})
     foreach(isa plain avx2)
-      # The same cases on lesser processors; without a report of their own, since they skip nothing new.
+      # The same cases on lesser processors, in fewer sizes; without a report of their own, since they
+      # skip nothing new.
       add_test(NAME kernels_${stem}_${isa} COMMAND kernels_${stem}_test --gtest_filter=*cpu*)
       set_tests_properties(kernels_${stem}_${isa} PROPERTIES TIMEOUT 900 LABELS cpu
-        ENVIRONMENT "GRAFT_CPU_ISA=${isa};GTEST_OUTPUT=")
+        ENVIRONMENT "GRAFT_CPU_ISA=${isa};GRAFT_TEST_SMALL=1;GTEST_OUTPUT=")
     endforeach()
   endif()
   if(GRAFT_BUILD_TESTS AND benches)

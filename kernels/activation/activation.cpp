@@ -5,24 +5,26 @@
 //   gelu_tanh   x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3)))
 //   gelu_new    the same, each step rounded to the dtype, as transformers' NewGELUActivation
 //   gelu_fast   x / 2 * (1 + tanh(0.7978845608 x * (1 + 0.044715 x * x))), likewise,
-//   FastGELUActivation gelu_quick  x * logistic(1.702 x), likewise, QuickGELUActivation
-//   *_and_mul   act(input[..., :d]) * input[..., d:]; mul_and_silu: input[..., :d] *
-//   silu(input[..., d:])
+//               FastGELUActivation
+//   gelu_quick  x * logistic(1.702 x), likewise, QuickGELUActivation
+//   *_and_mul   act(input[..., :d]) * input[..., d:]
+//   mul_and_silu  input[..., :d] * silu(input[..., d:])
 //   *_mul       act(gate) * up, for halves of one fused projection without a copy
 // The first three are computed in float32 and rounded once. A product rounds the activation first.
 //
-// out     [..., I]            float32, bfloat16, float16   last dimension contiguous; may be an
-// input itself input   [..., I] or [..., 2 * I]  out's dtype            last dimension contiguous,
-// rows strided gate, up  [..., I]          out's dtype                  likewise Throws
-// std::runtime_error `[op] argument: expected …, got …` Devices  cpu, cuda sm_80+   Autograd no,
-// graph-capturable yes, deterministic yes, thread-safe yes Source   transformers' activations; op
-// names and schemas of the Hub's `activation` kernel
+// out       [..., I]                 float32, bfloat16, float16   last dimension contiguous; may be
+//                                                                 an input itself
+// input     [..., I] or [..., 2 * I] out's dtype                  last dimension contiguous, rows
+//                                                                 strided
+// gate, up  [..., I]                 out's dtype                  likewise
+// Throws   std::runtime_error `[op] argument: expected …, got …`
+// Devices  cpu, cuda sm_80+   Autograd through the backward ops (activation_backward.cpp)
+//          graph-capturable yes, deterministic yes, thread-safe yes
+// Source   transformers' activations; op names and schemas of the Hub's `activation` kernel
 
 #include "kernels/activation/activation_ops.h"
 
 namespace graft_kernels::activation {
-
-namespace {
 
 Dtype dtype_of(const Tensor& tensor) {
   switch (tensor.scalar_type()) {
@@ -40,6 +42,8 @@ void check_like(const char* op, NamedTensor value, NamedTensor like) {
   check_same_device(op, value, like);
   check_rows(op, value);
 }
+
+namespace {
 
 Problem describe(const char* op, Function function, const Tensor& out) {
   Problem problem;
@@ -155,6 +159,17 @@ GRAFT_OPS(ops) {
         "gelu_mul(Tensor! out, Tensor gate, Tensor up) -> ()",
         "gelu_tanh_mul(Tensor! out, Tensor gate, Tensor up) -> ()"}) {
     ops.def(schema);
+  }
+  for (const char* name : {"silu", "gelu", "gelu_tanh", "gelu_new", "gelu_fast", "gelu_quick"}) {
+    ops.def(
+        (std::string(name) + "_backward(Tensor! grad_input, Tensor grad_out, Tensor input) -> ()")
+            .c_str());
+  }
+  for (const char* name : {"silu_mul", "gelu_mul", "gelu_tanh_mul"}) {
+    ops.def((std::string(name) +
+             "_backward(Tensor! grad_gate, Tensor! grad_up, Tensor grad_out, Tensor gate, Tensor "
+             "up) -> ()")
+                .c_str());
   }
 }
 

@@ -11,6 +11,7 @@ using graft_kernels::testing::Harness;
 using graft_kernels::testing::Package;
 using graft_kernels::testing::Row;
 using graft_kernels::testing::Work;
+namespace testing = graft_kernels::testing;
 
 using Function = std::function<at::Tensor(const at::Tensor&)>;
 
@@ -92,6 +93,48 @@ void bench_gated(Harness& harness, at::ScalarType dtype, int64_t rows, int64_t c
   harness.run(row);
 }
 
+// Gradients of silu, and of silu as a gate, beside ATen's own kernels.
+void bench_backward(Harness& harness, at::ScalarType dtype, int64_t rows, int64_t columns) {
+  const Package& package = Package::for_device("activation", harness.device());
+  const auto options = at::TensorOptions(harness.device()).dtype(dtype);
+  const at::Tensor gate = at::randn({rows, columns}, options), up = at::randn_like(gate);
+  const at::Tensor grad_out = at::randn_like(gate);
+  const at::Tensor grad_gate = at::empty_like(gate), grad_up = at::empty_like(gate);
+  const int64_t tensor_bytes = gate.numel() * static_cast<int64_t>(gate.element_size());
+  Row row;
+  row.dtype = c10::toString(dtype);
+  row.shape = std::to_string(rows) + "x" + std::to_string(columns);
+  row.op = "silu_backward";
+  row.bytes = 3 * tensor_bytes;
+  row.work = [&package, grad_gate, grad_out, gate] {
+    package("silu_backward", grad_gate, grad_out, gate);
+  };
+  row.peers = {{"at::silu_backward", [grad_out, gate] { at::silu_backward(grad_out, gate); }}};
+  row.difference = [&] {
+    row.work();
+    return testing::largest_error(grad_gate, at::silu_backward(grad_out, gate).to(at::kDouble)) /
+           grad_gate.abs().max().item<double>();
+  };
+  row.tolerance = dtype == at::kFloat ? 1e-6 : 1e-2;
+  harness.run(row);
+
+  row.op = "silu_mul_backward";
+  row.bytes = 5 * tensor_bytes;
+  row.work = [&package, grad_gate, grad_up, grad_out, gate, up] {
+    package("silu_mul_backward", grad_gate, grad_up, grad_out, gate, up);
+  };
+  row.peers = {{"eager", [grad_out, gate, up] {
+                  at::silu_backward(grad_out * up, gate);
+                  grad_out* at::silu(gate);
+                }}};
+  row.difference = [&] {
+    row.work();
+    const at::Tensor reference = (grad_out * at::silu(gate)).to(at::kDouble);
+    return testing::largest_error(grad_up, reference) / reference.abs().max().item<double>();
+  };
+  harness.run(row);
+}
+
 }  // namespace
 
 int main() {
@@ -105,6 +148,8 @@ int main() {
         bench_gated(harness, at::kBFloat16, rows, 14336);
       }
       bench_gated(harness, at::kHalf, 8192, 14336);
+      bench_backward(harness, at::kBFloat16, 8192, 14336);
+      bench_backward(harness, at::kFloat, 8192, 7168);
     } else {
       bench_unary(harness, at::kBFloat16, 512, 1536);
       bench_unary(harness, at::kFloat, 512, 1536);
@@ -112,6 +157,7 @@ int main() {
         bench_gated(harness, at::kBFloat16, rows, 1536);
         bench_gated(harness, at::kFloat, rows, 1536);
       }
+      bench_backward(harness, at::kBFloat16, 512, 1536);
     }
   });
 }

@@ -1,7 +1,7 @@
 // Activations on the CPU: the instruction set is chosen at run time, elements are spread over
 // ATen's threads.
 
-#include "kernels/activation/activation_ops.h"
+#include "kernels/activation/activation_backward_ops.h"
 #include "kernels/common/isa.h"
 
 namespace graft_kernels::activation {
@@ -11,13 +11,15 @@ namespace {
 // Elements below which a second thread costs more than it saves.
 constexpr int64_t kGrainElements = 1 << 14;
 
-void run_cpu(const Problem& problem, const Tensor&) {
+template <typename AnyProblem>
+using AnySpanFunction = void (*)(const AnyProblem& problem, int64_t begin, int64_t end);
+
+template <typename AnyProblem>
+void run_spans(const AnyProblem& problem, AnySpanFunction<AnyProblem> span) {
   const int64_t elements = problem.rows * problem.columns;
   if (elements == 0) {
     return;
   }
-  const SpanFunction span = choose_isa<SpanFunction>(plain::activation_span, avx2::activation_span,
-                                                     avx512::activation_span);
   if (elements <= kGrainElements) {
     return span(problem, 0, elements);
   }
@@ -25,10 +27,25 @@ void run_cpu(const Problem& problem, const Tensor&) {
                               [&](int64_t begin, int64_t end) { span(problem, begin, end); });
 }
 
+void run_cpu(const Problem& problem, const Tensor&) {
+  run_spans(problem, choose_isa<SpanFunction>(plain::activation_span, avx2::activation_span,
+                                              avx512::activation_span));
+}
+
+void run_backward_cpu(const BackwardProblem& problem, const Tensor&) {
+  run_spans(problem, choose_isa<BackwardSpanFunction>(plain::activation_backward_span,
+                                                      avx2::activation_backward_span,
+                                                      avx512::activation_backward_span));
+}
+
 }  // namespace
 
 using CpuOps = Ops<&run_cpu>;
+using CpuBackwardOps = BackwardOps<&run_backward_cpu>;
 
 }  // namespace graft_kernels::activation
 
-GRAFT_OPS_IMPL(CPU, ops) { graft_kernels::activation::CpuOps::implement(ops); }
+GRAFT_OPS_IMPL(CPU, ops) {
+  graft_kernels::activation::CpuOps::implement(ops);
+  graft_kernels::activation::CpuBackwardOps::implement(ops);
+}

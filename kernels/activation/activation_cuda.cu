@@ -1,9 +1,8 @@
 // Activations on CUDA: picks the vector width by alignment and launches on the current stream.
 
-#include <algorithm>
 #include <cstdint>
 
-#include "kernels/activation/activation_kernel.cuh"
+#include "kernels/activation/activation_layout.h"
 #include "kernels/activation/activation_ops.h"
 #include "kernels/common/cuda_launch.h"
 
@@ -11,35 +10,16 @@ namespace graft_kernels::activation {
 
 namespace {
 
-bool is_aligned(const void* pointer, const RowLayout& rows, int64_t num_rows,
-                int64_t element_bytes) {
-  bool aligned = reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
-  for (int dim = 0; dim < rows.num_dims && num_rows > 1; ++dim) {
-    aligned = aligned && (rows.stride[dim] * element_bytes) % 16 == 0;
-  }
-  return aligned;
-}
-
-bool has_aligned_vectors(const Problem& problem, int64_t element_bytes) {
-  return is_aligned(problem.gate, problem.gate_rows, problem.rows, element_bytes) &&
-         is_aligned(problem.out, problem.out_rows, problem.rows, element_bytes) &&
-         (problem.up == nullptr ||
-          is_aligned(problem.up, problem.up_rows, problem.rows, element_bytes));
-}
-
 Layout layout_of(const Problem& problem, int64_t element_bytes) {
-  if (!has_aligned_vectors(problem, element_bytes)) {
-    return Layout::kAny;
-  }
-  if (problem.rows == 1) {
-    return Layout::kFlat;
-  }
+  const auto aligned = [&](const void* pointer, const RowLayout& rows) {
+    return is_aligned(pointer, rows, problem.rows, element_bytes);
+  };
+  const bool fits = aligned(problem.gate, problem.gate_rows) &&
+                    aligned(problem.out, problem.out_rows) &&
+                    (problem.up == nullptr || aligned(problem.up, problem.up_rows));
   const bool single_stride = problem.gate_rows.num_dims == 1 && problem.out_rows.num_dims == 1 &&
                              problem.up_rows.num_dims == 1;
-  const int64_t row_bytes = problem.columns * element_bytes;
-  // Indices reach one block beyond the count.
-  const bool counts = row_bytes / 16 * problem.rows < UINT32_MAX - (1 << 16);
-  return single_stride && row_bytes % 16 == 0 && counts ? Layout::kRows : Layout::kAny;
+  return choose_layout(fits, single_stride, problem.rows, problem.columns, element_bytes);
 }
 
 template <Function kFunction, bool kGated, typename T, Layout kLayout>
@@ -47,12 +27,8 @@ void launch(const Problem& problem, cudaStream_t stream) {
   constexpr int64_t kSize = kLayout == Layout::kAny ? 1 : kVectorSize<T>;
   constexpr int64_t kPerBlock = kThreads * (kLayout == Layout::kAny ? 1 : kUnroll<kGated>);
   const int64_t vectors = problem.columns / kSize * problem.rows;
-  const int64_t blocks = std::max<int64_t>((vectors + kPerBlock - 1) / kPerBlock, 1);
-  if (blocks > INT32_MAX) {
-    fail("activation", "input", "at most 2^31 - 1 blocks of work", std::to_string(blocks));
-  }
   activation_fwd_kernel<kFunction, kGated, T, kLayout>
-      <<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(problem);
+      <<<count_blocks(vectors, kPerBlock), kThreads, 0, stream>>>(problem);
   check_cuda(cudaGetLastError(), "activation_fwd_kernel");
 }
 
@@ -70,10 +46,7 @@ void launch_layout(const Problem& problem, cudaStream_t stream) {
 
 template <Function kFunction, typename T>
 void launch_function(const Problem& problem, cudaStream_t stream) {
-  // A product exists only for these three.
-  constexpr bool kHasProduct = kFunction == Function::kSilu || kFunction == Function::kGelu ||
-                               kFunction == Function::kGeluTanh;
-  if constexpr (kHasProduct) {
+  if constexpr (kHasProduct<kFunction>) {
     if (problem.up != nullptr) {
       return launch_layout<kFunction, true, T>(problem, stream);
     }

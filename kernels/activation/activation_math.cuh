@@ -5,31 +5,21 @@
 // division and tanhf alone would keep these kernels below the memory's speed); each is equal by
 // argument, and the tests compare all 65,536 inputs:
 //   division  one Newton step and a residual give the correctly rounded quotient without special
-//   cases;
-//             vectors with an element outside the ordinary range take the plain expression
+//             cases; vectors with an element outside the ordinary range take the plain expression
 //   tanh      1 - 2 / (exp(2|y|) + 1) is what tanhf computes from |y| = 0.6 on, to the last bit;
-//   below, its
-//             absolute error of 3e-7 cannot move the rounding to bfloat16 of what follows
+//             below, its absolute error of 3e-7 cannot move the rounding to bfloat16 of what follows
 //   steps     products and sums of two 16-bit values round once either way: packed instructions
-//   serve
+//             serve
 #pragma once
 
 #include <type_traits>
 
-#include "kernels/activation/activation.h"
+#include "kernels/activation/activation_constants.h"
 #include "kernels/common/vec.cuh"
 
 namespace graft_kernels::activation {
 
-// Constants as eager evaluation sees them: double in the model's code, float in the product.
-inline constexpr float kSqrtHalf = 0.70710678118654752440;
-inline constexpr float kSqrtTwoOverPi = 0.79788456080286535588;
-inline constexpr float kFastScale = 0.7978845608;
-inline constexpr float kCubic = 0.044715;
-inline constexpr float kQuickScale = 1.702;
-
 // ---- float, the plain expressions
-// ------------------------------------------------------------------------
 
 template <Function kFunction>
 __device__ __forceinline__ float fused(float x) {
@@ -76,7 +66,6 @@ __device__ __forceinline__ float apply(float x) {
 }
 
 // ---- pairs of 16-bit values
-// ------------------------------------------------------------------------------
 
 __device__ __forceinline__ float reciprocal_approximate(float x) {
   float result;
@@ -221,7 +210,6 @@ __device__ __forceinline__ Pair<T> apply_pair(Pair<T> x) {
 }
 
 // ---- vectors
-// ---------------------------------------------------------------------------------------------
 
 // function(gate) for a vector, rounded to T; then times up where there is one.
 template <Function kFunction, bool kGated, typename T, int kSize>

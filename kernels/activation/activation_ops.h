@@ -7,6 +7,10 @@
 
 namespace graft_kernels::activation {
 
+Dtype dtype_of(const Tensor& tensor);
+// `value` has the dtype and device of `like`, and contiguous rows.
+void check_like(const char* op, NamedTensor value, NamedTensor like);
+
 // out = function(input), element by element.
 Problem check_unary(const char* op, Function function, const Tensor& out, const Tensor& input);
 // out = function(first half) * second half of the last dimension; `swapped`: the other way round.

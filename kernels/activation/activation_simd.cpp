@@ -1,22 +1,13 @@
 // Activations with the vectors of one instruction set. Compiled once per set: see common/simd.h.
 
-#include "kernels/activation/activation.h"
+#include "kernels/activation/activation_constants.h"
 #include "kernels/common/simd_math.h"
 
 namespace graft_kernels::GRAFT_ISA {
 
 namespace {
 
-using activation::Dtype;
-using activation::Function;
-using activation::Problem;
-
-// Constants as eager evaluation sees them: double in the model's code, float in the product.
-constexpr float kSqrtHalf = 0.70710678118654752440;
-constexpr float kSqrtTwoOverPi = 0.79788456080286535588;
-constexpr float kFastScale = 0.7978845608;
-constexpr float kCubic = 0.044715;
-constexpr float kQuickScale = 1.702;
+using namespace activation;  // NOLINT(google-build-using-namespace): constants and the problem
 
 // Function of x, before the last rounding to T. The last three are unfused in eager evaluation, so
 // each of their steps rounds to T.
@@ -85,10 +76,7 @@ void span(const Problem& problem, int64_t begin, int64_t end) {
 
 template <Function kFunction, typename T>
 void span_of_function(const Problem& problem, int64_t begin, int64_t end) {
-  // A product exists only for these three.
-  constexpr bool kHasProduct = kFunction == Function::kSilu || kFunction == Function::kGelu ||
-                               kFunction == Function::kGeluTanh;
-  if constexpr (kHasProduct) {
+  if constexpr (kHasProduct<kFunction>) {
     if (problem.up != nullptr) {
       return span<kFunction, true, T>(problem, begin, end);
     }

@@ -96,8 +96,8 @@ class Activation : public ::testing::TestWithParam<Case> {
   }
 };
 
-// Where the CPU may differ from ATen in 16-bit values, out of 65,536: its erf is less exact than
-// ours, and its tanh rounds differently in places. On CUDA nothing may differ.
+// Where the CPU may differ from the reference in 16-bit values, out of 65,536: its erf is less
+// exact than ours, and its tanh rounds differently in places. On CUDA nothing may differ.
 int64_t allowed_differences(const Case& where, const std::string& op) {
   if (where.device == at::kCUDA) {
     return 0;
@@ -108,11 +108,21 @@ int64_t allowed_differences(const Case& where, const std::string& op) {
   return where.dtype == at::kHalf && op != "silu" ? 40 : 0;
 }
 
+// Eager evaluation, but for gelu on the CPU, which is written out: on some processors ATen leaves
+// it to oneDNN, which rounds in other places and makes NaN of infinity.
+at::Tensor reference_bits(const std::string& op, const at::Tensor& x, const Function& function) {
+  if (op != "gelu" || !x.is_cpu()) {
+    return function(x);
+  }
+  const at::Tensor wide = x.to(at::kFloat);
+  return (wide * 0.5 * (1.0 + at::erf(wide * std::sqrt(0.5)))).to(x.scalar_type());
+}
+
 TEST_P(Activation, HasTheBitsOfEagerEvaluationOnEvery16BitValue) {
   const at::Tensor x = all_values();
   for (const auto& [op, function] : eager()) {
     const at::Tensor out = apply(op, x);
-    const at::Tensor reference = function(x);
+    const at::Tensor reference = reference_bits(op, x, function);
     if (GetParam().dtype != at::kFloat) {
       EXPECT_LE(count_different(out, reference), allowed_differences(GetParam(), op)) << op;
     } else {

@@ -1,17 +1,19 @@
 // Root-mean-square norm over the last dimension, with an optional residual addition in front.
 //
-//   norm(x) = float(x) * rsqrt(mean(float(x)^2) + eps)      in one of four numeric variants
-//   (rms_norm.h) add_*:    sum = x + residual, rounded to x's dtype; the norm is taken of the
-//   rounded sum
+//   norm(x) = float(x) * rsqrt(mean(float(x)^2) + eps), in one of four numeric variants
+//   (rms_norm.h) add_*:  sum = x + residual, rounded to x's dtype; the norm is taken of the rounded
+//   sum
 //
 // out       [..., H]  x's dtype; weight's dtype in variant 0   may be x itself
 // sum_out   [..., H]  x's dtype                                may be x or residual itself
 // x         [..., H]  float32, bfloat16, float16               last dimension contiguous, rows
 // strided residual  [..., H]  x's dtype                                likewise weight    [H] x's
 // dtype or float32                     contiguous Throws   std::runtime_error `[op] argument:
-// expected …, got …` Devices  cpu, cuda sm_80+   Autograd no, graph-capturable yes, deterministic
-// yes, thread-safe yes Source   Zhang and Sennrich 2019, equation 4; transformers' LlamaRMSNorm,
-// Olmo2RMSNorm, GemmaRMSNorm
+// expected …, got …` Devices  cpu, cuda sm_80+   Autograd through the backward ops
+// (rms_norm_backward.cpp)
+//          graph-capturable yes, deterministic yes, thread-safe yes
+// Source   Zhang and Sennrich 2019, equation 4; transformers' LlamaRMSNorm, Olmo2RMSNorm,
+//          GemmaRMSNorm
 
 #include <utility>
 
@@ -68,15 +70,15 @@ void run_meta(const Problem&, const Tensor&) {}
 
 }  // namespace
 
-Problem check_problem(const char* op, const Tensor& out, const Tensor* sum, const Tensor& x,
+Problem check_problem(const char* op, NamedTensor out, const Tensor* sum, const Tensor& x,
                       const Tensor* residual, const Tensor& weight, double eps, int64_t variant) {
   check_floating(op, {"x", x});
   check_has_rows(op, {"x", x});
   check_rows(op, {"x", x});
   check_weight(op, x, weight);
   check_variant(op, variant);
-  check_rows_like_x(op, {"out", out}, x);
-  check_dtype(op, {"out", out}, output_dtype(x, weight, variant),
+  check_rows_like_x(op, out, x);
+  check_dtype(op, out, output_dtype(x, weight, variant),
               variant == 0 ? "that of weight in variant 0" : "that of x");
   Problem problem;
   problem.x_dtype = dtype_of(x);
@@ -87,9 +89,9 @@ Problem check_problem(const char* op, const Tensor& out, const Tensor* sum, cons
   problem.columns = x.size(x.dim() - 1);
   problem.x = x.const_data_ptr();
   problem.weight = weight.const_data_ptr();
-  problem.out = out.mutable_data_ptr();
+  problem.out = out.tensor.mutable_data_ptr();
   problem.x_rows = row_layout(op, {"x", x});
-  problem.out_rows = row_layout(op, {"out", out});
+  problem.out_rows = row_layout(op, out);
   if (residual != nullptr) {
     for (const NamedTensor& value :
          {NamedTensor{"residual", *residual}, NamedTensor{"sum_out", *sum}}) {
@@ -119,6 +121,18 @@ GRAFT_OPS(ops) {
       "float eps, "
       "int variant) -> ()");
   ops.def("rms_norm(Tensor x, Tensor weight, float eps, int variant) -> Tensor");
+  ops.def(
+      "rms_norm_backward_out(Tensor! grad_x, Tensor! grad_weight, Tensor grad_out, Tensor x, "
+      "Tensor weight, float eps, int variant) -> ()");
+  ops.def(
+      "add_rms_norm_backward_out(Tensor! grad_x, Tensor! grad_weight, Tensor grad_out, Tensor "
+      "grad_sum, Tensor sum, Tensor weight, float eps, int variant) -> ()");
+  ops.def(
+      "rms_norm_backward(Tensor grad_out, Tensor x, Tensor weight, float eps, int variant) -> "
+      "(Tensor, Tensor)");
+  ops.def(
+      "add_rms_norm_backward(Tensor grad_out, Tensor grad_sum, Tensor sum, Tensor weight, float "
+      "eps, int variant) -> (Tensor, Tensor)");
   ops.def(
       "add_rms_norm(Tensor x, Tensor residual, Tensor weight, float eps, int variant) -> (Tensor, "
       "Tensor)");

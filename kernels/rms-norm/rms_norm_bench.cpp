@@ -16,6 +16,13 @@ at::Tensor eager(const at::Tensor& x, const at::Tensor& weight) {
   return weight * (x_float * at::rsqrt(x_float.pow(2).mean(-1, true) + kEps)).to(x.scalar_type());
 }
 
+// The weight's gradient of rms_norm, in float64, for `difference`.
+at::Tensor exact_grad_weight(const at::Tensor& grad_out, const at::Tensor& x) {
+  const at::Tensor wide = x.to(at::kFloat);
+  const at::Tensor norm = wide * at::rsqrt(wide.pow(2).mean(-1, true) + kEps);
+  return (grad_out.to(at::kFloat) * norm).sum(0, false, at::kDouble);
+}
+
 std::string shape_text(int64_t rows, int64_t columns) {
   return std::to_string(rows) + "x" + std::to_string(columns);
 }
@@ -60,6 +67,28 @@ void bench_shape(Harness& harness, at::ScalarType dtype, int64_t rows, int64_t c
     return largest_error(sum, (residual + x).to(at::kDouble));
   };
   row.tolerance = 0;
+  harness.run(row);
+
+  at::Tensor grad_weight = at::empty_like(weight);
+  row.op = "rms_norm_backward";
+  row.bytes = (3 * rows + 2) * row_bytes;
+  row.work = [&] {
+    package("rms_norm_backward_out", out, grad_weight, residual, x, weight, kEps, int64_t{0});
+  };
+  row.peers.clear();
+  if (harness.device().is_cuda()) {
+    const at::Tensor inverse = std::get<1>(at::_fused_rms_norm(x, {columns}, weight, kEps));
+    row.peers = {
+        {"at::_fused_rms_norm_backward", [=] {
+           at::_fused_rms_norm_backward(residual, x, {columns}, inverse, weight, {true, true});
+         }}};
+  }
+  row.difference = [&] {
+    row.work();
+    const at::Tensor exact = exact_grad_weight(residual, x);
+    return largest_error(grad_weight, exact) / exact.abs().max().item<double>();
+  };
+  row.tolerance = dtype == at::kFloat ? 1e-5 : 1e-2;
   harness.run(row);
 }
 

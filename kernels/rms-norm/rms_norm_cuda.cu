@@ -6,22 +6,13 @@
 
 #include "kernels/common/cuda_launch.h"
 #include "kernels/rms-norm/rms_norm_kernel.cuh"
+#include "kernels/rms-norm/rms_norm_layout.h"
 #include "kernels/rms-norm/rms_norm_long_kernel.cuh"
 #include "kernels/rms-norm/rms_norm_ops.h"
 
 namespace graft_kernels::rms_norm {
 
 namespace {
-
-bool is_aligned(const void* pointer, const RowLayout& rows, int64_t element_bytes) {
-  bool aligned = reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
-  for (int dim = 0; dim < rows.num_dims; ++dim) {
-    aligned = aligned && (rows.stride[dim] * element_bytes) % 16 == 0;
-  }
-  return aligned;
-}
-
-int64_t bytes_of(Dtype dtype) { return dtype == Dtype::kFloat32 ? 4 : 2; }
 
 // Whole vectors of 16 bytes everywhere?
 bool is_vectorizable(const Problem& problem) {

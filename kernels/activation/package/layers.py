@@ -4,97 +4,129 @@ import torch.nn as nn
 from ._ops import ops
 
 
-def _same_shape(op, x: torch.Tensor) -> torch.Tensor:
-    x = x.contiguous()
-    out = torch.empty_like(x)
-    op(out, x)
-    return out
+class _Activation(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, name):
+        x = x.contiguous()
+        ctx.save_for_backward(x)
+        ctx.name = name
+        out = torch.empty_like(x)
+        getattr(ops, name)(out, x)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        grad_x = torch.empty_like(x)
+        getattr(ops, ctx.name + "_backward")(grad_x, grad.contiguous(), x)
+        return grad_x, None
 
 
-def _halved(op, x: torch.Tensor) -> torch.Tensor:
-    out = torch.empty(x.shape[:-1] + (x.shape[-1] // 2,), dtype=x.dtype, device=x.device)
-    op(out, x)
-    return out
+class _Gated(torch.autograd.Function):
+    """name(gate) * up for the halves of the last dimension; gate_first says which is which."""
+
+    @staticmethod
+    def forward(ctx, x, name, gate_first):
+        x = x.contiguous()
+        ctx.save_for_backward(x)
+        ctx.name, ctx.gate_first = name, gate_first
+        out = torch.empty(x.shape[:-1] + (x.shape[-1] // 2,), dtype=x.dtype, device=x.device)
+        gate, up = _halves(x, gate_first)
+        getattr(ops, name + "_mul")(out, gate, up)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        grad_x = torch.empty_like(x)
+        getattr(ops, ctx.name + "_mul_backward")(
+            *_halves(grad_x, ctx.gate_first), grad.contiguous(), *_halves(x, ctx.gate_first))
+        return grad_x, None, None
+
+
+def _halves(x: torch.Tensor, gate_first: bool):
+    first, second = x.chunk(2, dim=-1)
+    return (first, second) if gate_first else (second, first)
 
 
 class SiLU(nn.Module):
     can_torch_compile = True
-    has_backward = False
+    has_backward = True
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return _same_shape(ops.silu, input)
+        return _Activation.apply(input, "silu")
 
 
 class GeLU(nn.Module):
     can_torch_compile = True
-    has_backward = False
+    has_backward = True
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return _same_shape(ops.gelu, input)
+        return _Activation.apply(input, "gelu")
 
 
 class GeluTanh(nn.Module):
     can_torch_compile = True
-    has_backward = False
+    has_backward = True
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return _same_shape(ops.gelu_tanh, input)
+        return _Activation.apply(input, "gelu_tanh")
 
 
 class NewGELU(nn.Module):
     can_torch_compile = True
-    has_backward = False
+    has_backward = True
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return _same_shape(ops.gelu_new, input)
+        return _Activation.apply(input, "gelu_new")
 
 
 class FastGELU(nn.Module):
     can_torch_compile = True
-    has_backward = False
+    has_backward = True
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return _same_shape(ops.gelu_fast, input)
+        return _Activation.apply(input, "gelu_fast")
 
 
 class QuickGELU(nn.Module):
     can_torch_compile = True
-    has_backward = False
+    has_backward = True
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return _same_shape(ops.gelu_quick, input)
+        return _Activation.apply(input, "gelu_quick")
 
 
 class SiluAndMul(nn.Module):
     can_torch_compile = True
-    has_backward = False
+    has_backward = True
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return _halved(ops.silu_and_mul, x)
+        return _Gated.apply(x, "silu", True)
 
 
 class MulAndSilu(nn.Module):
     can_torch_compile = True
-    has_backward = False
+    has_backward = True
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return _halved(ops.mul_and_silu, x)
+        return _Gated.apply(x, "silu", False)
 
 
 class GeluAndMul(nn.Module):
     can_torch_compile = True
-    has_backward = False
+    has_backward = True
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return _halved(ops.gelu_and_mul, x)
+        return _Gated.apply(x, "gelu", True)
 
 
 class GeluTanhAndMul(nn.Module):
     can_torch_compile = True
-    has_backward = False
+    has_backward = True
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return _halved(ops.gelu_tanh_and_mul, x)
+        return _Gated.apply(x, "gelu_tanh", True)
 
 
 __all__ = ["SiLU", "GeLU", "GeluTanh", "NewGELU", "FastGELU", "QuickGELU", "SiluAndMul", "MulAndSilu",

@@ -1,0 +1,19 @@
+"""Rotary position embedding of query and key in one call, with a right gradient."""
+
+from typing import Tuple
+
+import torch
+
+from . import layers
+from ._ops import ops
+
+
+def rotary(query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor,
+           interleaved: bool = False, inverse: bool = False) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Rotates query [B, S, Hq, D] and key [B, S, Hk, D] by tables [B or 1, S, R]; no gradient."""
+    return ops.rotary(query, key, cos, sin, interleaved, inverse)
+
+
+apply_rotary_transformers = layers.apply_rotary_transformers
+
+__all__ = ["layers", "rotary", "apply_rotary_transformers"]

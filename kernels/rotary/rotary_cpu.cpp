@@ -1,0 +1,37 @@
+// Rotary position embedding on the CPU: the instruction set is chosen at run time, tokens are spread
+// over ATen's threads.
+
+#include "kernels/common/isa.h"
+#include "kernels/rotary/rotary_ops.h"
+
+namespace graft_kernels::rotary {
+
+namespace {
+
+// Elements below which a second thread costs more than it saves.
+constexpr int64_t kGrainElements = 1 << 14;
+
+void run_cpu(const Problem& problem, const Tensor&) {
+  const int64_t tokens = problem.batch * problem.length;
+  const int64_t elements =
+      (problem.heads[0].count + problem.heads[1].count) * problem.head_dim;  // of one token
+  if (tokens == 0 || elements == 0) {
+    return;
+  }
+  const auto run =
+      choose_isa<TokensFunction>(plain::rotary_tokens, avx2::rotary_tokens, avx512::rotary_tokens);
+  const int64_t grain = kGrainElements / elements + 1;
+  if (tokens <= grain) {
+    return run(problem, 0, tokens);
+  }
+  torch::stable::parallel_for(0, tokens, grain,
+                              [&](int64_t begin, int64_t end) { run(problem, begin, end); });
+}
+
+}  // namespace
+
+using CpuOps = Ops<&run_cpu>;
+
+}  // namespace graft_kernels::rotary
+
+GRAFT_OPS_IMPL(CPU, ops) { graft_kernels::rotary::CpuOps::implement(ops); }

@@ -1,0 +1,130 @@
+// Rotary position embedding with the vectors of one instruction set. Compiled once per set: see
+// common/simd.h.
+
+#include "kernels/common/simd.h"
+#include "kernels/rotary/rotary.h"
+
+namespace graft_kernels::GRAFT_ISA {
+
+namespace {
+
+using rotary::Dtype;
+using rotary::Heads;
+using rotary::Problem;
+
+struct Pair {
+  Float first;
+  Float second;
+};
+
+// Each step rounded to S, the dtype of the tables.
+template <bool kInverse, typename S>
+Pair rotate(Pair x, Pair cos, Pair sin) {
+  const Float first = round_to<S>(x.first * cos.first);
+  const Float second = round_to<S>(x.second * cos.second);
+  if constexpr (kInverse) {
+    return {first + round_to<S>(x.second * sin.second), second - round_to<S>(x.first * sin.first)};
+  } else {
+    return {first - round_to<S>(x.second * sin.first), second + round_to<S>(x.first * sin.second)};
+  }
+}
+
+// One head, halves apart. cos and sin point to the token's tables.
+template <bool kInverse, typename T, typename S>
+void rotate_halves(const T* in, T* out, const S* cos, const S* sin, int64_t half) {
+  int64_t i = 0;
+  for (; i + kLanes <= half; i += kLanes) {
+    const Pair result = rotate<kInverse, S>({load<T>(in + i), load<T>(in + half + i)},
+                                            {load<S>(cos + i), load<S>(cos + half + i)},
+                                            {load<S>(sin + i), load<S>(sin + half + i)});
+    store(out + i, result.first);
+    store(out + half + i, result.second);
+  }
+  if (i < half) {
+    const int64_t rest = half - i;
+    const Pair result = rotate<kInverse, S>(
+        {load_partial<T>(in + i, rest), load_partial<T>(in + half + i, rest)},
+        {load_partial<S>(cos + i, rest), load_partial<S>(cos + half + i, rest)},
+        {load_partial<S>(sin + i, rest), load_partial<S>(sin + half + i, rest)});
+    store_partial(out + i, result.first, rest);
+    store_partial(out + half + i, result.second, rest);
+  }
+}
+
+// Every second of 2 * count elements, from the first or the second on; zero beyond.
+template <typename T>
+Pair load_neighbours(const T* from, int64_t count) {
+  Pair pair = {};
+  for (int64_t i = 0; i < count; ++i) {
+    pair.first[i] = load_partial<T>(from + 2 * i, 1)[0];
+    pair.second[i] = load_partial<T>(from + 2 * i + 1, 1)[0];
+  }
+  return pair;
+}
+
+template <bool kInverse, typename T, typename S>
+void rotate_neighbours(const T* in, T* out, const S* cos, const S* sin, int64_t half) {
+  for (int64_t i = 0; i < half; i += kLanes) {
+    const int64_t count = half - i < kLanes ? half - i : kLanes;
+    const Pair result =
+        rotate<kInverse, S>(load_neighbours(in + 2 * i, count), load_neighbours(cos + 2 * i, count),
+                            load_neighbours(sin + 2 * i, count));
+    for (int64_t k = 0; k < count; ++k) {
+      store_partial(out + 2 * (i + k), splat(result.first[k]), 1);
+      store_partial(out + 2 * (i + k) + 1, splat(result.second[k]), 1);
+    }
+  }
+}
+
+template <bool kInverse, typename T, typename S>
+void rotate_token(const Problem& problem, const Heads& heads, int64_t batch, int64_t position) {
+  const S* cos = static_cast<const S*>(problem.cos.data) + batch * problem.cos.stride[0] +
+                 position * problem.cos.stride[1];
+  const S* sin = static_cast<const S*>(problem.sin.data) + batch * problem.sin.stride[0] +
+                 position * problem.sin.stride[1];
+  const int64_t half = problem.rotary_dim / 2;
+  for (int64_t head = 0; head < heads.count; ++head) {
+    const T* in = static_cast<const T*>(heads.in) + batch * heads.in_stride[0] +
+                  position * heads.in_stride[1] + head * heads.in_stride[2];
+    T* out = static_cast<T*>(heads.out) + batch * heads.out_stride[0] +
+             position * heads.out_stride[1] + head * heads.out_stride[2];
+    problem.interleaved ? rotate_neighbours<kInverse>(in, out, cos, sin, half)
+                        : rotate_halves<kInverse>(in, out, cos, sin, half);
+    if (in != out) {
+      std::memcpy(out + problem.rotary_dim, in + problem.rotary_dim,
+                  static_cast<size_t>(problem.head_dim - problem.rotary_dim) * sizeof(T));
+    }
+  }
+}
+
+template <bool kInverse, typename T, typename S>
+void tokens(const Problem& problem, int64_t begin, int64_t end) {
+  for (int64_t token = begin; token < end; ++token) {
+    for (const Heads& heads : problem.heads) {
+      rotate_token<kInverse, T, S>(problem, heads, token / problem.length, token % problem.length);
+    }
+  }
+}
+
+template <typename T, typename S>
+void tokens_of(const Problem& problem, int64_t begin, int64_t end) {
+  problem.inverse ? tokens<true, T, S>(problem, begin, end)
+                  : tokens<false, T, S>(problem, begin, end);
+}
+
+}  // namespace
+
+void rotary_tokens(const Problem& problem, int64_t begin, int64_t end) {
+  switch (problem.dtype) {
+    case Dtype::kFloat32:
+      return tokens_of<float, float>(problem, begin, end);
+    case Dtype::kBfloat16:
+      return problem.float_tables ? tokens_of<Bf16, float>(problem, begin, end)
+                                  : tokens_of<Bf16, Bf16>(problem, begin, end);
+    case Dtype::kFloat16:
+      return problem.float_tables ? tokens_of<Fp16, float>(problem, begin, end)
+                                  : tokens_of<Fp16, Fp16>(problem, begin, end);
+  }
+}
+
+}  // namespace graft_kernels::GRAFT_ISA
