@@ -75,6 +75,46 @@ TEST(AutoModel, PointsIntoTheMappedFileWhereTheDtypeAllows) {
   }
 }
 
+// A figure of /proc/self/status in bytes.
+int64_t process_bytes(const std::string& field) {
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);) {
+    if (line.starts_with(field + ":")) {
+      return std::stoll(line.substr(field.size() + 1)) * 1024;
+    }
+  }
+  return -1;
+}
+
+TEST(AutoModel, LoadsInTheMemoryOfItsWeights) {
+  // 240 MB in float32; a new process would have to start libtorch, so the peak is set back instead.
+  auto config = tiny_config("llama");
+  config["vocab_size"] = 60000;
+  config["hidden_size"] = 512;
+  config["tie_word_embeddings"] = false;
+  const Checkpoint checkpoint(config);
+  int64_t weights = 0;
+  for (const auto& [key, tensor] : checkpoint.weights) {
+    weights += static_cast<int64_t>(tensor.nbytes());
+  }
+  ASSERT_GT(weights, 240000000);
+  for (const bool converts : {false, true}) {
+    std::ofstream("/proc/self/clear_refs") << "5";
+    const int64_t before = process_bytes("VmRSS");
+    ASSERT_LT(process_bytes("VmHWM"), before + (int64_t{64} << 20)) << "the peak was not set back";
+    const auto model = checkpoint.load({.dtype = converts ? at::kBFloat16 : at::kFloat});
+    const int64_t peak = process_bytes("VmHWM") - before;
+    if (converts) {
+      // Half the size, and the one tensor of the file beside it that is being read.
+      EXPECT_LT(peak, weights / 2 + weights / 2 * 11 / 10 + (int64_t{50} << 20));
+      EXPECT_EQ(mapped_file_at(model->parameters().front().data_ptr()).find("safetensors"),
+                std::string::npos);
+    } else {
+      EXPECT_LT(peak, int64_t{50} << 20) << "mapped weights cost no memory before they are read";
+    }
+  }
+}
+
 TEST(AutoModel, ConvertsToTheDtypeThatIsAskedFor) {
   const Checkpoint checkpoint(tiny_config("llama"));
   const auto model = checkpoint.load({.dtype = at::kBFloat16});
