@@ -51,7 +51,7 @@ Problem describe(const char* op, Function function, const Tensor& out) {
   problem.function = function;
   problem.rows = count_rows(out);
   problem.columns = out.size(out.dim() - 1);
-  problem.out = out.mutable_data_ptr();
+  problem.out = write_pointer(out);
   problem.out_rows = row_layout(op, {"out", out});
   return problem;
 }
@@ -84,14 +84,14 @@ Problem check_unary(const char* op, Function function, const Tensor& out, const 
     problem.function = function;
     problem.rows = 1;
     problem.columns = input.numel();
-    problem.gate = input.const_data_ptr();
-    problem.out = out.mutable_data_ptr();
+    problem.gate = read_pointer(input);
+    problem.out = write_pointer(out);
     return problem;
   }
   check_rows(op, {"input", input});
   check_rows(op, {"out", out});
   problem = describe(op, function, out);
-  problem.gate = input.const_data_ptr();
+  problem.gate = read_pointer(input);
   problem.gate_rows = row_layout(op, {"input", input});
   flatten(problem);
   return problem;
@@ -116,7 +116,7 @@ Problem check_halves(const char* op, Function function, bool swapped, const Tens
   check_like(op, {"out", out}, {"input", input});
   Problem problem = describe(op, function, out);
   const int64_t offset_bytes = problem.columns * static_cast<int64_t>(input.element_size());
-  const char* halves = static_cast<const char*>(input.const_data_ptr());
+  const char* halves = static_cast<const char*>(read_pointer(input));
   problem.gate = swapped ? halves + offset_bytes : halves;
   problem.up = swapped ? halves : halves + offset_bytes;
   problem.gate_rows = row_layout(op, {"input", input});
@@ -134,8 +134,8 @@ Problem check_gated(const char* op, Function function, const Tensor& out, const 
     check_like(op, value, {"gate", gate});
   }
   Problem problem = describe(op, function, out);
-  problem.gate = gate.const_data_ptr();
-  problem.up = up.const_data_ptr();
+  problem.gate = read_pointer(gate);
+  problem.up = read_pointer(up);
   problem.gate_rows = row_layout(op, {"gate", gate});
   problem.up_rows = row_layout(op, {"up", up});
   flatten(problem);

@@ -54,18 +54,18 @@ BackwardProblem check_backward(const char* op, Function function, NamedTensor gr
   problem.function = function;
   problem.rows = count_rows(gate.tensor);
   problem.columns = gate.tensor.size(gate.tensor.dim() - 1);
-  problem.grad_out = grad_out.const_data_ptr();
+  problem.grad_out = read_pointer(grad_out);
   problem.grad_out_rows = row_layout(op, {"grad_out", grad_out});
-  problem.gate = gate.tensor.const_data_ptr();
+  problem.gate = read_pointer(gate.tensor);
   problem.gate_rows = row_layout(op, gate);
-  problem.grad_gate = grad_gate.tensor.mutable_data_ptr();
+  problem.grad_gate = write_pointer(grad_gate.tensor);
   problem.grad_gate_rows = row_layout(op, grad_gate);
   if (up != nullptr) {
     check({"up", *up});
     check({"grad_up", *grad_up});
-    problem.up = up->const_data_ptr();
+    problem.up = read_pointer(*up);
     problem.up_rows = row_layout(op, {"up", *up});
-    problem.grad_up = grad_up->mutable_data_ptr();
+    problem.grad_up = write_pointer(*grad_up);
     problem.grad_up_rows = row_layout(op, {"grad_up", *grad_up});
   }
   flatten(problem);

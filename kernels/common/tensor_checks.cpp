@@ -97,6 +97,14 @@ void check_rows(const char* op, NamedTensor value) {
   }
 }
 
+const void* read_pointer(const Tensor& tensor) {
+  return tensor.is_cpu() || tensor.is_cuda() ? tensor.const_data_ptr() : nullptr;
+}
+
+void* write_pointer(const Tensor& tensor) {
+  return tensor.is_cpu() || tensor.is_cuda() ? tensor.mutable_data_ptr() : nullptr;
+}
+
 int64_t count_rows(const Tensor& tensor) {
   int64_t rows = 1;
   for (int64_t dim = 0; dim + 1 < tensor.dim(); ++dim) {

@@ -39,6 +39,11 @@ void check_rows(const char* op, NamedTensor value);
 // At least one dimension.
 void check_has_rows(const char* op, NamedTensor value);
 
+// Where the elements lie; null for tensors without memory (meta, and fake tensors while a graph is
+// traced, whose pointers must not be asked for).
+const void* read_pointer(const Tensor& tensor);
+void* write_pointer(const Tensor& tensor);
+
 // Number of rows: the product of all dimensions but the last.
 int64_t count_rows(const Tensor& tensor);
 // Leading dimensions collapsed; throws when more than RowLayout::kMaxDims remain.

@@ -87,9 +87,9 @@ Problem check_problem(const char* op, NamedTensor out, const Tensor* sum, const 
   problem.eps = static_cast<float>(eps);
   problem.rows = count_rows(x);
   problem.columns = x.size(x.dim() - 1);
-  problem.x = x.const_data_ptr();
-  problem.weight = weight.const_data_ptr();
-  problem.out = out.tensor.mutable_data_ptr();
+  problem.x = read_pointer(x);
+  problem.weight = read_pointer(weight);
+  problem.out = write_pointer(out.tensor);
   problem.x_rows = row_layout(op, {"x", x});
   problem.out_rows = row_layout(op, out);
   if (residual != nullptr) {
@@ -98,9 +98,9 @@ Problem check_problem(const char* op, NamedTensor out, const Tensor* sum, const 
       check_rows_like_x(op, value, x);
       check_dtype(op, value, x.scalar_type(), "that of x");
     }
-    problem.residual = residual->const_data_ptr();
+    problem.residual = read_pointer(*residual);
     problem.residual_rows = row_layout(op, {"residual", *residual});
-    problem.sum = sum->mutable_data_ptr();
+    problem.sum = write_pointer(*sum);
     problem.sum_rows = row_layout(op, {"sum_out", *sum});
   }
   return problem;

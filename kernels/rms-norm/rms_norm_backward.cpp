@@ -52,18 +52,18 @@ BackwardProblem check_backward(const char* op, const Tensor& grad_x, const Tenso
     check_rows(op, value);
   };
   check_like_x({"grad_x", grad_x});
-  problem.grad_x = grad_x.mutable_data_ptr();
+  problem.grad_x = write_pointer(grad_x);
   problem.grad_x_rows = row_layout(op, {"grad_x", grad_x});
   if (grad_sum != nullptr) {
     check_like_x({"grad_sum", *grad_sum});
-    problem.grad_sum = grad_sum->const_data_ptr();
+    problem.grad_sum = read_pointer(*grad_sum);
     problem.grad_sum_rows = row_layout(op, {"grad_sum", *grad_sum});
   }
   check_same_shape(op, {"grad_weight", grad_weight}, {"weight", weight});
   check_dtype(op, {"grad_weight", grad_weight}, weight.scalar_type(), "that of weight");
   check_same_device(op, {"grad_weight", grad_weight}, {"x", x});
   check_rows(op, {"grad_weight", grad_weight});
-  problem.grad_weight = grad_weight.mutable_data_ptr();
+  problem.grad_weight = write_pointer(grad_weight);
   return problem;
 }
 

@@ -57,8 +57,8 @@ Heads describe_heads(const char* op, NamedTensor out, NamedTensor in, NamedTenso
     }
   }
   Heads heads;
-  heads.in = in.tensor.const_data_ptr();
-  heads.out = out.tensor.mutable_data_ptr();
+  heads.in = read_pointer(in.tensor);
+  heads.out = write_pointer(out.tensor);
   heads.count = in.tensor.size(2);
   for (int dim = 0; dim < 3; ++dim) {
     heads.in_stride[dim] = in.tensor.stride(dim);
@@ -88,7 +88,7 @@ Table describe_table(const char* op, NamedTensor table, NamedTensor cos, const T
   check_dtype(op, table, cos.tensor.scalar_type(), "that of cos");
   check_same_device(op, table, {"query", query});
   check_rows(op, table);
-  return {t.const_data_ptr(), {t.size(0) == 1 ? 0 : t.stride(0), t.stride(1)}};
+  return {read_pointer(t), {t.size(0) == 1 ? 0 : t.stride(0), t.stride(1)}};
 }
 
 // Meta tensors have no memory: the checks are all there is to do.

@@ -96,6 +96,81 @@ class RmsNorm(unittest.TestCase):
         self.assertEqual(tuple(out.shape), (3, 64))
 
 
+class Gradients(unittest.TestCase):
+    """Layers in training mode: gradients of the packages' own backward ops beside PyTorch's."""
+
+    def compare(self, ours, theirs, *inputs):
+        leaves = [[x.clone().requires_grad_() for x in inputs] for _ in range(2)]
+        outs = [fn(*own) for fn, own in zip((ours, theirs), leaves)]
+        outs = [out if isinstance(out, tuple) else (out,) for out in outs]
+        upstream = [torch.randn_like(out) for out in outs[1]]
+        for own, expected in zip(*outs):
+            torch.testing.assert_close(own, expected)
+        for out in outs:
+            torch.autograd.backward(out, upstream)
+        for own, expected in zip(*leaves):
+            torch.testing.assert_close(own.grad, expected.grad)
+
+    def test_rms_norm_in_a_kernelized_module_that_trains(self):
+        @use_kernel_forward_from_hub("RMSNorm")
+        class Norm(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.weight = torch.nn.Parameter(torch.randn(64))
+                self.variance_epsilon = 1e-5
+
+            def forward(self, hidden_states):
+                raise AssertionError("the kernel was not swapped in")
+
+        model = Norm().train()
+        mapping = {"RMSNorm": {"cpu": LocalLayerRepository(PACKAGES / "rms-norm", layer_name="RMSNorm")}}
+        with use_kernel_mapping(mapping, inherit_mapping=False):
+            model = kernelize(model, mode=Mode.TRAINING, device="cpu")
+        x, weight = torch.randn(3, 5, 64), model.weight.detach().clone().requires_grad_()
+        own, expected = x.clone().requires_grad_(), x.clone().requires_grad_()
+        upstream = torch.randn(3, 5, 64)
+        model(own).backward(upstream)
+        hidden = expected * torch.rsqrt(expected.pow(2).mean(-1, keepdim=True) + 1e-5)
+        (weight * hidden).backward(upstream)
+        torch.testing.assert_close(own.grad, expected.grad)
+        torch.testing.assert_close(model.weight.grad, weight.grad)
+
+    def test_activations(self):
+        functional = torch.nn.functional
+        layers = load("activation").layers
+        x = torch.randn(4, 3, 34)
+        self.compare(layers.SiLU(), functional.silu, x)
+        self.compare(layers.GeLU(), functional.gelu, x)
+        self.compare(layers.GeluTanh(), lambda v: functional.gelu(v, approximate="tanh"), x)
+        self.compare(layers.NewGELU(), lambda v: functional.gelu(v, approximate="tanh"), x)
+        self.compare(layers.QuickGELU(), lambda v: v * torch.sigmoid(1.702 * v), x)
+        self.compare(layers.SiluAndMul(), lambda v: functional.silu(v[..., :17]) * v[..., 17:], x)
+        self.compare(layers.MulAndSilu(), lambda v: v[..., :17] * functional.silu(v[..., 17:]), x)
+        self.compare(layers.GeluAndMul(), lambda v: functional.gelu(v[..., :17]) * v[..., 17:], x)
+
+    def test_rotary_beside_transformers_own_function(self):
+        from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+        layer = load("rotary").layers.apply_rotary_transformers()
+        angles = torch.rand(2, 5, 8).repeat(1, 1, 2)
+        query, key = torch.randn(2, 4, 5, 16), torch.randn(2, 2, 5, 16)
+        tables = (angles.cos(), angles.sin())
+        self.compare(lambda q, k: layer(q, k, *tables), lambda q, k: apply_rotary_pos_emb(q, k, *tables),
+                     query, key)
+
+    def test_no_graph_break_under_compilation(self):
+        layers = load("activation").layers
+
+        def function(x):
+            return layers.SiluAndMul()(x).sum()
+
+        compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+        x = torch.randn(3, 8, requires_grad=True)
+        compiled(x).backward()
+        expected = x.detach().clone().requires_grad_()
+        function(expected).backward()
+        torch.testing.assert_close(x.grad, expected.grad)
+
+
 class Activation(unittest.TestCase):
     def test_every_layer_computes_what_torch_computes(self):
         functional = torch.nn.functional
