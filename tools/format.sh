@@ -5,6 +5,9 @@
 #   tools/format.sh --tidy [FILE…]     clang-tidy too, on the host code of the release build (half an hour) or on FILEs
 set -euo pipefail
 cd "$(dirname "$0")/.."
+for tool in clang-format $([ "${1:-}" != --tidy ] || echo clang-tidy); do
+  command -v "$tool" > /dev/null || { echo "tools/format.sh: expected $tool, got none; hint: apt-get install $tool"; exit 1; }
+done
 if [ "${1:-}" = --check ]; then
   git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs clang-format --dry-run -Werror
 else

@@ -38,4 +38,9 @@ Isa current_isa() {
   return isa;
 }
 
+bool multiplies_bf16() {
+  static const bool has = __builtin_cpu_supports("avx512bf16");
+  return has && current_isa() == Isa::kAvx512;
+}
+
 }  // namespace graft_kernels

@@ -23,4 +23,8 @@ const T& choose_isa(const T& plain, const T& avx2, const T& avx512) {
   return plain;
 }
 
+// Whether the processor multiplies pairs of bfloat16 by itself (AVX512_BF16), and the set in use is
+// AVX-512.
+bool multiplies_bf16();
+
 }  // namespace graft_kernels

@@ -1,5 +1,6 @@
 // The linear layer on the CPU. Few rows: our own dot products, bound by reading the weights once.
-// Many rows: ATen's matrix product, on float32 panels of the weight where the dtype is narrower.
+// Many rows: ATen's matrix product, on float32 panels of the weight where the dtype is narrower and
+// the processor does not multiply it.
 
 #include <algorithm>
 #include <memory>
@@ -84,7 +85,10 @@ Tensor aten_linear(const Tensor& x, const Tensor& weight, const std::optional<Te
 
 void run_many_rows(Tensor& out, const Tensor& x, const Tensor& weight,
                    const std::optional<Tensor>& bias) {
-  if (x.scalar_type() == ScalarType::Float) {
+  // Where the processor multiplies bfloat16 itself, ATen's product of it is the faster one.
+  const bool direct = x.scalar_type() == ScalarType::Float ||
+                      (x.scalar_type() == ScalarType::BFloat16 && multiplies_bf16());
+  if (direct) {
     torch::stable::copy_(out, aten_linear(x, weight, bias));
     return;
   }
