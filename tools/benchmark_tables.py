@@ -14,6 +14,7 @@ RESULTS = ROOT / "bench/results"
 # The rows of the H200 that tell most: shapes of real models, and where the kernels are weakest.
 RMS_NORM = ["1x4096", "32x4096", "32768x256", "8192x4096", "8192x8192", "8192x16384", "4096x65536"]
 ACTIVATION = ["8192x14336", "1x14336"]
+ROTARY = ["B4 S4096 32+8 heads of 128", "B4 S4096 32+8 heads of 64", "B1 S1 32+8 heads of 128"]
 
 
 def rows(path):
@@ -91,7 +92,8 @@ def replace(text, name, body):
 
 def main():
     parts = {"docs/benchmarks.md": {"rms-norm": kernel_table("rms_norm", RMS_NORM),
-                                    "activation": kernel_table("activation", ACTIVATION), "cpu": cpu_table()},
+                                    "activation": kernel_table("activation", ACTIVATION),
+                                    "rotary": kernel_table("rotary", ROTARY), "cpu": cpu_table()},
              "README.md": {"measured": headline()}}
     stale = 0
     for name, bodies in parts.items():

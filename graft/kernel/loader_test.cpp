@@ -155,7 +155,11 @@ TEST_F(Packages, WithoutAFittingVariantGiveAReasonForEachOne) {
   add_variant(root_ / "p", "torch-stable-abi299-cpu-x86_64-linux", "cpu");
   add_variant(root_ / "p", "torch-universal", "cpu");
   expect_error(
-      [&] { resolve_path(root_ / "p"); }, "kernel.resolver.no-variant",
+      [&] {
+        const System cpu{{2, 11}, "cpu", {}, "x86_64", "linux"};
+        resolve({{(root_ / "p").string(), "", "L"}, cpu, 0});
+      },
+      "kernel.resolver.no-variant",
       AllOf(HasSubstr("torch211-cxx11-cu126-x86_64-linux: built for cuda, the device is cpu"),
             HasSubstr("needs torch 2.99 or later"),
             HasSubstr("torch-universal: Python files only")));
