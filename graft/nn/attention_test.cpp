@@ -50,6 +50,9 @@ at::Tensor expected(const Case& c, const at::Tensor& padding, const at::Tensor& 
   return out.transpose(1, 2).reshape({query.size(0), c.num_new, -1});
 }
 
+// Asked before libtorch is: its first question (a seed, say) settles whether it has CUDA.
+const bool kHasCuda = tensor::cuda_available();
+
 struct Setting {
   AttentionBackend backend;
   at::DeviceType device;
@@ -59,7 +62,7 @@ struct Setting {
 class Attention : public ::testing::TestWithParam<Setting> {
  protected:
   void SetUp() override {
-    if (GetParam().device == at::kCUDA && !tensor::cuda_available()) {
+    if (GetParam().device == at::kCUDA && !kHasCuda) {
       GTEST_SKIP() << "no CUDA device";
     }
     at::manual_seed(0);

@@ -44,6 +44,16 @@ const std::string& open_cuda() {
   return failure;
 }
 
+// Devices that CUDA's own runtime sees, once libtorch_cuda has brought it. libtorch decides on its
+// first question whether it has CUDA, and never asks again.
+int runtime_device_count() {
+  using GetDeviceCount = int (*)(int*);
+  const auto get_count =
+      reinterpret_cast<GetDeviceCount>(dlsym(RTLD_DEFAULT, "cudaGetDeviceCount"));
+  int count = 0;
+  return get_count != nullptr && get_count(&count) == 0 ? count : 0;
+}
+
 }  // namespace
 
 c10::Device parse_device(std::string_view text) {
@@ -98,6 +108,17 @@ void ensure_device(const c10::Device& device) {
                       "install a torch wheel with CUDA, or use --device cpu");
   }
   const int count = cuda_available() ? at::detail::getCUDAHooks().deviceCount() : 0;
+  if (count == 0 && runtime_device_count() > 0) {
+    throw DeviceError(
+        "tensor.device", "too-late",
+        fmt::format(
+            "{}: expected CUDA to be opened before libtorch was asked for it, got a libtorch "
+            "that has settled on having none",
+            device.str()),
+        "call graft::tensor::cuda_available() first thing in main(), before at::manual_seed and "
+        "its "
+        "like, or link libtorch_cuda");
+  }
   if (count == 0) {
     throw DeviceError(
         "tensor.device", "no-device",

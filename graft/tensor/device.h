@@ -26,7 +26,7 @@ std::string dtype_name(c10::ScalarType dtype);
 // for a CPU device. Thread-safe.
 // Throws   DeviceError `tensor.device.*`: cuda-library (this
 // libtorch has none), no-device (no driver or
-//          GPU), index.
+//          GPU), too-late (libtorch was asked for CUDA before this opened it), index.
 void ensure_device(const c10::Device& device);
 
 // True when a CUDA device can be used; opens libtorch_cuda to find out. Never throws.
