@@ -14,12 +14,19 @@ namespace {
 using linear::Dtype;
 using linear::Problem;
 
-// Weights are read once from memory: ask for them this far ahead.
-constexpr int64_t kPrefetchBytes = 1024;
-
+// Elements of one cache line, which is asked for at once.
 template <typename W>
-void prefetch(const W* from) {
-  _mm_prefetch(reinterpret_cast<const char*>(from) + kPrefetchBytes, _MM_HINT_T0);
+constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(W));
+
+// Weights are read once from memory: ask for them this many elements ahead. Short rows end before
+// the processor's own prefetcher has learnt them, so the same place of the next rows is asked for;
+// within a long row a kilobyte ahead does.
+template <int kColumns, typename W>
+int64_t prefetch_distance(int64_t depth) {
+  constexpr int64_t kShortRowBytes = 4096, kAheadBytes = 1024;
+  const int64_t row_bytes = depth * static_cast<int64_t>(sizeof(W));
+  return row_bytes < kShortRowBytes ? kColumns * depth
+                                    : kAheadBytes / static_cast<int64_t>(sizeof(W));
 }
 
 template <typename W>
@@ -36,26 +43,37 @@ void store_sum(const Problem& problem, int64_t row, int64_t column, Float sum) {
   store_partial(static_cast<W*>(problem.out) + row * problem.out_stride + column, splat(value), 1);
 }
 
+// Adds kVectors vectors from k on to the sums of every pair.
+template <int kVectors, int kRows, int kColumns, typename W>
+void accumulate(const float* x, const W* weight, int64_t depth, int64_t k,
+                Float (&sums)[kRows][kColumns]) {
+  for (int j = 0; j < kColumns; ++j) {
+    for (int v = 0; v < kVectors; ++v) {
+      const Float factor = load<W>(weight + j * depth + k + v * kLanes);
+      for (int i = 0; i < kRows; ++i) {
+        sums[i][j] = multiply_add(load<float>(x + i * depth + k + v * kLanes), factor, sums[i][j]);
+      }
+    }
+  }
+}
+
 // kRows rows of x times kColumns rows of weight, all sums in registers.
 template <int kRows, int kColumns, typename W>
 void tile(const Problem& problem, int64_t row, int64_t column) {
   const int64_t depth = problem.depth;
   const float* x = problem.x + row * depth;
   const W* weight = static_cast<const W*>(problem.weight) + column * depth;
+  const W* ahead = weight + prefetch_distance<kColumns, W>(depth);
   Float sums[kRows][kColumns] = {};
   int64_t k = 0;
-  for (; k + kLanes <= depth; k += kLanes) {
-    Float elements[kRows];
-    for (int i = 0; i < kRows; ++i) {
-      elements[i] = load<float>(x + i * depth + k);
-    }
+  for (; k + kLine<W> <= depth; k += kLine<W>) {
     for (int j = 0; j < kColumns; ++j) {
-      prefetch(weight + j * depth + k);
-      const Float factor = load<W>(weight + j * depth + k);
-      for (int i = 0; i < kRows; ++i) {
-        sums[i][j] = multiply_add(elements[i], factor, sums[i][j]);
-      }
+      _mm_prefetch(reinterpret_cast<const char*>(ahead + j * depth + k), _MM_HINT_T0);
     }
+    accumulate<kLine<W> / kLanes, kRows, kColumns>(x, weight, depth, k, sums);
+  }
+  for (; k + kLanes <= depth; k += kLanes) {
+    accumulate<1, kRows, kColumns>(x, weight, depth, k, sums);
   }
   if (k < depth) {
     for (int j = 0; j < kColumns; ++j) {
