@@ -38,7 +38,7 @@ std::shared_ptr<models::CausalLM> load_model(const ModelOptions& options,
   models::LoadOptions load;
   load.use_kernels = options.use_kernels;
   load.kernel_config = kernel_config(options);
-  load.device = tensor::parse_device(options.device);
+  load.device_map = options.device;
   load.dtype = tensor::parse_dtype(options.dtype);
   load.attn_implementation = options.attn_implementation;
   load.gguf_file = options.gguf_file;

@@ -21,7 +21,7 @@ struct ModelOptions {
   std::string model;      // folder, .gguf file or Hub id; empty: the demo model
   std::string gguf_file;  // file inside a folder
   std::string revision;
-  std::string device = "cpu";  // cpu, cuda, cuda:1
+  std::string device = "cpu";  // models/device_map.h
   std::string dtype = "auto";  // auto, float32, bfloat16, float16
   std::string attn_implementation = "sdpa";
   bool use_kernels = true;

@@ -1,7 +1,6 @@
 #include <fmt/format.h>
 
 #include "graft/layers/kernelize.h"
-#include "graft/tensor/device.h"
 
 #include "cli/load_model.h"
 #include "cli/model_path.h"
@@ -13,13 +12,11 @@ namespace graft::cli {
 int run_explain(const ExplainOptions& options) {
   ModelOptions model_options = options.model;
   const auto mode = layers::parse_mode(options.mode);
-  const auto device = tensor::parse_device(model_options.device);
-  tensor::ensure_device(device);
   model_options.kernel_config.clear();
   model_options.use_kernels = false;  // kernelized below, with the mode that was asked for
   const auto model = load_model(model_options, options.common);
   layers::KernelizeOptions kernelize{.mode = mode,
-                                     .device = device,
+                                     .device = model->device(),
                                      .dtype = model->dtype(),
                                      .config = kernel_config(options.model)};
   const auto report = layers::kernelize(*model, kernelize);

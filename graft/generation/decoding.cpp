@@ -118,15 +118,22 @@ Decoding::Decoding(models::CausalLM& model, const Plan& plan, int64_t rows_per_p
                    const GenerationConfig& config)
     : model_(model),
       num_rows_(static_cast<int64_t>(plan.prompts.size()) * rows_per_prompt),
-      length_(plan.width) {
+      length_(plan.width),
+      switch_length_(model.info().rope_switch_length) {
   place_prompts(plan, rows_per_prompt,
                 std::max<int64_t>(config.pad_token_id.value_or(model.info().pad_token_id), 0));
   if (config.use_cache) {
     // The last token is never fed.
-    cache_ =
-        model.make_cache(num_rows_, config.use_static_cache ? plan.width + plan.max_new_tokens : 0);
+    static_length_ = config.use_static_cache ? plan.width + plan.max_new_tokens : 0;
+    cache_ = make_cache();
   }
 }
+
+std::unique_ptr<nn::KvCache> Decoding::make_cache() const {
+  return model_.make_cache(num_rows_, static_length_);
+}
+
+bool Decoding::has_switch_ahead() const { return cache_ != nullptr && length_ <= switch_length_; }
 
 void Decoding::place_prompts(const Plan& plan, int64_t rows_per_prompt, int64_t pad) {
   const auto num_prompts = static_cast<int64_t>(plan.prompts.size());
@@ -174,9 +181,15 @@ at::Tensor Decoding::prefill() {
 }
 
 at::Tensor Decoding::step(const at::Tensor& tokens) {
-  ++length_;
-  if (cache_ == nullptr) {
+  const bool at_switch = has_switch_ahead() && length_ == switch_length_;
+  if (cache_ == nullptr || has_switch_ahead()) {
     ids_ = at::cat({ids_, tokens.unsqueeze(1)}, 1);
+  }
+  ++length_;
+  if (at_switch) {
+    cache_ = make_cache();
+  }
+  if (cache_ == nullptr || at_switch) {
     return prefill();
   }
   at::Tensor positions;
@@ -188,10 +201,11 @@ at::Tensor Decoding::step(const at::Tensor& tokens) {
 }
 
 void Decoding::reorder(const at::Tensor& indices) {
+  if (cache_ == nullptr || has_switch_ahead()) {
+    ids_ = ids_.index_select(0, indices);
+  }
   if (cache_ != nullptr) {
     cache_->reorder(indices);
-  } else {
-    ids_ = ids_.index_select(0, indices);
   }
   if (mask_.defined()) {
     mask_ = mask_.index_select(0, indices);

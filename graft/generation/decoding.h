@@ -42,13 +42,18 @@ class Decoding {
 
  private:
   void place_prompts(const Plan& plan, int64_t rows_per_prompt, int64_t pad);
+  std::unique_ptr<nn::KvCache> make_cache() const;
+  // The text may yet pass CausalLMInfo::rope_switch_length, so all ids are kept.
+  bool has_switch_ahead() const;
   at::Tensor forward(const at::Tensor& ids, const at::Tensor& position_ids);
 
   models::CausalLM& model_;
   int64_t num_rows_ = 0;
   int64_t prompt_tokens_ = 0;
   int64_t length_ = 0;         // tokens per row, padding included
-  at::Tensor ids_;             // [B, S]; without a cache [B, T]
+  int64_t switch_length_ = 0;  // CausalLMInfo::rope_switch_length
+  int64_t static_length_ = 0;  // places of a static cache; 0: dynamic
+  at::Tensor ids_;             // [B, S]; without a cache or with a switch ahead [B, T]
   at::Tensor mask_;            // [B, width + max_new_tokens], 0 on padding; undefined without any
   at::Tensor next_positions_;  // [B, 1]; undefined without padding
   std::unique_ptr<nn::KvCache> cache_;

@@ -76,6 +76,13 @@ Location locate(const std::string& name_or_path, const LoadOptions& options) {
   return locate_in_folder(snapshot->folder, options);
 }
 
+std::vector<std::string> tensor_names(const CausalLM& model) {
+  auto names = model.named_parameters().keys();
+  const auto buffers = model.named_buffers().keys();
+  names.insert(names.end(), buffers.begin(), buffers.end());
+  return names;
+}
+
 // Kernels go in after the weights: the guard runs in the model's own dtype, on its device.
 void swap_kernels(CausalLM& model, const LoadOptions& options) {
   if (!options.use_kernels && !options.kernel_config) {
@@ -95,7 +102,8 @@ std::shared_ptr<CausalLM> AutoModelForCausalLM::from_pretrained(const std::strin
                                                                 const LoadOptions& options) {
   const ModelOptions model_options{nn::parse_attention_backend(options.attn_implementation)};
   const Location location = locate(name_or_path, options);
-  tensor::ensure_device(options.device);
+  const at::Device device = options.device_map.resolve();
+  tensor::ensure_device(device);
 
   GgufModel gguf;
   std::unique_ptr<WeightSource> source;
@@ -111,11 +119,12 @@ std::shared_ptr<CausalLM> AutoModelForCausalLM::from_pretrained(const std::strin
   const ConfigReader config(std::move(gguf.config), config_path.string());
   const ModelFamily& family = find_model_family(config.text("model_type", ""));
   const auto model = family.make(config, model_options);
+  options.device_map.check_covers(tensor_names(*model));
 
   const auto dtype = options.dtype ? options.dtype : read_dtype(config);
   load_weights(*model, *source,
                {.dtype = dtype.value_or(source->stored_dtype()),
-                .device = options.device,
+                .device = device,
                 .trainable = options.trainable,
                 .progress = options.progress});
   model->finish_loading(location.folder.string(), location.gguf_file.string());

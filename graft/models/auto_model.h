@@ -14,6 +14,7 @@
 
 #include "graft/layers/kernel_config.h"
 #include "graft/models/causal_lm.h"
+#include "graft/models/device_map.h"
 #include "graft/models/weights.h"
 
 namespace graft::models {
@@ -24,8 +25,8 @@ struct LoadOptions {
   // Which kernel for which layer, over the defaults. Without use_kernels it switches use_kernels
   // on, with a warning, as transformers does.
   std::optional<layers::KernelConfig> kernel_config;
-  // Where the weights go.
-  at::Device device = at::kCPU;
+  // Where the weights go: a device, its name, `auto`, or a map (device_map.h).
+  DeviceMap device_map;
   // Absent: the checkpoint's own dtype; float32 for quantized GGUF tensors.
   std::optional<at::ScalarType> dtype;
   // `sdpa` or `eager`. Models that cap their scores (gemma2) are always eager.
@@ -50,7 +51,7 @@ class AutoModelForCausalLM {
   // Throws   NotFound when the folder, a file in it, or the snapshot does not exist
   // Throws   FormatError when config or weights break their format or do not fit each other
   // Throws   IncompatibleError for a model_type that graft does not know
-  // Throws   InvalidArgument for an unknown attn_implementation
+  // Throws   InvalidArgument for an unknown attn_implementation, and `models.device-map.uncovered`
   // Throws   DeviceError when the device is missing
   // Blocking: reads files; no network. Memory: at most the weights and one tensor beside.
   static std::shared_ptr<CausalLM> from_pretrained(const std::string& name_or_path,

@@ -29,7 +29,10 @@ struct CausalLMInfo {
   std::string weights_file;  // the .gguf file, where the weights come from one
   int64_t vocab_size = 0;
   int64_t num_layers = 0;
-  int64_t max_position_embeddings = 0;
+  int64_t max_position_embeddings = 0;  // 0: no limit (dynamic rope stretches with the text)
+  // Once a text has more tokens than this, keys cached before are wrong and have to be computed
+  // anew (phi3's longrope changes its factors there); 0: never.
+  int64_t rope_switch_length = 0;
   int64_t num_parameters = 0;
   std::vector<int64_t> eos_token_ids;
   int64_t bos_token_id = -1;

@@ -93,7 +93,9 @@ DecoderForCausalLM::DecoderForCausalLM(const DecoderConfig& config,
   info_.model_type = config.model_type;
   info_.vocab_size = config.vocab_size;
   info_.num_layers = config.num_layers;
-  info_.max_position_embeddings = config.max_position_embeddings;
+  const bool stretches = config.rope.type == nn::RopeType::kDynamic;
+  info_.max_position_embeddings = stretches ? 0 : config.max_position_embeddings;
+  info_.rope_switch_length = config.rope_switch_length;
   info_.eos_token_ids = config.eos_token_ids;
   info_.bos_token_id = config.bos_token_id;
   info_.pad_token_id = config.pad_token_id;

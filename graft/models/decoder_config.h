@@ -43,6 +43,7 @@ struct DecoderConfig {
   bool mlp_bias = false;
   bool tie_word_embeddings = false;
   nn::RopeParameters rope;
+  int64_t rope_switch_length = 0;      // CausalLMInfo::rope_switch_length
   int64_t sliding_window = 0;          // 0: none
   std::vector<LayerType> layer_types;  // one per layer
   std::vector<int64_t> eos_token_ids;

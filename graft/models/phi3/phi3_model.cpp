@@ -77,6 +77,9 @@ std::shared_ptr<DecoderForCausalLM> make_phi3(const ConfigReader& reader,
       read_decoder_config(reader, {.max_position_embeddings = 4096, .rms_norm_eps = 1e-5});
   config.attention_backend = options.attention_backend;
   config.mlp_bias = false;
+  if (config.rope.type == nn::RopeType::kLongRope) {
+    config.rope_switch_length = config.rope.original_max_position_embeddings;
+  }
   config.sliding_window = read_sliding_window(reader, 0);
   std::fill(config.layer_types.begin(), config.layer_types.end(),
             config.sliding_window > 0 ? LayerType::kSliding : LayerType::kFull);
