@@ -37,6 +37,11 @@ SCRIPTS = [(0x20, 0x7E), (0xA0, 0x24F), (0x300, 0x36F), (0x370, 0x3FF), (0x400, 
            (0xFF00, 0xFFEF), (0x10300, 0x1034A), (0x1D400, 0x1D7FF), (0x1F300, 0x1FAFF), (0x20000, 0x20100)]
 EMOJI = ["👨‍👩‍👧‍👦", "🏳️‍🌈", "🇩🇪🇫🇷", "👍🏽", "❤️‍🔥", "☺️", "1️⃣", "🧑🏿‍🚀"]
 
+# Characters younger than Unicode 14, which a regular expression library may take for unassigned.
+YOUNG = ["\U0001f461  \U0001faad\U0001f71a", "\U000314d5\u4eff", "a\U0001fae8 \U0001fa77\U0001faf8!", "\U00031350\U000323af\u4e00 x",
+         "\u0897\u1c89\u1c8a \ua7cb\ua7cd", "\U00011f50\U00011f59 12", "\U00010d40\U00010d49\U00010d50\U00010d70"]
+LONG_RUNS = ["a", " ", "0", "=", "\n", "\u4e2d", "\u0301", "\U0001f600", "\U0001faad"]
+
 
 def standard_library(limit):
     texts, size = [], 0
@@ -323,7 +328,7 @@ def cases():
     lines = [b"", b" ", b"  ", b"\n", code[:1500]]
     lines += [scripted_line(rng).encode() for _ in range(70)] + [odd_line(rng).encode() for _ in range(90)]
     lines += [broken_bytes(rng, scripted_line(rng)) for _ in range(25)]
-    return lines
+    return lines + [text.encode() for text in YOUNG]
 
 
 def write_expected(tokenizer, folder, lines):
@@ -372,7 +377,8 @@ def compare(program, gguf, megabytes):
     failed = 0
     with tempfile.TemporaryDirectory() as scratch:
         corpus = pathlib.Path(scratch) / "corpus.bin"
-        data = mixed_bytes(int(megabytes * 1_000_000), 99)
+        runs = "\n".join(text * 12_000 for text in LONG_RUNS) + " ".join(YOUNG)
+        data = mixed_bytes(int(megabytes * 1_000_000), 99) + runs.encode()
         corpus.write_bytes(data)
         targets = [(name, DATA / name, Tokenizer.from_file(str(DATA / name / "tokenizer.json"))) for name in FAMILIES]
         if gguf:

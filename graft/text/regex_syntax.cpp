@@ -9,14 +9,51 @@
 
 #include "graft/core/error.h"
 #include "graft/text/regex.h"
+#include "graft/text/regex_tables.h"
 
 namespace graft::text {
 
 namespace {
 
 constexpr std::string_view kSpaceSet = "\\t-\\r\\x{85}\\p{Z}";
-constexpr std::string_view kWordSet = "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}";
+constexpr std::array kWordProperties = {"Alphabetic", "M", "Nd", "Pc"};
 constexpr std::string_view kHexSet = "0-9A-Fa-f";
+
+// Whether a row of the table belongs to what `\p{name}` asks for. A category of one letter holds all
+// that begin with it, `L&` the cased letters.
+bool is_of(std::string_view row, std::string_view name) {
+  if (name == "L&") {
+    return row == "Lu" || row == "Ll" || row == "Lt";
+  }
+  return row == name || (name.size() == 1 && row.size() == 2 && row[0] == name[0]);
+}
+
+// The members of a property that PCRE2 may be too old to know, as ranges of a class.
+std::string young_members(std::string_view name) {
+  std::string ranges;
+  for (size_t i = 0; i < detail::kYoungRangesSize; ++i) {
+    const auto& [property, first, last] = detail::kYoungRanges[i];
+    if (is_of(property, name)) {
+      ranges += first == last
+                    ? fmt::format("\\x{{{:X}}}", static_cast<uint32_t>(first))
+                    : fmt::format("\\x{{{:X}}}-\\x{{{:X}}}", static_cast<uint32_t>(first),
+                                  static_cast<uint32_t>(last));
+    }
+  }
+  return ranges;
+}
+
+// What `\w` stands for, as members of a class.
+const std::string& word_set() {
+  static const std::string set = [] {
+    std::string members;
+    for (const char* property : kWordProperties) {
+      members += fmt::format("\\p{{{}}}{}", property, young_members(property));
+    }
+    return members;
+  }();
+  return set;
+}
 
 class Translator {
  public:
@@ -88,7 +125,7 @@ class Translator {
     pos_ = end;
   }
 
-  void property() {
+  void property(bool in_set) {
     const size_t close = in_.find('}', pos_);
     if (pos_ + 2 >= in_.size() || in_[pos_ + 2] != '{' || close == std::string_view::npos) {
       refuse("`\\p` without a name in braces");
@@ -111,9 +148,17 @@ class Translator {
       name = name.substr(0, 1);
       plain = true;
     }
-    out_ += negative ? "\\P{" : "\\p{";
-    out_ += plain ? name : "sc:" + name;
-    out_ += '}';
+    const std::string young = young_members(name);
+    const std::string spelled = plain ? name : "sc:" + name;
+    if (in_set && negative && !young.empty()) {
+      // A class has no way to leave characters out that its other members let in.
+      refuse(fmt::format("`\\P{{{}}}` inside a class", name));
+    }
+    if (in_set || young.empty()) {
+      out_ += fmt::format("\\{}{{{}}}{}", negative ? 'P' : 'p', spelled, young);
+    } else {
+      out_ += fmt::format("[{}\\p{{{}}}{}]", negative ? "^" : "", spelled, young);
+    }
     pos_ = close + 1;
   }
 
@@ -140,22 +185,22 @@ class Translator {
         }
         return emit(kSpaceSet, true);
       case 'w':
-        return emit(kWordSet, false);
+        return emit(word_set(), false);
       case 'W':
-        return emit(kWordSet, true);
+        return emit(word_set(), true);
       case 'h':
         return emit(kHexSet, false);
       case 'H':
         return emit(kHexSet, true);
       case 'p':
       case 'P':
-        return property();
+        return property(in_set);
       case 'b':
       case 'B':
         if (in_set) {
           out_ += "\\x08";
         } else {
-          const std::string w = fmt::format("[{}]", kWordSet);
+          const std::string w = fmt::format("[{}]", word_set());
           out_ += c == 'b' ? fmt::format("(?:(?<={0})(?!{0})|(?<!{0})(?={0}))", w)
                            : fmt::format("(?:(?<={0})(?={0})|(?<!{0})(?!{0}))", w);
         }

@@ -36,7 +36,15 @@ struct Fp16 {
   uint16_t bits;
 };
 
-static inline Float splat(float value) { return Float{} + value; }
+static inline Float splat(float value) {
+#if defined(__AVX512F__)
+  return (Float)_mm512_set1_ps(value);
+#elif defined(__AVX2__)
+  return (Float)_mm256_set1_ps(value);
+#else
+  return Float{value, value, value, value};  // `Float{} + value` would lose the sign of zero
+#endif
+}
 
 // a * b + c; fused where the set can (nothing that fixes a rounding may depend on it).
 static inline Float multiply_add(Float a, Float b, Float c) {
