@@ -25,11 +25,6 @@ void spin_briefly() {
   }
 }
 
-// Weights that were converted lie in huge pages where the system gives them on request: a token
-// reads all of them, and looking up small pages costs a Xeon a third of its rate. libtorch reads
-// this at its first allocation.
-void ask_for_huge_pages() { setenv("THP_MEM_ALLOC_ENABLE", "1", /*overwrite=*/0); }
-
 fs::path library_path() {
   const auto root = fs::read_symlink("/proc/self/exe").parent_path().parent_path();
   const auto installed = root / GRAFT_LIBRARY_FOLDER / "libgraft_commands.so";
@@ -41,7 +36,6 @@ fs::path library_path() {
 const TorchCommands& torch_commands() {
   static const TorchCommands* table = [] {
     spin_briefly();
-    ask_for_huge_pages();
     const auto library = library_path();
     // Global scope: kernel libraries that are opened later find libtorch's symbols through it.
     void* handle = dlopen(library.c_str(), RTLD_NOW | RTLD_GLOBAL);

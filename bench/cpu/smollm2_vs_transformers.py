@@ -21,8 +21,6 @@ import time
 # What graft's program sets for itself, before libtorch is loaded here: threads that wait spin briefly. On a machine
 # that does anything else, transformers would lose by it, not by its own doing.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-# graft's program asks for huge pages too; transformers gets them as well.
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests/integration"))
