@@ -62,6 +62,14 @@ def cpu_table():
     return "\n\n".join(parts) or "No results are committed."
 
 
+def tokenizer_table():
+    lines = rows(RESULTS / "amd-epyc/tokenizer.jsonl")
+    body = [[line["variant"], f"{line['process_seconds']:.2f}", f"{line['library_encode_seconds']:.2f}",
+             f"{line['ratio_to_library']:.2f}×"] for line in lines]
+    return f"{lines[0]['machine']}; one thread each; fastest of two rounds.\n\n" + table(
+        ["pipeline", "graft's process, s", "library's encode(), s", "how many times longer"], body)
+
+
 def headline():
     """README.md's few numbers, each with its machine."""
     body = []
@@ -93,7 +101,8 @@ def replace(text, name, body):
 def main():
     parts = {"docs/benchmarks.md": {"rms-norm": kernel_table("rms_norm", RMS_NORM),
                                     "activation": kernel_table("activation", ACTIVATION),
-                                    "rotary": kernel_table("rotary", ROTARY), "cpu": cpu_table()},
+                                    "rotary": kernel_table("rotary", ROTARY), "cpu": cpu_table(),
+                                    "tokenizer": tokenizer_table()},
              "README.md": {"measured": headline()}}
     stale = 0
     for name, bodies in parts.items():

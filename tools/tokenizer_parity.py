@@ -2,8 +2,10 @@
 """graft's tokenizers beside the `tokenizers` library.
 
   tokenizer_parity.py data                      rewrites tests/data/text/{tokenizer_cases.txt,<family>/}
-  tokenizer_parity.py compare PROGRAM [--gguf MODEL] [--megabytes N]
-                                                runs `PROGRAM tokenize MODEL --file F --json` on a large text
+  tokenizer_parity.py compare PROGRAM [--gguf MODEL] [--megabytes N] [--rounds N] [--out FILE]
+                                                runs `PROGRAM tokenize MODEL --file F --json` on a large text; with
+                                                --out one JSON line per family: seconds of the whole process (start,
+                                                vocabulary, ids as JSON) beside the library's encode() alone, by turns
 
 No vocabulary is downloaded: each family's pipeline is rebuilt and trained on the sources of the Python standard
 library and on made-up text in many scripts. With --gguf the byte-level vocabulary of that file is rebuilt too.
@@ -354,41 +356,62 @@ def write_data(gguf):
         write_expected(from_gguf(gguf), DATA / "smollm2_gguf", lines)
 
 
-def compare_one(program, model, tokenizer, data, corpus):
+def seconds_of(work):
     started = time.perf_counter()
-    done = subprocess.run([program, "tokenize", str(model), "--file", str(corpus), "--json"], capture_output=True, text=True)
-    ours_s = time.perf_counter() - started
-    if done.returncode != 0:
-        return f"program failed: {done.stderr.strip()}"
-    ours = json.loads(done.stdout)["ids"]
-    text = read(data)
-    started = time.perf_counter()
-    theirs = tokenizer.encode(text).ids
-    theirs_s = time.perf_counter() - started
+    result = work()
+    return time.perf_counter() - started, result
+
+
+def compare_one(program, model, tokenizer, corpus, rounds):
+    """(problem or None, seconds of our process, seconds of the library's encode()): the fastest of the rounds."""
+    text = read(corpus.read_bytes())
+    ours_s, theirs_s = [], []
+    for _ in range(rounds):
+        seconds, done = seconds_of(lambda: subprocess.run(
+            [program, "tokenize", str(model), "--file", str(corpus), "--json"], capture_output=True, text=True))
+        if done.returncode != 0:
+            return f"program failed: {done.stderr.strip()}", 0.0, 0.0
+        ours_s.append(seconds)
+        seconds, encoded = seconds_of(lambda: tokenizer.encode(text))
+        theirs_s.append(seconds)
+    ours, theirs = json.loads(done.stdout)["ids"], encoded.ids
     if ours == theirs:
-        print(f"  equal: {len(ours)} ids of {len(data)} bytes; process {ours_s:.2f} s, library {theirs_s:.2f} s")
-        return None
+        print(f"  equal: {len(ours)} ids of {len(text)} characters; process {min(ours_s):.2f} s, "
+              f"library {min(theirs_s):.2f} s")
+        return None, min(ours_s), min(theirs_s)
     first = next((i for i, (a, b) in enumerate(zip(ours, theirs)) if a != b), min(len(ours), len(theirs)))
     return (f"differ at id {first}: ours {ours[first - 2:first + 4]}, theirs {theirs[first - 2:first + 4]} after "
-            f"{tokenizer.decode(theirs[max(0, first - 8):first])!r}")
+            f"{tokenizer.decode(theirs[max(0, first - 8):first])!r}"), 0.0, 0.0
 
 
-def compare(program, gguf, megabytes):
-    failed = 0
+def write_rows(path, rows, megabytes):
+    machine = next(line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", encoding="utf-8") as out:
+        for name, ours, theirs in rows:
+            out.write(json.dumps({"op": "tokenize", "variant": name, "megabytes": megabytes, "threads": 1,
+                                  "process_seconds": round(ours, 3), "library_encode_seconds": round(theirs, 3),
+                                  "ratio_to_library": round(theirs / ours, 2), "machine": machine}) + "\n")
+
+
+def compare(program, gguf, megabytes, rounds, out):
+    failed, rows = 0, []
     with tempfile.TemporaryDirectory() as scratch:
         corpus = pathlib.Path(scratch) / "corpus.bin"
         runs = "\n".join(text * 12_000 for text in LONG_RUNS) + " ".join(YOUNG)
-        data = mixed_bytes(int(megabytes * 1_000_000), 99) + runs.encode()
-        corpus.write_bytes(data)
+        corpus.write_bytes(mixed_bytes(int(megabytes * 1_000_000), 99) + runs.encode())
         targets = [(name, DATA / name, Tokenizer.from_file(str(DATA / name / "tokenizer.json"))) for name in FAMILIES]
         if gguf:
             targets.append(("smollm2_gguf", gguf, from_gguf(gguf)))
         for name, model, tokenizer in targets:
             print(name)
-            problem = compare_one(program, model, tokenizer, data, corpus)
+            problem, ours, theirs = compare_one(program, model, tokenizer, corpus, rounds)
+            rows.append((name, ours, theirs))
             if problem:
                 failed += 1
                 print("  " + problem)
+    if out and not failed:
+        write_rows(out, rows, megabytes)
     return failed
 
 
@@ -401,11 +424,13 @@ def main():
     run.add_argument("program")
     run.add_argument("--gguf")
     run.add_argument("--megabytes", type=float, default=1.0)
+    run.add_argument("--rounds", type=int, default=1)
+    run.add_argument("--out", type=pathlib.Path)
     options = parser.parse_args()
     if options.command == "data":
         write_data(options.gguf)
         return 0
-    return 1 if compare(options.program, options.gguf, options.megabytes) else 0
+    return 1 if compare(options.program, options.gguf, options.megabytes, options.rounds, options.out) else 0
 
 
 if __name__ == "__main__":
