@@ -37,7 +37,8 @@ run() {  # NAME MODEL-ARGUMENTS… : generate with kernels off and on, compare
 }
 if [[ $models == *llama-1b* ]]; then
   python3 tools/write_random_llama.py --shape llama-3.2-1b --out "$work/llama-1b"
-  for dtype in bfloat16 float32; do
+  python3 tests/gpu/compare_logits.py "$graft" "$work/llama-1b" "$ids"
+  for dtype in float32 bfloat16; do
     run "llama-1b-$dtype" "$work/llama-1b" --device cuda --dtype $dtype --prompt-ids "$ids"
   done
   run "llama-1b-static" "$work/llama-1b" --device cuda --dtype bfloat16 --cache static --prompt-ids "$ids"
