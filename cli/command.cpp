@@ -13,7 +13,10 @@ void add_model_options(CLI::App& command, ModelOptions& options) {
                      "Folder, .gguf file or Hub id (default: the demo model)");
   command.add_option("--gguf-file", options.gguf_file, "A .gguf file inside the folder MODEL");
   command.add_option("--revision", options.revision, "Branch, tag or commit of a Hub id");
-  command.add_option("--device", options.device, "cpu, cuda, cuda:N, auto, or a JSON map of module to device")->capture_default_str();
+  command
+      .add_option("--device", options.device,
+                  "cpu, cuda, cuda:N, auto, or a JSON map of module to device")
+      ->capture_default_str();
   command.add_option("--dtype", options.dtype, "auto, float32, bfloat16 or float16")
       ->capture_default_str();
   command.add_option("--attn-implementation", options.attn_implementation, "eager or sdpa")

@@ -5,20 +5,23 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 seconds=${1:-60} folder=${2:-build/fuzz}
-mkdir -p "$folder"
-flags=(-std=c++20 -g -O1 -fsanitize=fuzzer,address,undefined -DFMT_HEADER_ONLY -DSPDLOG_FMT_EXTERNAL -I.)
+mkdir -p "$folder/objects"
+flags=(-std=c++20 -g -O1 -fsanitize=address,undefined -DFMT_HEADER_ONLY -DSPDLOG_FMT_EXTERNAL -I"$PWD")
 sources() { find "$@" -name '*.cpp' | grep -v '_test\|_fuzz\|_bench'; }
 
-fuzz() {  # NAME PATTERN-OF-SEEDS SOURCES-AND-LIBRARIES…
+fuzz() {  # NAME PATTERN-OF-SEEDS TARGET-SOURCE LIBRARIES…
   local name=$1 seeds=$2; shift 2
-  clang++ "${flags[@]}" -o "$folder/$name" "$@"
+  clang++ "${flags[@]}" -fsanitize=fuzzer -o "$folder/$name" "$@"
   mkdir -p "$folder/$name.corpus"
   find tests/data -name "$seeds" -size -200k -exec cp {} "$folder/$name.corpus/" \;
   "$folder/$name" -max_total_time="$seconds" -rss_limit_mb=2500 -max_len=200000 -artifact_prefix="$folder/" \
-    -print_final_stats=0 "$folder/$name.corpus" 2>&1 | grep -a 'Done\|ERROR\|SUMMARY\|runtime error'
+    "$folder/$name.corpus" 2>&1 | grep -a 'Done\|ERROR\|SUMMARY\|runtime error'
 }
-io=($(sources graft/io graft/core))
-fuzz safetensors '*.safetensors' graft/io/safetensors_fuzz.cpp "${io[@]}"
-fuzz gguf '*.gguf' graft/io/gguf_fuzz.cpp "${io[@]}"
-fuzz json '*.json' graft/io/json_fuzz.cpp "${io[@]}"
-fuzz jinja '*.jinja' graft/text/jinja_*.cpp graft/text/chat_template.cpp graft/core/error.cpp -lutf8proc
+# Every source once, one per processor; the targets take from the archive what they use.
+sources "$PWD"/graft/{io,core} "$PWD"/graft/text | grep 'graft/io/\|graft/core/\|/jinja_\|/chat_template' |
+  (cd "$folder/objects" && xargs -P "$(nproc)" -n 1 clang++ "${flags[@]}" -fsanitize=fuzzer-no-link -c)
+rm -f "$folder/objects.a" && ar rcs "$folder/objects.a" "$folder"/objects/*.o
+fuzz safetensors '*.safetensors' graft/io/safetensors_fuzz.cpp "$folder/objects.a"
+fuzz gguf '*.gguf' graft/io/gguf_fuzz.cpp "$folder/objects.a"
+fuzz json '*.json' graft/io/json_fuzz.cpp "$folder/objects.a"
+fuzz jinja '*.jinja' graft/text/jinja_fuzz.cpp "$folder/objects.a" -lutf8proc

@@ -14,22 +14,26 @@ EPSILON = {"float32": 2.0**-23, "bfloat16": 2.0**-8, "float16": 2.0**-11}
 TIE_UNITS = 4
 
 
+def logits(graft, model_arguments, kernels, ids):
+    """[len(ids), V] of one forward pass."""
+    from safetensors.torch import load_file
+
+    with tempfile.TemporaryDirectory() as folder:
+        out = pathlib.Path(folder) / "logits.safetensors"
+        subprocess.run([graft, "logits", *model_arguments, "--kernels", kernels, "--ids", ",".join(map(str, ids)),
+                        "--out", out], check=True)
+        return load_file(out)["logits"].reshape(len(ids), -1)
+
+
 def compare(graft, model_arguments, dtype, off, on):
     """Returns (verdict, ties): verdict is "equal", "tie" or "different". `off` and `on` are the JSON objects
     of `graft generate`; model_arguments are the arguments that name model, device and dtype."""
     if off["generated_ids"] == on["generated_ids"]:
         return "equal", []
-    from safetensors.torch import load_file
-
-    ids = on["prompt_ids"] + on["generated_ids"]
-    with tempfile.TemporaryDirectory() as folder:
-        out = pathlib.Path(folder) / "logits.safetensors"
-        subprocess.run([graft, "logits", *model_arguments, "--kernels", "off", "--ids",
-                        ",".join(map(str, ids[:-1])), "--out", out], check=True)
-        logits = load_file(out)["logits"].reshape(len(ids) - 1, -1)
+    reference = logits(graft, model_arguments, "off", on["prompt_ids"] + on["generated_ids"][:-1])
     ties, start = [], len(on["prompt_ids"])
     for step, chosen in enumerate(on["generated_ids"]):
-        row = logits[start - 1 + step]
+        row = reference[start - 1 + step]
         best = row.max().item()
         gap = best - row[chosen].item()
         if gap == 0 and row.argmax().item() == chosen:

@@ -6,10 +6,10 @@ usage: tokenizer_regex_tables.py > graft/text/regex_tables.cpp        (with a Py
 """
 import unicodedata
 
-from tokenizers import Regex, normalizers
+from tokenizer_unicode_tables import CODE_POINTS, regex_class
 
 assert unicodedata.unidata_version == "14.0.0", "a Python that knows Unicode 14 and no more"
-NEW = [c for c in range(0x110000) if not 0xD800 <= c <= 0xDFFF and unicodedata.category(chr(c)) == "Cn"]
+NEW = {c for c in CODE_POINTS if unicodedata.category(chr(c)) == "Cn"}
 CATEGORIES = ["Lu", "Ll", "Lt", "Lm", "Lo", "Mn", "Mc", "Me", "Nd", "Nl", "No", "Pc", "Pd", "Ps", "Pe", "Pi", "Pf", "Po",
               "Sm", "Sc", "Sk", "So", "Zs", "Zl", "Zp", "Cc", "Cf"]
 NAMED = ["Alphabetic", "Lowercase", "Uppercase", "White_Space", "Emoji"]
@@ -18,11 +18,6 @@ SCRIPTS = ["Arabic", "Armenian", "Balinese", "Bengali", "Bopomofo", "Common", "C
            "Egyptian_Hieroglyphs", "Ethiopic", "Georgian", "Glagolitic", "Greek", "Gujarati", "Gurmukhi", "Han", "Hangul",
            "Hebrew", "Hiragana", "Inherited", "Kannada", "Katakana", "Khmer", "Lao", "Latin", "Malayalam", "Mongolian",
            "Myanmar", "Oriya", "Sinhala", "Syriac", "Tamil", "Telugu", "Thai", "Tibetan", "Yi"]
-
-
-def members(pattern):
-    kept = set(normalizers.Replace(Regex(pattern), "").normalize_str("".join(map(chr, NEW))))
-    return [c for c in NEW if chr(c) not in kept]
 
 
 def ranges(points):
@@ -41,7 +36,7 @@ def main():
     print("const YoungRange kYoungRanges[] = {")
     for name in CATEGORIES + NAMED + SCRIPTS:
         line = "   "
-        for low, high in ranges(members(rf"\p{{{name}}}")):
+        for low, high in ranges(sorted(regex_class(rf"\p{{{name}}}") & NEW)):
             entry = f' {{"{name}", 0x{low:X}, 0x{high:X}}},'
             if len(line + entry) > 100:
                 print(line)

@@ -133,8 +133,6 @@ std::unique_ptr<nn::KvCache> Decoding::make_cache() const {
   return model_.make_cache(num_rows_, static_length_);
 }
 
-bool Decoding::has_switch_ahead() const { return cache_ != nullptr && length_ <= switch_length_; }
-
 void Decoding::place_prompts(const Plan& plan, int64_t rows_per_prompt, int64_t pad) {
   const auto num_prompts = static_cast<int64_t>(plan.prompts.size());
   at::Tensor ids =
@@ -181,15 +179,13 @@ at::Tensor Decoding::prefill() {
 }
 
 at::Tensor Decoding::step(const at::Tensor& tokens) {
-  const bool at_switch = has_switch_ahead() && length_ == switch_length_;
-  if (cache_ == nullptr || has_switch_ahead()) {
+  const bool anew = cache_ == nullptr || length_ == switch_length_;
+  if (keeps_ids()) {
     ids_ = at::cat({ids_, tokens.unsqueeze(1)}, 1);
   }
   ++length_;
-  if (at_switch) {
-    cache_ = make_cache();
-  }
-  if (cache_ == nullptr || at_switch) {
+  if (anew) {
+    cache_ = cache_ != nullptr ? make_cache() : nullptr;
     return prefill();
   }
   at::Tensor positions;
@@ -201,7 +197,7 @@ at::Tensor Decoding::step(const at::Tensor& tokens) {
 }
 
 void Decoding::reorder(const at::Tensor& indices) {
-  if (cache_ == nullptr || has_switch_ahead()) {
+  if (keeps_ids()) {
     ids_ = ids_.index_select(0, indices);
   }
   if (cache_ != nullptr) {

@@ -43,8 +43,8 @@ class Decoding {
  private:
   void place_prompts(const Plan& plan, int64_t rows_per_prompt, int64_t pad);
   std::unique_ptr<nn::KvCache> make_cache() const;
-  // The text may yet pass CausalLMInfo::rope_switch_length, so all ids are kept.
-  bool has_switch_ahead() const;
+  // All ids are needed: there is no cache, or it may yet have to be filled anew.
+  bool keeps_ids() const { return cache_ == nullptr || length_ <= switch_length_; }
   at::Tensor forward(const at::Tensor& ids, const at::Tensor& position_ids);
 
   models::CausalLM& model_;
@@ -53,7 +53,7 @@ class Decoding {
   int64_t length_ = 0;         // tokens per row, padding included
   int64_t switch_length_ = 0;  // CausalLMInfo::rope_switch_length
   int64_t static_length_ = 0;  // places of a static cache; 0: dynamic
-  at::Tensor ids_;             // [B, S]; without a cache or with a switch ahead [B, T]
+  at::Tensor ids_;             // [B, S]; where keeps_ids(), [B, T]
   at::Tensor mask_;            // [B, width + max_new_tokens], 0 on padding; undefined without any
   at::Tensor next_positions_;  // [B, 1]; undefined without padding
   std::unique_ptr<nn::KvCache> cache_;

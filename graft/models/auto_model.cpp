@@ -76,13 +76,6 @@ Location locate(const std::string& name_or_path, const LoadOptions& options) {
   return locate_in_folder(snapshot->folder, options);
 }
 
-std::vector<std::string> tensor_names(const CausalLM& model) {
-  auto names = model.named_parameters().keys();
-  const auto buffers = model.named_buffers().keys();
-  names.insert(names.end(), buffers.begin(), buffers.end());
-  return names;
-}
-
 // Kernels go in after the weights: the guard runs in the model's own dtype, on its device.
 void swap_kernels(CausalLM& model, const LoadOptions& options) {
   if (!options.use_kernels && !options.kernel_config) {
@@ -119,7 +112,7 @@ std::shared_ptr<CausalLM> AutoModelForCausalLM::from_pretrained(const std::strin
   const ConfigReader config(std::move(gguf.config), config_path.string());
   const ModelFamily& family = find_model_family(config.text("model_type", ""));
   const auto model = family.make(config, model_options);
-  options.device_map.check_covers(tensor_names(*model));
+  options.device_map.check_covers(nn::list_weights(*model));
 
   const auto dtype = options.dtype ? options.dtype : read_dtype(config);
   load_weights(*model, *source,

@@ -94,19 +94,19 @@ at::Device DeviceMap::resolve() const {
   return device_;
 }
 
-void DeviceMap::check_covers(const std::vector<std::string>& names) const {
+void DeviceMap::check_covers(const std::vector<nn::WeightSlot>& weights) const {
   std::vector<std::string> uncovered;
-  for (const std::string& name : names) {
-    const auto covers = [&name](const std::string& module) { return holds(module, name); };
+  for (const nn::WeightSlot& slot : weights) {
+    const auto covers = [&slot](const std::string& module) { return holds(module, slot.key); };
     if (std::none_of(modules_.begin(), modules_.end(), covers)) {
-      uncovered.push_back(name);
+      uncovered.push_back(slot.key);
     }
   }
   if (!uncovered.empty()) {
     throw InvalidArgument("models.device-map", "uncovered",
                           fmt::format("device_map: expected a device for each of {} tensors, got "
                                       "none for {}: {}",
-                                      names.size(), uncovered.size(), fmt::join(uncovered, ", ")),
+                                      weights.size(), uncovered.size(), fmt::join(uncovered, ", ")),
                           R"(name the rest under "")");
   }
 }

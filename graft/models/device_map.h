@@ -7,6 +7,8 @@
 
 #include <ATen/ATen.h>
 
+#include "graft/nn/block.h"
+
 namespace graft::models {
 
 // One device for the whole model. Made from what a C++ program has at hand:
@@ -31,11 +33,10 @@ class DeviceMap {
   // The device itself; `auto` looks for CUDA now, which opens libtorch_cuda.
   at::Device resolve() const;
 
-  // Checks that every one of the model's tensors has a device.
+  // Checks that every weight of the model (nn::list_weights) has a device.
   //
-  // names  of all parameters and buffers, e.g. `model.layers.0.mlp.up_proj.weight`
   // Throws   InvalidArgument `models.device-map.uncovered` naming those without
-  void check_covers(const std::vector<std::string>& names) const;
+  void check_covers(const std::vector<nn::WeightSlot>& weights) const;
 
  private:
   void read_object(const std::string& text);

@@ -56,11 +56,20 @@ TEST(DeviceMap, RefusesWhatIsNoMap) {
   }
 }
 
+std::vector<nn::WeightSlot> weights_named(const std::vector<std::string>& keys) {
+  std::vector<nn::WeightSlot> slots;
+  for (const std::string& key : keys) {
+    slots.push_back({.key = key});
+  }
+  return slots;
+}
+
 TEST(DeviceMap, NamesTensorsWithoutADevice) {
   const DeviceMap map(R"({"model.layers.1": "cpu", "lm_head": "cpu"})");
-  EXPECT_NO_THROW(map.check_covers({"model.layers.1.mlp.weight", "lm_head.weight"}));
+  EXPECT_NO_THROW(map.check_covers(weights_named({"model.layers.1.mlp.weight", "lm_head.weight"})));
   try {
-    map.check_covers({"model.layers.1.weight", "model.layers.10.weight", "model.norm.weight"});
+    map.check_covers(
+        weights_named({"model.layers.1.weight", "model.layers.10.weight", "model.norm.weight"}));
     FAIL() << "no error";
   } catch (const InvalidArgument& error) {
     EXPECT_EQ(error.code(), "models.device-map.uncovered");

@@ -1,6 +1,4 @@
 // Fuzz target of the template language: any bytes as a template, rendered under small budgets.
-// Build: clang++ -std=c++20 -g -O1 -fsanitize=fuzzer,address,undefined -DFMT_HEADER_ONLY -I.
-//          graft/text/jinja_*.cpp graft/text/chat_template.cpp graft/core/error.cpp -lutf8proc
 #include <cstddef>
 #include <cstdint>
 #include <string>

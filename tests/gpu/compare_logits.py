@@ -8,21 +8,17 @@ float32 may be no worse than twice that of the same model without them."""
 
 import json
 import pathlib
-import subprocess
 import sys
-import tempfile
 
-from safetensors.torch import load_file
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "tools"))
+import teacher_forced  # noqa: E402
 
 FLOAT32_TOLERANCE = 1e-4  # logits of a random model have a standard deviation of about 1
 
 
 def logits(graft, model, ids, dtype, kernels):
-    with tempfile.TemporaryDirectory() as folder:
-        out = pathlib.Path(folder) / "logits.safetensors"
-        subprocess.run([graft, "logits", model, "--device", "cuda", "--dtype", dtype, "--kernels", kernels, "--ids", ids,
-                        "--out", out], check=True, capture_output=True)
-        return load_file(out)["logits"].cuda().double()
+    arguments = (model, "--device", "cuda", "--dtype", dtype)
+    return teacher_forced.logits(graft, arguments, kernels, ids.split(",")).cuda().double()
 
 
 def error(got, expected):
