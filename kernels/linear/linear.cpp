@@ -1,12 +1,15 @@
-// y = x weight^T + bias
+// y = x weight^T + bias, and the same with the rows of two or three weights one after the other.
 //
-// out     [..., M]  x's dtype                    last dimension contiguous
+// out     [..., M]  x's dtype                    contiguous; M adds up where weights are joined
 // x       [..., K]  float32, bfloat16, float16   last dimension contiguous, rows strided
-// weight  [M, K]    x's dtype                    contiguous, read where it lies (a mapped file,
-// say) bias    [M]       x's dtype                    may be absent Sums are kept in float32 and
-// rounded once. Throws   std::runtime_error `[op] argument: expected …, got …` Devices  cpu
-// Autograd no, deterministic yes (independent of threads), thread-safe yes Source
-// torch.nn.functional.linear
+// weight  [M, K]    x's dtype                    contiguous, read where it lies (a mapped file, say)
+// bias    [M]       x's dtype                    may be absent
+// Sums are kept in float32 and rounded once. A joined product has the bits of the separate ones; few
+// rows of x then cost one parallel region.
+// Throws   std::runtime_error `[op] argument: expected …, got …`
+// Devices  cpu
+// Autograd no, deterministic yes (independent of threads), thread-safe yes
+// Source   torch.nn.functional.linear
 
 #include <vector>
 
@@ -24,43 +27,53 @@ std::string sizes_text(const std::vector<int64_t>& sizes) {
   return text + "]";
 }
 
-std::vector<int64_t> output_sizes(const Tensor& x, const Tensor& weight) {
+std::vector<int64_t> output_sizes(const Tensor& x, int64_t columns) {
   std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
-  sizes.back() = weight.size(0);
+  sizes.back() = columns;
   return sizes;
 }
 
-void check_weight(const char* op, const Tensor& x, const Tensor& weight) {
+void check_weight(const char* op, const char* name, const Tensor& x, const Tensor& weight) {
   const int64_t depth = x.size(x.dim() - 1);
   if (weight.dim() != 2 || weight.size(1) != depth) {
-    fail(op, "weight", "shape [M, " + std::to_string(depth) + "] (last dimension of x)",
+    fail(op, name, "shape [M, " + std::to_string(depth) + "] (last dimension of x)",
          shape_text(weight));
   }
   if (!weight.is_contiguous()) {
-    fail(op, "weight", "contiguous rows", "strides");
+    fail(op, name, "contiguous rows", "strides");
   }
-  check_dtype(op, {"weight", weight}, x.scalar_type(), "that of x");
-  check_same_device(op, {"weight", weight}, {"x", x});
+  check_dtype(op, {name, weight}, x.scalar_type(), "that of x");
+  check_same_device(op, {name, weight}, {"x", x});
+}
+
+void check_bias(const char* op, const Part& part, const Tensor& x) {
+  const Tensor& bias = *part.bias;
+  const char* name = part.bias_name;
+  if (bias.dim() != 1 || bias.size(0) != part.weight.size(0)) {
+    fail(op, name, "shape [" + std::to_string(part.weight.size(0)) + "] (rows of its weight)",
+         shape_text(bias));
+  }
+  check_rows(op, {name, bias});
+  check_dtype(op, {name, bias}, x.scalar_type(), "that of x");
+  check_same_device(op, {name, bias}, {"x", x});
 }
 
 }  // namespace
 
-void check_arguments(const char* op, const Tensor& out, const Tensor& x, const Tensor& weight,
-                     const std::optional<Tensor>& bias) {
+void check_arguments(const char* op, const Tensor& out, const Tensor& x,
+                     const std::vector<Part>& parts) {
   check_floating(op, {"x", x});
   check_has_rows(op, {"x", x});
   check_rows(op, {"x", x});
-  check_weight(op, x, weight);
-  if (bias) {
-    if (bias->dim() != 1 || bias->size(0) != weight.size(0)) {
-      fail(op, "bias", "shape [" + std::to_string(weight.size(0)) + "] (rows of weight)",
-           shape_text(*bias));
+  int64_t columns = 0;
+  for (const Part& part : parts) {
+    check_weight(op, part.weight_name, x, part.weight);
+    if (part.bias) {
+      check_bias(op, part, x);
     }
-    check_rows(op, {"bias", *bias});
-    check_dtype(op, {"bias", *bias}, x.scalar_type(), "that of x");
-    check_same_device(op, {"bias", *bias}, {"x", x});
+    columns += part.weight.size(0);
   }
-  const auto expected = output_sizes(x, weight);
+  const auto expected = output_sizes(x, columns);
   const std::vector<int64_t> got(out.sizes().begin(), out.sizes().end());
   if (got != expected) {
     fail(op, "out", "shape " + sizes_text(expected), shape_text(out));
@@ -72,8 +85,24 @@ void check_arguments(const char* op, const Tensor& out, const Tensor& x, const T
   check_same_device(op, {"out", out}, {"x", x});
 }
 
+std::vector<Part> join_parts(const Tensor& first, const Tensor& second,
+                             const std::optional<Tensor>& third,
+                             const std::optional<Tensor>& first_bias,
+                             const std::optional<Tensor>& second_bias,
+                             const std::optional<Tensor>& third_bias) {
+  std::vector<Part> parts = {{first, first_bias, "first", "first_bias"},
+                             {second, second_bias, "second", "second_bias"}};
+  if (third) {
+    parts.push_back({*third, third_bias, "third", "third_bias"});
+  } else if (third_bias) {
+    fail("linear_join_out", "third_bias", "none (there is no third weight)",
+         shape_text(*third_bias));
+  }
+  return parts;
+}
+
 Tensor new_output(const Tensor& x, const Tensor& weight) {
-  const auto sizes = output_sizes(x, weight);
+  const auto sizes = output_sizes(x, weight.size(0));
   return torch::stable::new_empty(x, {sizes.data(), sizes.size()});
 }
 
@@ -81,14 +110,23 @@ namespace {
 
 void linear_out_meta(Tensor out, const Tensor& x, const Tensor& weight,
                      const std::optional<Tensor>& bias) {
-  check_arguments("linear_out", out, x, weight, bias);
+  check_arguments("linear_out", out, x, {{weight, bias}});
+}
+
+void linear_join_out_meta(Tensor out, const Tensor& x, const Tensor& first, const Tensor& second,
+                          const std::optional<Tensor>& third,
+                          const std::optional<Tensor>& first_bias,
+                          const std::optional<Tensor>& second_bias,
+                          const std::optional<Tensor>& third_bias) {
+  check_arguments("linear_join_out", out, x,
+                  join_parts(first, second, third, first_bias, second_bias, third_bias));
 }
 
 Tensor linear_meta(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
   check_has_rows("linear", {"x", x});
-  check_weight("linear", x, weight);
+  check_weight("linear", "weight", x, weight);
   Tensor out = new_output(x, weight);
-  check_arguments("linear", out, x, weight, bias);
+  check_arguments("linear", out, x, {{weight, bias}});
   return out;
 }
 
@@ -99,9 +137,13 @@ Tensor linear_meta(const Tensor& x, const Tensor& weight, const std::optional<Te
 GRAFT_OPS(ops) {
   ops.def("linear_out(Tensor! out, Tensor x, Tensor weight, Tensor? bias) -> ()");
   ops.def("linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
+  ops.def(
+      "linear_join_out(Tensor! out, Tensor x, Tensor first, Tensor second, Tensor? third, Tensor? "
+      "first_bias, Tensor? second_bias, Tensor? third_bias) -> ()");
 }
 
 GRAFT_OPS_IMPL(Meta, ops) {
   ops.impl("linear_out", TORCH_BOX(&graft_kernels::linear::linear_out_meta));
   ops.impl("linear", TORCH_BOX(&graft_kernels::linear::linear_meta));
+  ops.impl("linear_join_out", TORCH_BOX(&graft_kernels::linear::linear_join_out_meta));
 }

@@ -47,31 +47,61 @@ const float* float_rows(const Tensor& x, int64_t rows, int64_t depth,
   return storage.get();
 }
 
-void run_few_rows(const Tensor& out, const Tensor& x, const Tensor& weight,
-                  const std::optional<Tensor>& bias, int64_t rows) {
-  std::unique_ptr<float[]> storage;
+// A part's columns as blocks of eight, so that a thread's border does not cost a slower tile.
+struct PartBlocks {
   Problem problem;
-  problem.dtype = dtype_of(x);
-  problem.rows = rows;
-  problem.depth = weight.size(1);
-  problem.x = float_rows(x, rows, problem.depth, storage);
-  problem.weight = weight.const_data_ptr();
-  problem.bias = bias ? bias->const_data_ptr() : nullptr;
-  problem.out = out.mutable_data_ptr();
-  const int64_t columns = weight.size(0);
-  problem.out_stride = columns;
+  int64_t columns = 0;
+  int64_t first_block = 0;  // counted over all parts
+  int64_t end_block = 0;
+};
+
+std::vector<PartBlocks> describe_parts(const Tensor& out, const std::vector<Part>& parts,
+                                       const Problem& shared) {
+  std::vector<PartBlocks> described;
+  const int64_t element_bytes = shared.dtype == Dtype::kFloat32 ? 4 : 2;
+  auto* out_bytes = static_cast<char*>(out.mutable_data_ptr());
+  int64_t block = 0;
+  for (const Part& part : parts) {
+    PartBlocks blocks{shared, part.weight.size(0), block, 0};
+    blocks.problem.weight = part.weight.const_data_ptr();
+    blocks.problem.bias = part.bias ? part.bias->const_data_ptr() : nullptr;
+    blocks.problem.out = out_bytes;
+    block += (blocks.columns + 7) / 8;
+    blocks.end_block = block;
+    out_bytes += blocks.columns * element_bytes;
+    described.push_back(blocks);
+  }
+  return described;
+}
+
+void run_few_rows(const Tensor& out, const Tensor& x, const std::vector<Part>& parts,
+                  int64_t rows) {
+  std::unique_ptr<float[]> storage;
+  Problem shared;
+  shared.dtype = dtype_of(x);
+  shared.rows = rows;
+  shared.depth = x.size(x.dim() - 1);
+  shared.x = float_rows(x, rows, shared.depth, storage);
+  shared.out_stride = out.size(out.dim() - 1);
+  const std::vector<PartBlocks> described = describe_parts(out, parts, shared);
   const auto run = choose_isa<ColumnsFunction>(plain::linear_columns, avx2::linear_columns,
                                                avx512::linear_columns);
+  const auto run_blocks = [&](int64_t begin, int64_t end) {
+    for (const PartBlocks& part : described) {
+      const int64_t first = std::max(begin, part.first_block), last = std::min(end, part.end_block);
+      if (first < last) {
+        run(part.problem, (first - part.first_block) * 8,
+            std::min((last - part.first_block) * 8, part.columns));
+      }
+    }
+  };
   const int64_t row_bytes =
-      std::max<int64_t>(problem.depth * (problem.dtype == Dtype::kFloat32 ? 4 : 2), 1);
-  // Whole blocks of eight columns, so that a thread's border does not cost a slower tile.
-  const int64_t blocks = (columns + 7) / 8, grain = kGrainBytes / (row_bytes * 8) + 1;
+      std::max<int64_t>(shared.depth * (shared.dtype == Dtype::kFloat32 ? 4 : 2), 1);
+  const int64_t blocks = described.back().end_block, grain = kGrainBytes / (row_bytes * 8) + 1;
   if (blocks <= grain) {
-    return run(problem, 0, columns);
+    return run_blocks(0, blocks);
   }
-  torch::stable::parallel_for(0, blocks, grain, [&](int64_t begin, int64_t end) {
-    run(problem, begin * 8, std::min(end * 8, columns));
-  });
+  torch::stable::parallel_for(0, blocks, grain, run_blocks);
 }
 
 Tensor aten_linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
@@ -83,11 +113,28 @@ Tensor aten_linear(const Tensor& x, const Tensor& weight, const std::optional<Te
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
+// out = x weight^T, both matrices, written where it belongs.
+void aten_product(Tensor& out, const Tensor& x, const Tensor& weight) {
+  Tensor rows = weight;
+  std::array<StableIValue, 3> stack{
+      torch::stable::detail::from(x),
+      torch::stable::detail::from(torch::stable::transpose(rows, 0, 1)),
+      torch::stable::detail::from(out)};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
+  torch::stable::detail::to<Tensor>(stack[0]);  // the answer is `out` again: take it off the stack
+}
+
 void run_many_rows(Tensor& out, const Tensor& x, const Tensor& weight,
                    const std::optional<Tensor>& bias) {
   // Where the processor multiplies bfloat16 itself, ATen's product of it is the faster one.
   const bool direct = x.scalar_type() == ScalarType::Float ||
                       (x.scalar_type() == ScalarType::BFloat16 && multiplies_bf16());
+  if (direct && !bias && out.is_contiguous()) {
+    const int64_t depth = weight.size(1), columns = weight.size(0);
+    Tensor matrix = torch::stable::view(out, {out.numel() / columns, columns});
+    aten_product(matrix, torch::stable::reshape(x, {out.numel() / columns, depth}), weight);
+    return;
+  }
   if (direct) {
     torch::stable::copy_(out, aten_linear(x, weight, bias));
     return;
@@ -109,29 +156,44 @@ void run_many_rows(Tensor& out, const Tensor& x, const Tensor& weight,
   }
 }
 
-void run(const char* op, Tensor& out, const Tensor& x, const Tensor& weight,
-         const std::optional<Tensor>& bias) {
-  check_arguments(op, out, x, weight, bias);
+void run(const char* op, Tensor& out, const Tensor& x, const std::vector<Part>& parts) {
+  check_arguments(op, out, x, parts);
   const int64_t rows = count_rows(x);
-  if (rows == 0 || weight.size(0) == 0) {
+  if (rows == 0 || out.numel() == 0) {
     return;
   }
   if (rows <= kMaxVectorRows) {
-    run_few_rows(out, x, weight, bias, rows);
-  } else {
-    run_many_rows(out, x, weight, bias);
+    return run_few_rows(out, x, parts, rows);
+  }
+  int64_t column = 0;
+  for (const Part& part : parts) {
+    const int64_t columns = part.weight.size(0);
+    if (columns > 0) {
+      Tensor target =
+          parts.size() == 1 ? out : torch::stable::narrow(out, out.dim() - 1, column, columns);
+      run_many_rows(target, x, part.weight, part.bias);
+    }
+    column += columns;
   }
 }
 
 void linear_out(Tensor out, const Tensor& x, const Tensor& weight,
                 const std::optional<Tensor>& bias) {
-  run("linear_out", out, x, weight, bias);
+  run("linear_out", out, x, {{weight, bias}});
+}
+
+void linear_join_out(Tensor out, const Tensor& x, const Tensor& first, const Tensor& second,
+                     const std::optional<Tensor>& third, const std::optional<Tensor>& first_bias,
+                     const std::optional<Tensor>& second_bias,
+                     const std::optional<Tensor>& third_bias) {
+  run("linear_join_out", out, x,
+      join_parts(first, second, third, first_bias, second_bias, third_bias));
 }
 
 Tensor linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
   check_has_rows("linear", {"x", x});
   Tensor out = new_output(x, weight);
-  run("linear", out, x, weight, bias);
+  run("linear", out, x, {{weight, bias}});
   return out;
 }
 
@@ -142,4 +204,5 @@ Tensor linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>
 GRAFT_OPS_IMPL(CPU, ops) {
   ops.impl("linear_out", TORCH_BOX(&graft_kernels::linear::linear_out));
   ops.impl("linear", TORCH_BOX(&graft_kernels::linear::linear));
+  ops.impl("linear_join_out", TORCH_BOX(&graft_kernels::linear::linear_join_out));
 }

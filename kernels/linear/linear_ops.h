@@ -2,6 +2,7 @@
 #pragma once
 
 #include <optional>
+#include <vector>
 
 #include "kernels/common/registration.h"
 #include "kernels/common/tensor_checks.h"
@@ -9,9 +10,24 @@
 
 namespace graft_kernels::linear {
 
+// One weight of a call, and what its arguments are called in errors.
+struct Part {
+  Tensor weight;
+  std::optional<Tensor> bias;
+  const char* weight_name = "weight";
+  const char* bias_name = "bias";
+};
+
 // Throws std::runtime_error `[op] argument: expected …, got …`.
-void check_arguments(const char* op, const Tensor& out, const Tensor& x, const Tensor& weight,
-                     const std::optional<Tensor>& bias);
+void check_arguments(const char* op, const Tensor& out, const Tensor& x,
+                     const std::vector<Part>& parts);
+
+// The arguments of linear_join_out as parts.
+std::vector<Part> join_parts(const Tensor& first, const Tensor& second,
+                             const std::optional<Tensor>& third,
+                             const std::optional<Tensor>& first_bias,
+                             const std::optional<Tensor>& second_bias,
+                             const std::optional<Tensor>& third_bias);
 
 // A new tensor [..., M] of x's dtype.
 Tensor new_output(const Tensor& x, const Tensor& weight);

@@ -92,6 +92,28 @@ TEST_P(Linear, GivesTheSameBitsEveryTimeAndOnAnyNumberOfThreads) {
   at::set_num_threads(threads);
 }
 
+TEST_P(Linear, JoinedWeightsGiveTheBitsOfSeparateOnes) {
+  for (const int64_t rows : {0, 1, 3, 16, 17, 40}) {
+    for (const auto& [first, second, third] :
+         {std::array<int64_t, 3>{576, 192, 192}, {7, 0, 13}, {1, 8, 300}}) {
+      const at::Tensor x = random({rows, 99});
+      const at::Tensor weights[3] = {random({first, 99}), random({second, 99}),
+                                     random({third, 99})};
+      const at::Tensor bias = random({second});
+      const at::Tensor out = at::empty({rows, first + second + third}, x.options());
+      package()("linear_join_out", out, x, weights[0], weights[1], weights[2], c10::IValue(), bias,
+                c10::IValue());
+      const at::Tensor separate =
+          at::cat({apply(x, weights[0]), apply(x, weights[1], bias), apply(x, weights[2])}, 1);
+      EXPECT_TRUE(is_same_bits(out, separate)) << rows << " rows, " << first << "+" << second;
+      const at::Tensor two = at::empty({rows, first + third}, x.options());
+      package()("linear_join_out", two, x, weights[0], weights[2], c10::IValue(), c10::IValue(),
+                c10::IValue(), c10::IValue());
+      EXPECT_TRUE(is_same_bits(two, at::cat({apply(x, weights[0]), apply(x, weights[2])}, 1)));
+    }
+  }
+}
+
 TEST_P(Linear, PassesNanAndInfinityOn) {
   at::Tensor x = random({2, 64});
   const at::Tensor weight = random({9, 64});
@@ -117,6 +139,13 @@ TEST_P(Linear, NamesTheArgumentThatIsWrong) {
               ::testing::HasSubstr("[linear] bias: expected shape [3]"));
   EXPECT_THAT(message(random({2, 8}), random({8, 3}).t()),
               ::testing::HasSubstr("[linear] weight: expected contiguous"));
+  EXPECT_THAT(
+      [&] {
+        package()("linear_join_out", random({2, 7}), random({2, 8}), random({3, 8}), random({4, 9}),
+                  c10::IValue(), c10::IValue(), c10::IValue(), c10::IValue());
+      },
+      ::testing::ThrowsMessage<std::exception>(
+          ::testing::HasSubstr("[linear_join_out] second: expected shape [M, 8]")));
   EXPECT_THAT(message(random({2, 8}).to(at::kDouble), random({3, 8})),
               ::testing::HasSubstr("[linear] x: expected"));
 }
