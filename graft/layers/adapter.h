@@ -16,9 +16,9 @@ namespace graft::layers {
 // schemas;
 //          IncompatibleError `layers.adapter.numeric-variant` when the package does not offer what
 //          the slot needs, `layers.adapter.contract` when its layer is of another contract.
-// Calling the result with inputs that require grad, in grad mode, throws   IncompatibleError
-// `layers.adapter.no-backward`: the ops have no gradient of their own and would cut the graph
-// silently.
+// The result records itself for autograd where the package offers a backward. Where it does not,
+// inputs that require grad, in grad mode, throw   IncompatibleError `layers.adapter.no-backward`: the
+// ops have no gradient of their own and would cut the graph silently.
 std::shared_ptr<const RmsNorm::Kernel> bind(const RmsNorm::Spec& spec,
                                             const kernel::LoadedKernel& kernel,
                                             const kernel::PackageLayer& layer);
@@ -29,6 +29,9 @@ std::shared_ptr<const GatedActivation::Kernel> bind(const GatedActivation::Spec&
                                                     const kernel::LoadedKernel& kernel,
                                                     const kernel::PackageLayer& layer);
 std::shared_ptr<const Linear::Kernel> bind(const Linear::Spec& spec,
+                                           const kernel::LoadedKernel& kernel,
+                                           const kernel::PackageLayer& layer);
+std::shared_ptr<const Rotary::Kernel> bind(const Rotary::Spec& spec,
                                            const kernel::LoadedKernel& kernel,
                                            const kernel::PackageLayer& layer);
 

@@ -78,6 +78,36 @@ class LinearReference final : public Linear::Kernel {
   }
 };
 
+// Below this many elements a copy of query and key costs less than five more calls.
+constexpr int64_t kJointElements = 1 << 14;
+
+// x [B, S, H, D]
+at::Tensor rotate(const at::Tensor& x, const RotaryTables& tables) {
+  const int64_t rotary_dim = tables.cos.size(-1), half = rotary_dim / 2;
+  const bool partial = rotary_dim < x.size(-1);
+  const at::Tensor head = partial ? x.narrow(-1, 0, rotary_dim) : x;
+  // -x2 * sin and x2 * -sin have the same bits, so the sign sits in the table.
+  const at::Tensor swapped = at::cat({head.narrow(-1, half, half), head.narrow(-1, 0, half)}, -1);
+  at::Tensor out = (head * tables.cos.unsqueeze(2)).add_(swapped * tables.signed_sin.unsqueeze(2));
+  if (out.scalar_type() != x.scalar_type()) {
+    out = out.to(x.scalar_type());
+  }
+  return partial ? at::cat({out, x.narrow(-1, rotary_dim, x.size(-1) - rotary_dim)}, -1) : out;
+}
+
+class RotaryReference final : public Rotary::Kernel {
+ public:
+  std::pair<at::Tensor, at::Tensor> forward(const at::Tensor& query, const at::Tensor& key,
+                                            const RotaryTables& tables) const override {
+    if (query.numel() > kJointElements) {
+      return {rotate(query, tables), rotate(key, tables)};
+    }
+    // Few tokens: the cost is the number of calls, so both go through as one tensor.
+    const at::Tensor both = rotate(at::cat({query, key}, 2), tables);
+    return {both.narrow(2, 0, query.size(2)), both.narrow(2, query.size(2), key.size(2))};
+  }
+};
+
 }  // namespace
 
 std::pair<at::Tensor, at::Tensor> RmsNorm::Kernel::add_forward(const at::Tensor& x,
@@ -116,11 +146,25 @@ std::shared_ptr<const GatedActivation::Kernel> GatedActivation::reference(const 
 
 std::string GatedActivation::variant_name(const Spec&) { return "default"; }
 
+Linear::Products Linear::Kernel::join_forward(const at::Tensor& x, const Factors& factors) const {
+  Products products;
+  for (const auto& [weight, bias] : factors) {
+    products.push_back(forward(x, weight, bias));
+  }
+  return products;
+}
+
 std::shared_ptr<const Linear::Kernel> Linear::reference(const Spec&) {
   return std::make_shared<LinearReference>();
 }
 
 std::string Linear::variant_name(const Spec&) { return "default"; }
+
+std::shared_ptr<const Rotary::Kernel> Rotary::reference(const Spec&) {
+  return std::make_shared<RotaryReference>();
+}
+
+std::string Rotary::variant_name(const Spec&) { return "half_split"; }
 
 std::string layer_name(const RmsNorm::Spec&) { return std::string(RmsNorm::kName); }
 
@@ -143,5 +187,7 @@ std::string layer_name(const GatedActivation::Spec& spec) {
 }
 
 std::string layer_name(const Linear::Spec&) { return std::string(Linear::kName); }
+
+std::string layer_name(const Rotary::Spec&) { return std::string(Rotary::kName); }
 
 }  // namespace graft::layers

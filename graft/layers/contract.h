@@ -34,6 +34,9 @@ struct RmsNorm {
   class Kernel {
    public:
     virtual ~Kernel() = default;
+    // Whether results can be differentiated. References can; a kernel that cannot refuses inputs
+    // that need a gradient.
+    virtual bool has_backward() const { return true; }
     // x [N..., H], weight [H] -> [N..., H] in x's dtype (variant A: promoted with weight's dtype).
     virtual at::Tensor forward(const at::Tensor& x, const at::Tensor& weight, double eps) const = 0;
     // Returns (norm(x + residual), x + residual); the sum is rounded to x's dtype first.
@@ -63,6 +66,9 @@ struct Activation {
   class Kernel {
    public:
     virtual ~Kernel() = default;
+    // Whether results can be differentiated. References can; a kernel that cannot refuses inputs
+    // that need a gradient.
+    virtual bool has_backward() const { return true; }
     // x any shape -> same shape and dtype.
     virtual at::Tensor forward(const at::Tensor& x) const = 0;
   };
@@ -81,6 +87,9 @@ struct GatedActivation {
   class Kernel {
    public:
     virtual ~Kernel() = default;
+    // Whether results can be differentiated. References can; a kernel that cannot refuses inputs
+    // that need a gradient.
+    virtual bool has_backward() const { return true; }
     virtual at::Tensor forward(const at::Tensor& gate, const at::Tensor& up) const = 0;
   };
 
@@ -93,12 +102,54 @@ struct Linear {
   static constexpr std::string_view kName = "Linear";
 
   struct Spec {};
+  // Weight and bias (undefined: none).
+  using Factors = c10::SmallVector<std::pair<at::Tensor, at::Tensor>, 3>;
+  using Products = c10::SmallVector<at::Tensor, 3>;
 
   class Kernel {
    public:
     virtual ~Kernel() = default;
+    // Whether results can be differentiated. References can; a kernel that cannot refuses inputs
+    // that need a gradient.
+    virtual bool has_backward() const { return true; }
     virtual at::Tensor forward(const at::Tensor& x, const at::Tensor& weight,
                                const at::Tensor& bias) const = 0;
+    // The products of one x with several weights, e.g. a layer's query, key and value projections.
+    // The results may be views of one tensor. The default calls forward() for each.
+    virtual Products join_forward(const at::Tensor& x, const Factors& factors) const;
+    // Whether one call may serve the slots of both kernels.
+    virtual bool joins(const Kernel& other) const { return this == &other; }
+  };
+
+  static std::shared_ptr<const Kernel> reference(const Spec& spec);
+  static std::string variant_name(const Spec& spec);
+};
+
+// cos and sin of one forward pass. Half-split: both halves of the last dimension are equal.
+struct RotaryTables {
+  at::Tensor cos;  // [B or 1, S, R], R = rotated dimensions of a head; the heads' dtype or float32
+  at::Tensor sin;  // [B or 1, S, R]
+  at::Tensor signed_sin;  // sin with its first half negated, which the reference reads
+};
+
+// Layer name `rotary_pos_emb`: x * cos + rotate_half(x) * sin over the first R of D dimensions,
+// rounded to the wider of the two dtypes after each step, as transformers does.
+struct Rotary {
+  static constexpr std::string_view kName = "rotary_pos_emb";
+
+  struct Spec {};
+
+  class Kernel {
+   public:
+    virtual ~Kernel() = default;
+    // Whether results can be differentiated. References can; a kernel that cannot refuses inputs
+    // that need a gradient.
+    virtual bool has_backward() const { return true; }
+    // query [B, S, Hq, D], key [B, S, Hkv, D], any strides with a dense last dimension -> both
+    // rotated, in their own dtype, new tensors with a dense last dimension.
+    virtual std::pair<at::Tensor, at::Tensor> forward(const at::Tensor& query,
+                                                      const at::Tensor& key,
+                                                      const RotaryTables& tables) const = 0;
   };
 
   static std::shared_ptr<const Kernel> reference(const Spec& spec);
@@ -110,5 +161,6 @@ std::string layer_name(const RmsNorm::Spec& spec);
 std::string layer_name(const Activation::Spec& spec);
 std::string layer_name(const GatedActivation::Spec& spec);
 std::string layer_name(const Linear::Spec& spec);
+std::string layer_name(const Rotary::Spec& spec);
 
 }  // namespace graft::layers

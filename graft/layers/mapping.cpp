@@ -122,30 +122,32 @@ std::vector<std::string> KernelMapping::layers() const {
 }
 
 const KernelMapping& default_mapping() {
-  static const KernelMapping mapping = [] {
-    constexpr std::array<std::pair<std::string_view, std::string_view>, 10> kLayers = {{
-        {"RMSNorm", "rms-norm"},
-        {"SiLU", "activation"},
-        {"GeLU", "activation"},
-        {"GeluTanh", "activation"},
-        {"NewGELU", "activation"},
-        {"FastGELU", "activation"},
-        {"QuickGELU", "activation"},
-        {"SiluAndMul", "activation"},
-        {"GeluAndMul", "activation"},
-        {"GeluTanhAndMul", "activation"},
-    }};
+  // Layer name, package, and the layer's name there. All have a backward, so they serve training too.
+  constexpr std::array<std::array<std::string_view, 3>, 11> kLayers = {{
+      {"RMSNorm", "rms-norm", "RMSNorm"},
+      {"SiLU", "activation", "SiLU"},
+      {"GeLU", "activation", "GeLU"},
+      {"GeluTanh", "activation", "GeluTanh"},
+      {"NewGELU", "activation", "NewGELU"},
+      {"FastGELU", "activation", "FastGELU"},
+      {"QuickGELU", "activation", "QuickGELU"},
+      {"SiluAndMul", "activation", "SiluAndMul"},
+      {"GeluAndMul", "activation", "GeluAndMul"},
+      {"GeluTanhAndMul", "activation", "GeluTanhAndMul"},
+      {"rotary_pos_emb", "rotary", "apply_rotary_transformers"},
+  }};
+  static const KernelMapping mapping = [&] {
     KernelMapping made;
-    for (const auto& [layer, package] : kLayers) {
+    const auto reference = [](std::string_view package, std::string_view layer) {
+      return kernel::parse_layer_reference(fmt::format("graft-kernels/{}:{}", package, layer));
+    };
+    for (const auto& [name, package, layer] : kLayers) {
       for (const char* device : {"cpu", "cuda"}) {
-        made.set(std::string(layer), {device},
-                 {{Mode::kInferenceCompile, kernel::parse_layer_reference(fmt::format(
-                                                "graft-kernels/{}:{}", package, layer))}});
+        made.set(std::string(name), {device},
+                 {{Mode::kTrainingCompile, reference(package, layer)}});
       }
     }
-    made.set(
-        "Linear", {"cpu"},
-        {{Mode::kInferenceCompile, kernel::parse_layer_reference("graft-kernels/linear:Linear")}});
+    made.set("Linear", {"cpu"}, {{Mode::kInferenceCompile, reference("linear", "Linear")}});
     return made;
   }();
   return mapping;

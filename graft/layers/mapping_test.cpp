@@ -102,16 +102,21 @@ TEST(Mapping, RefusesDevicesThatAreNone) {
 }
 
 TEST(Mapping, TheDefaultServesOurLayersOnTheCpuAndOnCuda) {
-  for (const char* layer : {"RMSNorm", "SiLU", "NewGELU", "SiluAndMul", "GeluTanhAndMul"}) {
+  for (const char* layer :
+       {"RMSNorm", "SiLU", "NewGELU", "SiluAndMul", "GeluTanhAndMul", "rotary_pos_emb"}) {
     for (const char* device : {"cpu", "cuda"}) {
       EXPECT_EQ(default_mapping().find(layer, device, 90, Mode::kInference).outcome,
                 Outcome::kFound);
       EXPECT_EQ(default_mapping().find(layer, device, 90, Mode::kInferenceCompile).outcome,
                 Outcome::kFound);
       EXPECT_EQ(default_mapping().find(layer, device, 90, Mode::kTraining).outcome,
-                Outcome::kNoCompatibleMode);
+                Outcome::kFound);
     }
   }
+  // No backward and no CUDA yet.
+  EXPECT_EQ(default_mapping().find("Linear", "cpu", 0, Mode::kInference).outcome, Outcome::kFound);
+  EXPECT_EQ(default_mapping().find("Linear", "cpu", 0, Mode::kTraining).outcome,
+            Outcome::kNoCompatibleMode);
 }
 
 TEST(KernelConfig, ReadsKernelsByLayerDeviceAndMode) {

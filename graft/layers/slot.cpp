@@ -84,5 +84,6 @@ template class ContractSlot<RmsNorm>;
 template class ContractSlot<Activation>;
 template class ContractSlot<GatedActivation>;
 template class ContractSlot<Linear>;
+template class ContractSlot<Rotary>;
 
 }  // namespace graft::layers

@@ -48,6 +48,13 @@ at::Tensor split_heads(const at::Tensor& x, int64_t head_dim) {
   return x.view({x.size(0), x.size(1), x.size(2) / head_dim, head_dim});
 }
 
+ProjectedHeads project_heads(const at::Tensor& x, const nn::Linear& q_proj,
+                             const nn::Linear& k_proj, const nn::Linear& v_proj, int64_t head_dim) {
+  const auto projected = nn::join_forward(x, {&q_proj, &k_proj, &v_proj});
+  return {split_heads(projected[0], head_dim), split_heads(projected[1], head_dim),
+          split_heads(projected[2], head_dim)};
+}
+
 at::Tensor scaled_embedding(const at::Tensor& x, double scale) {
   const at::Tensor rounded = at::scalar_tensor(scale, at::TensorOptions().dtype(x.scalar_type()));
   return x * rounded.item();
@@ -73,7 +80,17 @@ at::Tensor attend_with_cache(const at::Tensor& query, const at::Tensor& key,
   if (context.cache != nullptr) {
     std::tie(keys, values) = context.cache->update(layer_idx, keys, values);
   }
-  return nn::attend(query, keys, values, mask, options);
+  const int64_t length = query.size(1);
+  if (!context.last_query_only || length == 1) {
+    return nn::attend(query, keys, values, mask, options);
+  }
+  // The last query sees every key, so a mask that is only causal falls away.
+  nn::AttentionMask last = mask;
+  last.causal = false;
+  if (mask.additive.defined()) {
+    last.additive = mask.additive.narrow(2, length - 1, 1);
+  }
+  return nn::attend(query.narrow(1, length - 1, 1), keys, values, last, options);
 }
 
 DecoderModel::DecoderModel(const DecoderConfig& config, layers::RmsNormVariant norm_variant)
@@ -178,11 +195,14 @@ ForwardContext DecoderForCausalLM::make_context(const ForwardInput& input) const
 }
 
 at::Tensor DecoderForCausalLM::forward(const ForwardInput& input) {
-  const ForwardContext context = make_context(input);
+  ForwardContext context = make_context(input);
   nn::ResidualStream stream(embed(input.input_ids));
   nn::record_point("", "embed_tokens", stream.value());
   const bool recording = nn::PointRecorder::current() != nullptr;
-  for (size_t i = 0; i < model_->layers->items().size(); ++i) {
+  const size_t num_layers = model_->layers->items().size();
+  for (size_t i = 0; i < num_layers; ++i) {
+    // Nothing reads the other positions of the last layer but a recorder.
+    context.last_query_only = i + 1 == num_layers && input.logits_to_keep == 1 && !recording;
     model_->layers->items()[i]->forward(stream, context);
     if (recording) {
       nn::record_point(fmt::format("layers.{}", i), "", stream.value());

@@ -25,6 +25,8 @@ struct ForwardContext {
   nn::RotaryTables rotary;
   nn::RotaryTables sliding_rotary;  // only where sliding layers have tables of their own
   nn::KvCache* cache = nullptr;
+  // The last layer of a pass that wants one row of logits: only the last position goes on.
+  bool last_query_only = false;
 
   const nn::AttentionMask& mask(LayerType type) const {
     return type == LayerType::kSliding ? sliding_mask : full_mask;
@@ -46,6 +48,15 @@ class DecoderLayer : public nn::Block {
 // [B, S, heads * D] -> [B, S, heads, D], a view.
 at::Tensor split_heads(const at::Tensor& x, int64_t head_dim);
 
+// What attention projects from its input, each [B, S, heads, D].
+struct ProjectedHeads {
+  at::Tensor query;
+  at::Tensor key;
+  at::Tensor value;
+};
+ProjectedHeads project_heads(const at::Tensor& x, const nn::Linear& q_proj,
+                             const nn::Linear& k_proj, const nn::Linear& v_proj, int64_t head_dim);
+
 // x times a scale that is rounded to x's dtype first (Gemma's embedding).
 at::Tensor scaled_embedding(const at::Tensor& x, double scale);
 
@@ -54,7 +65,8 @@ at::Tensor soft_capped(const at::Tensor& x, double cap);
 
 nn::MlpOptions mlp_options(const DecoderConfig& config);
 
-// query [B, S, Hq, D], key and value [B, S, Hkv, D], all rotated -> [B, S, Hq * D].
+// query [B, S, Hq, D], key and value [B, S, Hkv, D], all rotated -> [B, S, Hq * D], or [B, 1, Hq * D]
+// where the context asks for the last query only.
 // Appends key and value to the cache, where there is one, and attends.
 at::Tensor attend_with_cache(const at::Tensor& query, const at::Tensor& key,
                              const at::Tensor& value, int64_t layer_idx,

@@ -12,6 +12,7 @@ class Linear : public Block {
 
   // x [..., in] -> [..., out]
   at::Tensor forward(const at::Tensor& x) const { return kernel_->forward(x, weight, bias); }
+  const layers::Linear::Kernel& kernel() const { return *kernel_.operator->(); }
 
   at::Tensor weight;  // [out, in]
   at::Tensor bias;    // [out] or undefined
@@ -19,6 +20,11 @@ class Linear : public Block {
  private:
   layers::Slot<layers::Linear> kernel_;
 };
+
+// The products of x [..., in] with each of `linears`, two or more: in one call where one kernel serves
+// them all and x has few rows. The results may be views of one tensor with a dense last dimension.
+layers::Linear::Products join_forward(const at::Tensor& x,
+                                      std::initializer_list<const Linear*> linears);
 
 class Embedding : public Block {
  public:

@@ -50,7 +50,8 @@ GatedMlp::GatedMlp(const MlpOptions& options)
       act_and_mul_(*this, {options.activation}, "act_and_mul") {}
 
 at::Tensor GatedMlp::forward(const at::Tensor& x) const {
-  return down_proj_->forward(act_and_mul_->forward(gate_proj_->forward(x), up_proj_->forward(x)));
+  const auto projected = join_forward(x, {gate_proj_.get(), up_proj_.get()});
+  return down_proj_->forward(act_and_mul_->forward(projected[0], projected[1]));
 }
 
 FusedGatedMlp::FusedGatedMlp(const MlpOptions& options)

@@ -9,6 +9,7 @@ RmsNorm::RmsNorm(int64_t hidden_size, double eps, layers::RmsNormVariant variant
 
 void ResidualStream::add(at::Tensor delta) {
   value();
+  keep_last(delta.size(1));
   pending_ = std::move(delta);
 }
 

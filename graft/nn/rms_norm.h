@@ -33,7 +33,7 @@ class ResidualStream {
  public:
   explicit ResidualStream(at::Tensor sum) : sum_(std::move(sum)) {}
 
-  // Adds `delta` [B, S, H].
+  // Adds `delta` [B, S, H]. One that has the last positions alone drops the others.
   void add(at::Tensor delta);
   // The sum so far, normalised.
   at::Tensor normalized(const RmsNorm& norm);

@@ -116,24 +116,6 @@ double attention_scaling_of(const RopeParameters& p) {
   return p.factor <= 1.0 ? 1.0 : std::sqrt(1.0 + std::log(p.factor) / std::log(old_length));
 }
 
-// Below this many elements a copy of query and key costs less than five more calls.
-constexpr int64_t kJointElements = 1 << 14;
-
-// x [B, S, H, D]
-at::Tensor rotate(const at::Tensor& x, const RotaryTables& tables) {
-  const int64_t rotary_dim = tables.cos.size(-1);
-  const bool partial = rotary_dim < x.size(-1);
-  const at::Tensor head = partial ? x.narrow(-1, 0, rotary_dim) : x;
-  const int64_t half = rotary_dim / 2;
-  // -x2 * sin and x2 * -sin have the same bits, so the sign sits in the table.
-  const at::Tensor swapped = at::cat({head.narrow(-1, half, half), head.narrow(-1, 0, half)}, -1);
-  at::Tensor out = (head * tables.cos).add_(swapped * tables.signed_sin);
-  if (out.scalar_type() != x.scalar_type()) {
-    out = out.to(x.scalar_type());
-  }
-  return partial ? at::cat({out, x.narrow(-1, rotary_dim, x.size(-1) - rotary_dim)}, -1) : out;
-}
-
 }  // namespace
 
 RopeType parse_rope_type(const std::string& name) {
@@ -189,7 +171,7 @@ RotaryTables RotaryEmbedding::tables(const at::Tensor& position_ids, int64_t len
       static_inv_freq_ = inv_freq;
     }
   }
-  const at::Tensor freqs = position_ids.to(at::kFloat).unsqueeze(-1).unsqueeze(-1) * inv_freq;
+  const at::Tensor freqs = position_ids.to(at::kFloat).unsqueeze(-1) * inv_freq;
   at::Tensor cos = freqs.cos();
   at::Tensor sin = freqs.sin();
   if (attention_scaling_ != 1.0) {
@@ -199,16 +181,6 @@ RotaryTables RotaryEmbedding::tables(const at::Tensor& position_ids, int64_t len
   cos = cos.to(dtype);
   sin = sin.to(dtype);
   return {at::cat({cos, cos}, -1), at::cat({sin, sin}, -1), at::cat({sin.neg(), sin}, -1)};
-}
-
-std::pair<at::Tensor, at::Tensor> apply_rotary(const at::Tensor& query, const at::Tensor& key,
-                                               const RotaryTables& tables) {
-  if (query.numel() > kJointElements) {
-    return {rotate(query, tables), rotate(key, tables)};
-  }
-  // Few tokens: the cost is the number of calls, so both go through as one tensor.
-  const at::Tensor both = rotate(at::cat({query, key}, 2), tables);
-  return {both.narrow(2, 0, query.size(2)), both.narrow(2, query.size(2), key.size(2))};
 }
 
 }  // namespace graft::nn

@@ -1,12 +1,13 @@
-// Rotary position embedding: frequency tables of every `rope_type`, and their application.
+// Rotary position embedding: frequency tables of every `rope_type`, as layers::Rotary applies them.
 #pragma once
 
 #include <cstdint>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include <ATen/ATen.h>
+
+#include "graft/layers/contract.h"
 
 namespace graft::nn {
 
@@ -36,12 +37,7 @@ struct RopeParameters {
   std::vector<double> long_factor;
 };
 
-// cos and sin of one forward pass, both halves of the last dimension identical.
-struct RotaryTables {
-  at::Tensor cos;         // [B or 1, S, 1, R], R = rotated dimensions of a head
-  at::Tensor sin;         // [B or 1, S, 1, R]
-  at::Tensor signed_sin;  // sin with its first half negated
-};
+using layers::RotaryTables;
 
 class RotaryEmbedding {
  public:
@@ -69,11 +65,5 @@ class RotaryEmbedding {
   double attention_scaling_ = 1.0;
   mutable at::Tensor static_inv_freq_;  // on the device last asked for; unused if needs_length()
 };
-
-// Rotates query [B, S, Hq, D] and key [B, S, Hkv, D]: x * cos + rotate_half(x) * sin over the first
-// R of D dimensions, rounded to the wider of the two dtypes after each step, as transformers does.
-// Returns both in their own dtype; the last dimension is dense.
-std::pair<at::Tensor, at::Tensor> apply_rotary(const at::Tensor& query, const at::Tensor& key,
-                                               const RotaryTables& tables);
 
 }  // namespace graft::nn

@@ -90,10 +90,11 @@ at::Tensor rotated(const at::Tensor& x, const RotaryTables& tables) {
   const int64_t dim = tables.cos.size(-1), half = dim / 2;
   const at::Tensor head = x.slice(-1, 0, dim);
   const at::Tensor other = at::cat({head.slice(-1, half, dim).neg(), head.slice(-1, 0, half)}, -1);
-  return at::cat({head * tables.cos + other * tables.sin, x.slice(-1, dim)}, -1).to(x.dtype());
+  const at::Tensor cos = tables.cos.unsqueeze(2), sin = tables.sin.unsqueeze(2);
+  return at::cat({head * cos + other * sin, x.slice(-1, dim)}, -1).to(x.dtype());
 }
 
-TEST(ApplyRotary, HasTheBitsOfTheFormulaInTransformers) {
+TEST(RotaryReference, HasTheBitsOfTheFormulaInTransformers) {
   at::manual_seed(0);
   for (const auto dtype : {at::kFloat, at::kBFloat16}) {
     for (const auto table_dtype : {dtype, at::kFloat}) {
@@ -104,7 +105,8 @@ TEST(ApplyRotary, HasTheBitsOfTheFormulaInTransformers) {
           const RotaryTables tables = rotary.tables(positions, 3 + length, table_dtype);
           const at::Tensor query = at::randn({2, length, 4, 16}).to(dtype);
           const at::Tensor key = at::randn({2, length, 2, 16}).to(dtype);
-          const auto [got_query, got_key] = apply_rotary(query, key, tables);
+          const auto [got_query, got_key] =
+              layers::Rotary::reference({})->forward(query, key, tables);
           EXPECT_TRUE(at::equal(got_query, rotated(query, tables))) << dtype << " " << length;
           EXPECT_TRUE(at::equal(got_key, rotated(key, tables))) << dtype << " " << length;
         }

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdint>
 #include <stdexcept>
+#include <string>
 
 #include <torch/csrc/stable/ops.h>
 
@@ -64,6 +65,42 @@ void norm_reordered(const Tensor& x, double eps, const Tensor& weight, int64_t v
   norm(out, x, weight, eps, variant);
 }
 
+// With projection = 0 the gradient forgets that the norm depends on every element.
+void gradients(const Tensor& grad_x, const Tensor& grad_weight, const Tensor& grad_out,
+               const Tensor& x, const Tensor& weight, double eps, int64_t variant,
+               double projection) {
+  Tensor total = grad_weight;
+  torch::stable::zero_(total);
+  const Tensor dense = torch::stable::contiguous(grad_out);
+  const auto* grads = static_cast<const float*>(dense.const_data_ptr());
+  auto* sums = static_cast<float*>(total.mutable_data_ptr());
+  const double offset = variant == kZeroCentered ? 1.0 : 0.0;
+  for_each_row(grad_x, x, weight, [&](const Row& row) {
+    const double inverse = 1.0 / std::sqrt(mean_square(row) + eps);
+    double dot = 0.0;
+    for (int64_t i = 0; i < row.size; ++i) {
+      dot += grads[i] * (offset + row.weight[i]) * row.x[i];
+    }
+    const double shared = projection * dot * inverse * inverse / static_cast<double>(row.size);
+    for (int64_t i = 0; i < row.size; ++i) {
+      const double own = grads[i] * (offset + row.weight[i]);
+      row.out[i] = static_cast<float>(inverse * (own - row.x[i] * shared));
+      sums[i] += static_cast<float>(grads[i] * row.x[i] * inverse);
+    }
+    grads += row.size;
+  });
+}
+
+void norm_backward(const Tensor& grad_x, const Tensor& grad_weight, const Tensor& grad_out,
+                   const Tensor& x, const Tensor& weight, double eps, int64_t variant) {
+  gradients(grad_x, grad_weight, grad_out, x, weight, eps, variant, 1.0);
+}
+
+void norm_backward_wrong(const Tensor& grad_x, const Tensor& grad_weight, const Tensor& grad_out,
+                         const Tensor& x, const Tensor& weight, double eps, int64_t variant) {
+  gradients(grad_x, grad_weight, grad_out, x, weight, eps, variant, 0.0);
+}
+
 // Off by one part in ten thousand.
 void norm_wrong(const Tensor& out, const Tensor& x, const Tensor& weight, double eps,
                 int64_t variant) {
@@ -103,6 +140,13 @@ void norm_of_other_schema(const Tensor& out, const Tensor& x, const Tensor& weig
 
 GRAFT_OPS(ops) {
   ops.def("norm(Tensor! out, Tensor x, Tensor weight, float eps, int variant) -> ()");
+  for (const char* name : {"norm_backward", "norm_backward_wrong"}) {
+    ops.def(
+        (std::string(name) +
+         "(Tensor! grad_x, Tensor! grad_weight, Tensor grad_out, Tensor x, Tensor weight, float "
+         "eps, int variant) -> ()")
+            .c_str());
+  }
   ops.def("norm_reordered(Tensor x, float eps, Tensor weight, int variant, Tensor! out) -> ()");
   ops.def("norm_wrong(Tensor! out, Tensor x, Tensor weight, float eps, int variant) -> ()");
   ops.def("norm_without_eps(Tensor! out, Tensor x, Tensor weight, float eps, int variant) -> ()");
@@ -113,6 +157,8 @@ GRAFT_OPS(ops) {
 
 GRAFT_OPS_IMPL(CPU, ops) {
   ops.impl("norm", TORCH_BOX(&norm));
+  ops.impl("norm_backward", TORCH_BOX(&norm_backward));
+  ops.impl("norm_backward_wrong", TORCH_BOX(&norm_backward_wrong));
   ops.impl("norm_reordered", TORCH_BOX(&norm_reordered));
   ops.impl("norm_wrong", TORCH_BOX(&norm_wrong));
   ops.impl("norm_without_eps", TORCH_BOX(&norm_without_eps));

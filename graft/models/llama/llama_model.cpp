@@ -13,12 +13,10 @@ LlamaAttention::LlamaAttention(const DecoderConfig& config, int64_t layer_idx)
 }
 
 at::Tensor LlamaAttention::forward(const at::Tensor& x, const ForwardContext& context) const {
-  const auto [query, key] =
-      nn::apply_rotary(split_heads(q_proj_->forward(x), options_.head_dim),
-                       split_heads(k_proj_->forward(x), options_.head_dim), context.rotary);
-  const at::Tensor value = split_heads(v_proj_->forward(x), options_.head_dim);
+  const auto heads = project_heads(x, *q_proj_, *k_proj_, *v_proj_, options_.head_dim);
+  const auto [query, key] = rotary_->forward(heads.query, heads.key, context.rotary);
   return o_proj_->forward(
-      attend_with_cache(query, key, value, layer_idx_, context.full_mask, options_, context));
+      attend_with_cache(query, key, heads.value, layer_idx_, context.full_mask, options_, context));
 }
 
 LlamaDecoderLayer::LlamaDecoderLayer(const DecoderConfig& config, int64_t layer_idx)

@@ -21,11 +21,9 @@ class MistralAttention : public nn::Block {
   }
 
   at::Tensor forward(const at::Tensor& x, const ForwardContext& context) const {
-    const auto [query, key] =
-        nn::apply_rotary(split_heads(q_proj_->forward(x), options_.head_dim),
-                         split_heads(k_proj_->forward(x), options_.head_dim), context.rotary);
-    const at::Tensor value = split_heads(v_proj_->forward(x), options_.head_dim);
-    return o_proj_->forward(attend_with_cache(query, key, value, layer_idx_,
+    const auto heads = project_heads(x, *q_proj_, *k_proj_, *v_proj_, options_.head_dim);
+    const auto [query, key] = rotary_->forward(heads.query, heads.key, context.rotary);
+    return o_proj_->forward(attend_with_cache(query, key, heads.value, layer_idx_,
                                               context.mask(layer_type_), options_, context));
   }
 
@@ -33,6 +31,7 @@ class MistralAttention : public nn::Block {
   int64_t layer_idx_;
   LayerType layer_type_;
   nn::AttentionOptions options_;
+  layers::Slot<layers::Rotary> rotary_{*this, {}, "rotary_fn"};
   std::shared_ptr<nn::Linear> q_proj_;
   std::shared_ptr<nn::Linear> k_proj_;
   std::shared_ptr<nn::Linear> v_proj_;

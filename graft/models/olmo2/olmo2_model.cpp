@@ -21,10 +21,11 @@ class Olmo2Attention : public nn::Block {
   }
 
   at::Tensor forward(const at::Tensor& x, const ForwardContext& context) const {
-    const auto [query, key] = nn::apply_rotary(
-        split_heads(q_norm_->forward(q_proj_->forward(x)), options_.head_dim),
-        split_heads(k_norm_->forward(k_proj_->forward(x)), options_.head_dim), context.rotary);
-    const at::Tensor value = split_heads(v_proj_->forward(x), options_.head_dim);
+    const auto projected = nn::join_forward(x, {q_proj_.get(), k_proj_.get(), v_proj_.get()});
+    const auto [query, key] = rotary_->forward(
+        split_heads(q_norm_->forward(projected[0]), options_.head_dim),
+        split_heads(k_norm_->forward(projected[1]), options_.head_dim), context.rotary);
+    const at::Tensor value = split_heads(projected[2], options_.head_dim);
     return o_proj_->forward(
         attend_with_cache(query, key, value, layer_idx_, context.full_mask, options_, context));
   }
@@ -32,6 +33,7 @@ class Olmo2Attention : public nn::Block {
  private:
   int64_t layer_idx_;
   nn::AttentionOptions options_;
+  layers::Slot<layers::Rotary> rotary_{*this, {}, "rotary_fn"};
   std::shared_ptr<nn::Linear> q_proj_;
   std::shared_ptr<nn::Linear> k_proj_;
   std::shared_ptr<nn::Linear> v_proj_;

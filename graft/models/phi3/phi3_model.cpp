@@ -22,7 +22,7 @@ class Phi3Attention : public nn::Block {
     const at::Tensor qkv = qkv_proj_->forward(x);
     const int64_t dim = options_.head_dim;
     const auto [query, key] =
-        nn::apply_rotary(split_heads(qkv.narrow(-1, 0, query_size_), dim),
+        rotary_->forward(split_heads(qkv.narrow(-1, 0, query_size_), dim),
                          split_heads(qkv.narrow(-1, query_size_, kv_size_), dim), context.rotary);
     const at::Tensor value = split_heads(qkv.narrow(-1, query_size_ + kv_size_, kv_size_), dim);
     return o_proj_->forward(attend_with_cache(query, key, value, layer_idx_,
@@ -35,6 +35,7 @@ class Phi3Attention : public nn::Block {
   int64_t query_size_;
   int64_t kv_size_;
   nn::AttentionOptions options_;
+  layers::Slot<layers::Rotary> rotary_{*this, {}, "rotary_fn"};
   std::shared_ptr<nn::Linear> o_proj_;
   std::shared_ptr<nn::Linear> qkv_proj_;
 };

@@ -23,11 +23,9 @@ class SmolLM3Attention : public nn::Block {
   }
 
   at::Tensor forward(const at::Tensor& x, const ForwardContext& context) const {
-    at::Tensor query = split_heads(q_proj_->forward(x), options_.head_dim);
-    at::Tensor key = split_heads(k_proj_->forward(x), options_.head_dim);
-    const at::Tensor value = split_heads(v_proj_->forward(x), options_.head_dim);
+    auto [query, key, value] = project_heads(x, *q_proj_, *k_proj_, *v_proj_, options_.head_dim);
     if (use_rope_) {
-      std::tie(query, key) = nn::apply_rotary(query, key, context.rotary);
+      std::tie(query, key) = rotary_->forward(query, key, context.rotary);
     }
     return o_proj_->forward(attend_with_cache(query, key, value, layer_idx_,
                                               context.mask(layer_type_), options_, context));
@@ -38,6 +36,7 @@ class SmolLM3Attention : public nn::Block {
   bool use_rope_;
   LayerType layer_type_;
   nn::AttentionOptions options_;
+  layers::Slot<layers::Rotary> rotary_{*this, {}, "rotary_fn"};
   std::shared_ptr<nn::Linear> q_proj_;
   std::shared_ptr<nn::Linear> k_proj_;
   std::shared_ptr<nn::Linear> v_proj_;
