@@ -29,7 +29,7 @@ class Generate(unittest.TestCase):
         self.assertIn("Paris", result["text"])
         self.assertGreater(result["decode_tokens_per_second"], 0)
         self.assertGreater(result["peak_rss_bytes"], 100 << 20)
-        self.assertEqual({row["layer"] for row in result["swapped"]}, {"RMSNorm", "SiluAndMul", "Linear"})
+        self.assertEqual({row["layer"] for row in result["swapped"]}, {"RMSNorm", "SiluAndMul", "Linear", "rotary_pos_emb"})
         for row in result["swapped"]:
             self.assertEqual(set(row), {"layer", "package", "variant", "count"})
             self.assertGreater(row["count"], 0)
@@ -281,7 +281,7 @@ class Explain(unittest.TestCase):
     def test_shows_every_slot_with_its_reason(self):
         report = run_json("explain", TINY)
         layers = {slot["layer"] for slot in report["slots"]}
-        self.assertLessEqual({"RMSNorm", "SiluAndMul", "Linear"}, layers)
+        self.assertLessEqual({"RMSNorm", "SiluAndMul", "Linear", "rotary_pos_emb"}, layers)
         for slot in report["slots"]:
             self.assertTrue(slot["considered"], slot)
             for item in slot["considered"]:
