@@ -19,8 +19,17 @@ namespace {
 
 namespace fs = std::filesystem;
 
+constexpr size_t kMaxFileNameBytes = 255;  // what file systems allow
+
 [[noreturn]] void fail_index(const fs::path& path, const std::string& text) {
   throw FormatError("io.checkpoint", "index", fmt::format("`{}`: {}", path.string(), text));
+}
+
+// Whether something lies there, also where the system cannot say what (a loop of links, a folder
+// without access): opening it then tells the reason.
+bool is_there(const fs::path& path) {
+  std::error_code ignored;
+  return fs::status(path, ignored).type() != fs::file_type::not_found;
 }
 
 struct Index {
@@ -57,6 +66,7 @@ Index read_index(const fs::path& path) {
   for (const auto& [name, value] : map->items()) {
     const std::string shard = value.is_string() ? value.get<std::string>() : "";
     const bool plain = is_tensor_name(shard) &&  // the same rules: short, printable, no `..`
+                       shard.size() <= kMaxFileNameBytes &&
                        shard.find_first_of("/\\") == std::string::npos && shard != ".";
     if (!plain) {
       fail_index(path, fmt::format("weight_map: `{}`: expected a file name in this folder, got {}",
@@ -110,16 +120,16 @@ Checkpoint Checkpoint::open(const fs::path& folder) {
   result.folder_ = folder;
   const fs::path single = folder / "model.safetensors";
   const fs::path index_path = folder / "model.safetensors.index.json";
-  if (fs::exists(single)) {
+  if (is_there(single)) {
     result.shards_.push_back(SafetensorsFile::open(single));
-  } else if (fs::exists(index_path)) {
+  } else if (is_there(index_path)) {
     const Index index = read_index(index_path);
     std::set<std::string> names;
     for (const auto& [name, shard] : index.weight_map) {
       names.insert(shard);
     }
     for (const auto& name : names) {
-      if (!fs::exists(folder / name)) {
+      if (!is_there(folder / name)) {
         fail_index(index_path,
                    fmt::format("weight_map: expected shard `{}` beside the index, got none", name));
       }

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "graft/core/error.h"
+#include "graft/io/excerpt.h"
 
 namespace graft::io {
 
@@ -34,16 +35,18 @@ bool GgufFile::has(std::string_view key) const { return metadata_index_.contains
 const GgufValue& GgufFile::value(std::string_view key) const {
   const auto found = metadata_index_.find(key);
   if (found == metadata_index_.end()) {
-    throw NotFound("io.gguf", "metadata-missing",
-                   fmt::format("`{}`: expected metadata key `{}`, got none", path().string(), key));
+    throw NotFound(
+        "io.gguf", "metadata-missing",
+        fmt::format("`{}`: expected metadata key `{}`, got none", path().string(), excerpt(key)));
   }
   return metadata_[found->second].second;
 }
 
 void GgufFile::throw_type(std::string_view key, const char* expected) const {
   throw FormatError("io.gguf", "metadata-type",
-                    fmt::format("`{}`: metadata `{}`: expected {}, got another type",
-                                path().string(), key, expected));
+                    fmt::format("`{}`: at offset {}: metadata `{}`: expected {}, got another type",
+                                path().string(), metadata_offsets_[metadata_index_.at(key)],
+                                excerpt(key), expected));
 }
 
 int64_t GgufFile::integer(std::string_view key) const {

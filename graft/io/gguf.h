@@ -62,7 +62,7 @@ class GgufFile {
   // Throws   NotFound `io.file.open`; FormatError `io.gguf.<reason>`: magic, version, count,
   // length,
   //          nesting, alignment, duplicate, name, shape, type, layout, metadata-type. Each names
-  //          file, key or tensor, and offset.
+  //          file, key or tensor, and the offset of the field that is wrong.
   static GgufFile open(const std::filesystem::path& path);
   GgufFile(GgufFile&&) = default;
   GgufFile& operator=(GgufFile&&) = default;
@@ -94,6 +94,7 @@ class GgufFile {
 
   std::shared_ptr<const MappedFile> file_;
   std::vector<std::pair<std::string, GgufValue>> metadata_;
+  std::vector<uint64_t> metadata_offsets_;  // where each entry begins in the file
   std::unordered_map<std::string_view, size_t> metadata_index_;
   std::vector<GgufTensor> tensors_;
   std::unordered_map<std::string_view, size_t> tensor_index_;

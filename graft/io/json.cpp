@@ -124,8 +124,10 @@ class Builder : public nlohmann::json_sax<Json> {
   static constexpr bool kKeepsOrder = std::is_same_v<Json, nlohmann::ordered_json>;
 
   [[noreturn]] void fail(std::string_view reason, const std::string& text) const {
-    throw FormatError(where_, reason,
-                      fmt::format("`{}`: at byte {}: {}", file_, reached_ - text_.data(), text));
+    throw FormatError(
+        where_, reason,
+        fmt::format("`{}`: at byte {}: {}", file_,
+                    limits_.first_byte + static_cast<size_t>(reached_ - text_.data()), text));
   }
 
   bool is_new_key(const string_t& key) {
@@ -206,7 +208,72 @@ class Builder : public nlohmann::json_sax<Json> {
   size_t memory_bytes_ = 0;
 };
 
+// Follows a path of keys from the outermost object inwards, and stops when it ends.
+class KeyLocator : public nlohmann::json_sax<nlohmann::json> {
+ public:
+  KeyLocator(std::string_view text, const std::vector<std::string_view>& path)
+      : text_(text), reached_(text.data()), path_(path) {}
+
+  size_t locate() {
+    nlohmann::json::sax_parse(TrackedIterator(text_.data(), &reached_),
+                              TrackedIterator(text_.data() + text_.size(), &reached_), this);
+    return found_;
+  }
+
+  bool null() override { return true; }
+  bool boolean(bool) override { return true; }
+  bool number_integer(number_integer_t) override { return true; }
+  bool number_unsigned(number_unsigned_t) override { return true; }
+  bool number_float(number_float_t, const string_t&) override { return true; }
+  bool string(string_t&) override { return true; }
+  bool binary(binary_t&) override { return false; }
+  bool start_object(size_t) override { return ++depth_ > 0; }
+  bool start_array(size_t) override { return ++depth_ > 0; }
+  bool end_object() override { return --depth_ > matched_; }
+  bool end_array() override { return --depth_ > matched_; }
+  bool parse_error(size_t, const std::string&, const nlohmann::json::exception&) override {
+    return false;
+  }
+
+  bool key(string_t& value) override {
+    if (depth_ == matched_) {
+      return false;  // the value before was no object
+    }
+    if (depth_ == matched_ + 1 && value == path_[matched_]) {
+      found_ = opening_quote();
+      ++matched_;
+    }
+    return matched_ < path_.size();
+  }
+
+ private:
+  // Of the text that was read last: the nearest quote before its end without an escape.
+  size_t opening_quote() const {
+    auto at = static_cast<size_t>(reached_ - text_.data()) - 1;
+    size_t escapes = 0;
+    do {
+      at = text_.rfind('"', at - 1);
+      escapes = 0;
+      while (escapes < at && text_[at - escapes - 1] == '\\') {
+        ++escapes;
+      }
+    } while (escapes % 2 == 1);
+    return at;
+  }
+
+  std::string_view text_;
+  const char* reached_;
+  const std::vector<std::string_view>& path_;
+  size_t depth_ = 0;
+  size_t matched_ = 0;
+  size_t found_ = 0;
+};
+
 }  // namespace
+
+size_t offset_of(std::string_view text, const std::vector<std::string_view>& path) {
+  return path.empty() ? 0 : KeyLocator(text, path).locate();
+}
 
 nlohmann::json parse_json(std::string_view text, std::string_view where, std::string_view file,
                           const JsonLimits& limits) {

@@ -5,6 +5,7 @@
 
 #include "graft/core/error.h"
 #include "graft/io/excerpt.h"
+#include "graft/io/test_hostile.h"
 
 namespace graft::io {
 namespace {
@@ -12,16 +13,11 @@ namespace {
 using testing::HasSubstr;
 
 // The code that a text ends with; checks that the message names file and place.
-std::string code_of(std::string_view text, const JsonLimits& limits = {}) {
-  try {
-    parse_json(text, "room", "some/config.json", limits);
-  } catch (const FormatError& error) {
-    EXPECT_THAT(error.what(), HasSubstr("some/config.json"));
-    EXPECT_THAT(error.what(), HasSubstr("at byte "));
-    EXPECT_TRUE(is_utf8(error.what()));
-    return error.code();
-  }
-  return "accepted";
+std::string code_of(std::string_view text, const JsonLimits& limits = {}, uint64_t max_bytes = 0) {
+  return test_support::refusal_of([&] { parse_json(text, "room", "some/config.json", limits); },
+                                  "some/config.json",
+                                  max_bytes > 0 ? max_bytes : test_support::allowance(text.size()))
+      .code;
 }
 
 TEST(Json, ReadsADocument) {
@@ -115,7 +111,39 @@ TEST(Json, RefusesTextsAndTreesThatAreTooLarge) {
   for (int i = 0; i < 4'500'000; ++i) {
     zeros += ",0";
   }
-  EXPECT_EQ(code_of(zeros + "]"), "room.json-limits");
+  EXPECT_EQ(code_of(zeros + "]", {}, uint64_t{256} << 20), "room.json-limits");
+}
+
+TEST(Json, CountsBytesFromTheStartOfTheFile) {
+  try {
+    parse_json("{} x", "room", "f", {.first_byte = 100});
+    FAIL();
+  } catch (const FormatError& error) {
+    EXPECT_THAT(error.what(), HasSubstr("`f`: at byte 104: "));
+  }
+}
+
+TEST(Json, FindsWhereAKeyStands) {
+  const std::string text =
+      R"( {"n": 1, "x": {"b": 1}, "a": [{"b": 2}], "q\"\\": {"b" :3, "c": {"b": 4}}} )";
+  const auto place = [&](const std::string& part) { return text.find(part); };
+  EXPECT_EQ(offset_of(text, {}), 0);
+  EXPECT_EQ(offset_of(text, {"absent"}), 0);
+  EXPECT_EQ(offset_of(text, {"n"}), 2);
+  EXPECT_EQ(offset_of(text, {"n", "b"}), 2);
+  EXPECT_EQ(offset_of(text, {"x"}), place(R"("x")"));
+  EXPECT_EQ(offset_of(text, {"x", "b"}), place(R"("b": 1)"));
+  EXPECT_EQ(offset_of(text, {"x", "c"}), place(R"("x")"));  // as far as there is a path
+  EXPECT_EQ(offset_of(text, {"a", "b"}), place(R"("a")"));  // not inside of arrays
+  EXPECT_EQ(offset_of(text, {"q\"\\"}), place(R"("q)"));
+  EXPECT_EQ(offset_of(text, {"q\"\\", "c", "b"}), place(R"("b": 4)"));
+}
+
+TEST(Allocations, AreCountedInsideTheLibrary) {
+  const std::string text = "\"" + std::string(1 << 20, 'a') + "\"";
+  const uint64_t bytes =
+      test_support::bytes_allocated_by([&] { parse_json(text, "room", "some/file"); });
+  EXPECT_GT(bytes, 1 << 20);  // else the bounds of the tests beside would hold of themselves
 }
 
 TEST(Json, NamesAFileThatIsMissing) {

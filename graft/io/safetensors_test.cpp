@@ -6,12 +6,12 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "graft/core/error.h"
 #include "graft/io/checkpoint.h"
+#include "graft/io/test_hostile.h"
 
 namespace graft::io {
 namespace {
@@ -37,23 +37,27 @@ class Safetensors : public testing::Test {
     return folder_ / name;
   }
 
-  // The code that opening such a file ends with; checks that the text names the file.
+  // The code that opening such a file ends with.
   std::string code_of(const std::string& content) {
     const auto path = write("hostile.safetensors", content);
-    try {
-      SafetensorsFile::open(path);
-    } catch (const Error& error) {
-      EXPECT_THAT(error.what(), testing::HasSubstr("hostile.safetensors"));
-      return error.code();
-    }
-    return "accepted";
+    refusal_ = test_support::refusal_of(
+        [&] { SafetensorsFile::open(path); }, "hostile.safetensors",
+        max_bytes_ > 0 ? max_bytes_ : test_support::allowance(content.size()));
+    return refusal_.code;
   }
 
   std::string code_of_header(const std::string& header, size_t data_bytes = 0) {
     return code_of(with_length(header, std::string(data_bytes, '\0')));
   }
 
+  // Where the header's text begins with `part`, as errors say it.
+  static std::string at(const std::string& header, const std::string& part) {
+    return "at offset " + std::to_string(8 + header.find(part)) + ": ";
+  }
+
   fs::path folder_;
+  test_support::Refusal refusal_;
+  uint64_t max_bytes_ = 0;  // of allocations; 0: by the file's size
 };
 
 std::string tensor(const std::string& dtype, const std::string& shape, const std::string& offsets) {
@@ -205,13 +209,59 @@ TEST_F(Safetensors, RefusesWhatPassesItsLimits) {
 }
 
 TEST_F(Safetensors, TakesNoMemoryForWhatAHeaderClaims) {
-  rusage before{};
-  getrusage(RUSAGE_SELF, &before);
-  code_of_header("{\"a\":" + tensor("F32", "[1099511627776]", "[0,4398046511104]") + "}", 4);
-  code_of(with_length("{}", "", uint64_t{99} << 20));
-  rusage after{};
-  getrusage(RUSAGE_SELF, &after);
-  EXPECT_LT(after.ru_maxrss - before.ru_maxrss, 16 * 1024);
+  max_bytes_ = 64 << 10;
+  EXPECT_EQ(
+      code_of_header("{\"a\":" + tensor("F32", "[1099511627776]", "[0,4398046511104]") + "}", 4),
+      "io.safetensors.coverage");
+  EXPECT_EQ(code_of(with_length("{}", "", uint64_t{99} << 20)), "io.safetensors.header-length");
+  EXPECT_EQ(code_of(with_length("{}", "", UINT64_MAX - 1)), "io.safetensors.header-length");
+}
+
+TEST_F(Safetensors, TakesLittleMemoryForAFileOfHoles) {
+  // 99 MB of NUL bytes as a header, and a file that says to be a terabyte: both sparse.
+  const auto path = write("hostile.safetensors", with_length("", "", 99'000'000));
+  fs::resize_file(path, uint64_t{1} << 40);
+  const auto refusal = test_support::refusal_of([&] { SafetensorsFile::open(path); },
+                                                "hostile.safetensors", 1 << 20);
+  EXPECT_EQ(refusal.code, "io.safetensors.header-json");
+}
+
+TEST_F(Safetensors, NamesTensorFieldAndOffset) {
+  const auto blames = [&](const std::string& header, const std::string& part,
+                          const std::string& text, size_t data_bytes = 4) {
+    code_of_header(header, data_bytes);
+    EXPECT_THAT(refusal_.text, testing::HasSubstr(at(header, part) + text)) << header;
+  };
+  const auto one = [](const std::string& entry) { return R"({"b":)" + entry + "}"; };
+  const auto with_a = [](const std::string& entry) {  // behind another tensor
+    return R"({"a":)" + tensor("U8", "[2]", "[0,2]") + R"(, "b\"\\" : )" + entry + "}";
+  };
+  blames(one(tensor("Q4", "[1]", "[0,4]")), "\"dtype\"", "tensor `b`: dtype: expected");
+  blames(one(tensor("F32", "[-1]", "[0,4]")), "\"shape\"", "tensor `b`: shape: expected");
+  blames(one(tensor("F32", "[2]", "[0,4]")), "\"data_offsets\"",
+         "tensor `b`: data_offsets: expected 8 bytes for its shape and dtype, got 4");
+  blames(one(tensor("F32", "[1]", "[4,0]")), "\"data_offsets\"", "tensor `b`: data_offsets: ");
+  blames(one(R"({"dtype":"F32"})"), "\"b\"", "tensor `b`: expected exactly the fields");
+  blames(with_a(tensor("F32", "[1]", "[2,9]")), R"("data_offsets":[2,9])",
+         R"(tensor `b"\`: data_offsets: expected an end within 4 bytes of data, got [2, 9])");
+  blames(with_a(tensor("U8", "[1]", "[3,4]")), R"("data_offsets":[3,4])",
+         R"(tensor `b"\`: data_offsets: expected to begin at data offset 2, got 3)");
+  blames(with_a("[]"), R"("b\"\\")", R"(tensor `b"\`: expected exactly the fields)");
+  blames(R"({"__metadata__":{"x":"y","k":[]}})", R"("k")", "__metadata__: `k`: expected a text");
+  blames(R"({"..":{}})", R"("..")", "tensor `..`: name: expected");
+  code_of_header("{}", 3);
+  EXPECT_THAT(refusal_.text, testing::HasSubstr("at offset 10: data: expected the file to end"));
+  code_of_header("{\"a\" 1}");
+  EXPECT_THAT(refusal_.text, testing::HasSubstr("at byte 15: "));  // of the file, not of the header
+}
+
+TEST_F(Safetensors, RefusesMoreTensorsThanItsBudgetOfMemory) {
+  std::string header = "{";
+  for (int i = 0; i < 200'000; ++i) {
+    header += (i > 0 ? ",\"" : "\"") + std::to_string(i) + "\":" + tensor("U8", "[0]", "[0,0]");
+  }
+  max_bytes_ = 256 << 20;
+  EXPECT_EQ(code_of_header(header + "}"), "io.safetensors.limits");
 }
 
 TEST_F(Safetensors, NamesAFileThatIsMissingOrAFolder) {
@@ -230,13 +280,24 @@ class ShardedCheckpoint : public Safetensors {
   }
   std::string code_of_index(const std::string& weight_map) {
     write("model.safetensors.index.json", R"({"metadata":{},"weight_map":)" + weight_map + "}");
+    text_ = "";
     try {
       Checkpoint::open(folder_);
     } catch (const Error& error) {
+      text_ = error.what();
       return error.code();
     }
     return "accepted";
   }
+  // An index problem that names the index and `text`, found in little memory.
+  void refuses(const std::string& weight_map, const std::string& text) {
+    std::string code;
+    EXPECT_LT(test_support::bytes_allocated_by([&] { code = code_of_index(weight_map); }), 1 << 20);
+    EXPECT_EQ(code, "io.checkpoint.index") << weight_map;
+    EXPECT_THAT(text_, testing::HasSubstr("/model.safetensors.index.json`: "));
+    EXPECT_THAT(text_, testing::HasSubstr(text)) << weight_map;
+  }
+  std::string text_;
   std::vector<float> value_ = {1};
 };
 
@@ -255,13 +316,53 @@ TEST_F(ShardedCheckpoint, FindsTensorsInTheirShards) {
 TEST_F(ShardedCheckpoint, RefusesAnIndexThatDoesNotHold) {
   shard("a.safetensors", {"x", "y"});
   shard("b.safetensors", {"x"});
-  for (const char* map :
-       {R"({"x":"../a.safetensors"})", R"({"x":"/etc/passwd"})", R"({"x":"missing.safetensors"})",
-        R"({"x":"a.safetensors"})",
-        R"({"x":"a.safetensors","y":"a.safetensors","w":"a.safetensors"})",
-        R"({"x":"a.safetensors","y":"b.safetensors"})", R"({"x":1})", "{}", "[]"}) {
-    EXPECT_EQ(code_of_index(map), "io.checkpoint.index") << map;
+  const std::string plain_name = "weight_map: `x`: expected a file name in this folder, got ";
+  for (const char* shard : {"../a.safetensors", "../../etc/passwd", "/etc/passwd",
+                            "sub/a.safetensors", "..", ".", "", "a\\\\b"}) {
+    refuses(std::string(R"({"x":")") + shard + R"("})", plain_name);
   }
+  refuses(R"({"x":")" + std::string(300, 'a') + R"("})", plain_name);
+  refuses(R"({"x":"a\u0000b"})", plain_name);
+  refuses(R"({"x":1})", plain_name + "1");
+  refuses(R"({"x":"missing.safetensors"})",
+          "weight_map: expected shard `missing.safetensors` beside the index, got none");
+  refuses(R"({"x":"a.safetensors"})", "`y` stands in a.safetensors but is not listed");
+  refuses(R"({"x":"a.safetensors","y":"a.safetensors","w":"a.safetensors"})",
+          "`w` is listed for a.safetensors but stands nowhere");
+  refuses(R"({"x":"a.safetensors","y":"b.safetensors"})",
+          "`x` stands in a.safetensors and in b.safetensors");
+  refuses("{}", "weight_map: expected an object");
+  refuses("[]", "weight_map: expected an object");
+  EXPECT_EQ(code_of_index(R"({"x":"a.safetensors","x":"b.safetensors"})"),
+            "io.checkpoint.duplicate-key");
+  EXPECT_EQ(code_of_index(std::string(10'000, '[')), "io.checkpoint.json-limits");
+  EXPECT_THAT(text_, testing::HasSubstr("model.safetensors.index.json`: at byte "));
+}
+
+TEST_F(ShardedCheckpoint, FollowsLinksAsTheCacheHasThemAndNamesThoseThatLeadNowhere) {
+  const std::string map = R"({"x":"a.safetensors"})";
+  fs::create_directories(folder_ / "blobs");
+  shard("blobs/0123", {"x"});
+  fs::create_symlink("blobs/0123", folder_ / "a.safetensors");  // snapshots are made of such links
+  EXPECT_EQ(code_of_index(map), "accepted");
+  const auto relink = [&](const fs::path& target) {
+    fs::remove(folder_ / "a.safetensors");
+    fs::create_symlink(target, folder_ / "a.safetensors");
+  };
+  relink("/etc/passwd");  // read as weights or refused as such, and never shown
+  EXPECT_EQ(code_of_index(map), "io.safetensors.header-length");
+  EXPECT_THAT(text_, testing::HasSubstr("a.safetensors`: at offset 0: "));
+  EXPECT_THAT(text_, testing::Not(testing::HasSubstr("root")));
+  relink("blobs/absent");
+  refuses(map, "expected shard `a.safetensors` beside the index, got none");
+  relink("a.safetensors");
+  EXPECT_EQ(code_of_index(map), "io.file.open");
+  EXPECT_THAT(text_, testing::HasSubstr("a.safetensors`: expected a readable file, got: "));
+  relink("/dev/zero");
+  EXPECT_EQ(code_of_index(map), "io.file.open");
+  fs::remove(folder_ / "model.safetensors.index.json");
+  fs::create_symlink("model.safetensors", folder_ / "model.safetensors");
+  EXPECT_THROW(Checkpoint::open(folder_), NotFound);
 }
 
 TEST_F(ShardedCheckpoint, RefusesATotalThatIsALie) {
