@@ -34,5 +34,8 @@ std::shared_ptr<const Linear::Kernel> bind(const Linear::Spec& spec,
 std::shared_ptr<const Rotary::Kernel> bind(const Rotary::Spec& spec,
                                            const kernel::LoadedKernel& kernel,
                                            const kernel::PackageLayer& layer);
+std::shared_ptr<const Attention::Kernel> bind(const Attention::Spec& spec,
+                                              const kernel::LoadedKernel& kernel,
+                                              const kernel::PackageLayer& layer);
 
 }  // namespace graft::layers

@@ -108,6 +108,24 @@ class RotaryReference final : public Rotary::Kernel {
   }
 };
 
+class AttentionReference final : public Attention::Kernel {
+ public:
+  at::Tensor forward(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                     const at::Tensor& mask, double scale, double softcap) const override {
+    const int64_t groups = query.size(2) / key.size(1);
+    at::Tensor scores =
+        at::matmul(query.transpose(1, 2), key.repeat_interleave(groups, 1).transpose(2, 3)) * scale;
+    if (softcap > 0.0) {
+      scores = at::tanh(scores / softcap) * softcap;
+    }
+    if (mask.defined()) {
+      scores = scores + mask;
+    }
+    const at::Tensor weights = at::softmax(scores, -1, at::kFloat).to(query.scalar_type());
+    return at::matmul(weights, value.repeat_interleave(groups, 1)).transpose(1, 2);
+  }
+};
+
 }  // namespace
 
 std::pair<at::Tensor, at::Tensor> RmsNorm::Kernel::add_forward(const at::Tensor& x,
@@ -166,6 +184,12 @@ std::shared_ptr<const Rotary::Kernel> Rotary::reference(const Spec&) {
 
 std::string Rotary::variant_name(const Spec&) { return "half_split"; }
 
+std::shared_ptr<const Attention::Kernel> Attention::reference(const Spec&) {
+  return std::make_shared<AttentionReference>();
+}
+
+std::string Attention::variant_name(const Spec&) { return "default"; }
+
 std::string layer_name(const RmsNorm::Spec&) { return std::string(RmsNorm::kName); }
 
 std::string layer_name(const Activation::Spec& spec) {
@@ -187,6 +211,8 @@ std::string layer_name(const GatedActivation::Spec& spec) {
 }
 
 std::string layer_name(const Linear::Spec&) { return std::string(Linear::kName); }
+
+std::string layer_name(const Attention::Spec&) { return std::string(Attention::kName); }
 
 std::string layer_name(const Rotary::Spec&) { return std::string(Rotary::kName); }
 

@@ -156,11 +156,36 @@ struct Rotary {
   static std::string variant_name(const Spec& spec);
 };
 
+// Layer name `Attention`: softmax(query key^T * scale + mask) value, query heads sharing key heads.
+struct Attention {
+  static constexpr std::string_view kName = "Attention";
+
+  struct Spec {};
+
+  class Kernel {
+   public:
+    virtual ~Kernel() = default;
+    // Whether results can be differentiated. References can; a kernel that cannot refuses inputs
+    // that need a gradient.
+    virtual bool has_backward() const { return true; }
+    // query [B, S, Hq, D], key and value [B, Hkv, T, D], any strides with a dense last dimension;
+    // mask [B or 1, 1, S, T] in query's dtype, or undefined -> [B, S, Hq, D]. Scores and softmax in
+    // float32. softcap: scores become softcap * tanh(score / softcap); 0: off.
+    virtual at::Tensor forward(const at::Tensor& query, const at::Tensor& key,
+                               const at::Tensor& value, const at::Tensor& mask, double scale,
+                               double softcap) const = 0;
+  };
+
+  static std::shared_ptr<const Kernel> reference(const Spec& spec);
+  static std::string variant_name(const Spec& spec);
+};
+
 // The layer name that a spec of contract C stands for.
 std::string layer_name(const RmsNorm::Spec& spec);
 std::string layer_name(const Activation::Spec& spec);
 std::string layer_name(const GatedActivation::Spec& spec);
 std::string layer_name(const Linear::Spec& spec);
 std::string layer_name(const Rotary::Spec& spec);
+std::string layer_name(const Attention::Spec& spec);
 
 }  // namespace graft::layers

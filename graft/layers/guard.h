@@ -26,5 +26,7 @@ std::string guard(const Linear::Spec& spec, const Linear::Kernel& candidate,
                   const Linear::Kernel& reference, at::ScalarType dtype, at::Device device);
 std::string guard(const Rotary::Spec& spec, const Rotary::Kernel& candidate,
                   const Rotary::Kernel& reference, at::ScalarType dtype, at::Device device);
+std::string guard(const Attention::Spec& spec, const Attention::Kernel& candidate,
+                  const Attention::Kernel& reference, at::ScalarType dtype, at::Device device);
 
 }  // namespace graft::layers

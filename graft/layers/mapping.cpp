@@ -122,7 +122,7 @@ std::vector<std::string> KernelMapping::layers() const {
 }
 
 const KernelMapping& default_mapping() {
-  // Layer name, package, and the layer's name there. All have a backward, so they serve training too.
+  // Layer name, package, and the layer's name there. These have a backward, so they serve training too.
   constexpr std::array<std::array<std::string_view, 3>, 11> kLayers = {{
       {"RMSNorm", "rms-norm", "RMSNorm"},
       {"SiLU", "activation", "SiLU"},
@@ -147,7 +147,10 @@ const KernelMapping& default_mapping() {
                  {{Mode::kTrainingCompile, reference(package, layer)}});
       }
     }
+    // No backward, and not on CUDA.
     made.set("Linear", {"cpu"}, {{Mode::kInferenceCompile, reference("linear", "Linear")}});
+    made.set("Attention", {"cpu"},
+             {{Mode::kInferenceCompile, reference("attention", "Attention")}});
     return made;
   }();
   return mapping;

@@ -85,5 +85,6 @@ template class ContractSlot<Activation>;
 template class ContractSlot<GatedActivation>;
 template class ContractSlot<Linear>;
 template class ContractSlot<Rotary>;
+template class ContractSlot<Attention>;
 
 }  // namespace graft::layers

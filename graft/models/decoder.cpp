@@ -71,8 +71,8 @@ nn::MlpOptions mlp_options(const DecoderConfig& config) {
           .bias = config.mlp_bias};
 }
 
-at::Tensor attend_with_cache(const at::Tensor& query, const at::Tensor& key,
-                             const at::Tensor& value, int64_t layer_idx,
+at::Tensor attend_with_cache(const nn::AttentionSlot& kernel, const at::Tensor& query,
+                             const at::Tensor& key, const at::Tensor& value, int64_t layer_idx,
                              const nn::AttentionMask& mask, const nn::AttentionOptions& options,
                              const ForwardContext& context) {
   at::Tensor keys = key.transpose(1, 2);
@@ -82,7 +82,7 @@ at::Tensor attend_with_cache(const at::Tensor& query, const at::Tensor& key,
   }
   const int64_t length = query.size(1);
   if (!context.last_query_only || length == 1) {
-    return nn::attend(query, keys, values, mask, options);
+    return nn::attend(kernel, query, keys, values, mask, options);
   }
   // The last query sees every key, so a mask that is only causal falls away.
   nn::AttentionMask last = mask;
@@ -90,7 +90,7 @@ at::Tensor attend_with_cache(const at::Tensor& query, const at::Tensor& key,
   if (mask.additive.defined()) {
     last.additive = mask.additive.narrow(2, length - 1, 1);
   }
-  return nn::attend(query.narrow(1, length - 1, 1), keys, values, last, options);
+  return nn::attend(kernel, query.narrow(1, length - 1, 1), keys, values, last, options);
 }
 
 DecoderModel::DecoderModel(const DecoderConfig& config, layers::RmsNormVariant norm_variant)

@@ -68,8 +68,8 @@ nn::MlpOptions mlp_options(const DecoderConfig& config);
 // query [B, S, Hq, D], key and value [B, S, Hkv, D], all rotated -> [B, S, Hq * D], or [B, 1, Hq * D]
 // where the context asks for the last query only.
 // Appends key and value to the cache, where there is one, and attends.
-at::Tensor attend_with_cache(const at::Tensor& query, const at::Tensor& key,
-                             const at::Tensor& value, int64_t layer_idx,
+at::Tensor attend_with_cache(const nn::AttentionSlot& kernel, const at::Tensor& query,
+                             const at::Tensor& key, const at::Tensor& value, int64_t layer_idx,
                              const nn::AttentionMask& mask, const nn::AttentionOptions& options,
                              const ForwardContext& context);
 

@@ -55,6 +55,9 @@ at::Tensor repeat_kv(const at::Tensor& x, int64_t num_groups) {
       .reshape({batch, heads * num_groups, length, dim});
 }
 
+// Queries up to which a slot's kernel is asked; from there on a matrix product pays.
+constexpr int64_t kMaxKernelQueries = 16;
+
 bool fits_flash(const at::Tensor& query) {
   const bool is_16_bit = query.scalar_type() == at::kHalf || query.scalar_type() == at::kBFloat16;
   return query.is_cuda() && is_16_bit && query.size(-1) % 8 == 0 && query.size(-1) <= 256;
@@ -160,12 +163,17 @@ AttentionMask build_mask(const MaskRequest& request, int64_t window) {
   return mask;
 }
 
-at::Tensor attend(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-                  const AttentionMask& mask, const AttentionOptions& options) {
+at::Tensor attend(const AttentionSlot& kernel, const at::Tensor& query, const at::Tensor& key,
+                  const at::Tensor& value, const AttentionMask& mask,
+                  const AttentionOptions& options) {
   const bool cut = mask.first_key > 0;
   const at::Tensor keys = cut ? key.slice(2, mask.first_key) : key;
   const at::Tensor values = cut ? value.slice(2, mask.first_key) : value;
   const bool eager = options.backend == AttentionBackend::kEager;
+  if (!eager && kernel.module().swapped() && !mask.causal && query.size(1) <= kMaxKernelQueries) {
+    return kernel->forward(query, keys, values, mask.additive, options.scale, options.softcap)
+        .view({query.size(0), query.size(1), options.num_heads * options.head_dim});
+  }
   if (!eager && query.size(1) == 1) {
     return attend_one(query, keys, values, mask, options);
   }

@@ -7,6 +7,8 @@
 
 #include <ATen/ATen.h>
 
+#include "graft/layers/slot.h"
+
 namespace graft::nn {
 
 // kSdpa   at::scaled_dot_product_attention
@@ -46,9 +48,15 @@ struct AttentionOptions {
   AttentionBackend backend = AttentionBackend::kSdpa;
 };
 
+using AttentionSlot = layers::Slot<layers::Attention>;
+
+// Candidates, best first: the slot's kernel (few queries, nothing but the mask between them and the
+// keys), PyTorch's fused kernels (kSdpa), the formula (kEager).
+//
 // query  [B, S, Hq, D]   key, value [B, Hkv, T, D], any strides with a dense last dimension
 // returns [B, S, Hq * D]
-at::Tensor attend(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-                  const AttentionMask& mask, const AttentionOptions& options);
+at::Tensor attend(const AttentionSlot& kernel, const at::Tensor& query, const at::Tensor& key,
+                  const at::Tensor& value, const AttentionMask& mask,
+                  const AttentionOptions& options);
 
 }  // namespace graft::nn

@@ -11,6 +11,14 @@
 namespace graft::nn {
 namespace {
 
+const AttentionSlot& unswapped() {
+  struct Owner : torch::nn::Module {
+    AttentionSlot slot{*this, {}};
+  };
+  static const auto owner = std::make_shared<Owner>();
+  return owner->slot;
+}
+
 struct Case {
   int64_t num_new, num_past, window;
   bool padded;
@@ -93,8 +101,8 @@ TEST_P(Attention, FollowsCausalWindowedAndPaddedMasks) {
     if (c.padded) {
       request.padding = mask2d.to(GetParam().device);
     }
-    const at::Tensor got =
-        attend(query.transpose(1, 2), key, value, build_mask(request, c.window), options);
+    const at::Tensor got = attend(unswapped(), query.transpose(1, 2), key, value,
+                                  build_mask(request, c.window), options);
     const at::Tensor want = expected(c, mask2d, query.cpu(), key.cpu(), value.cpu(), options);
     // Rows that may see nothing (padding itself) are not defined.
     const at::Tensor rows = want.isnan().logical_not();
@@ -126,7 +134,7 @@ TEST(Attention, CapsScoresSoftly) {
   const at::Tensor query = at::randn({1, 2, 5, 4});
   const at::Tensor key = at::randn({1, 1, 5, 4}), value = at::randn({1, 1, 5, 4});
   const AttentionMask mask = build_mask({.num_new = 5, .backend = AttentionBackend::kEager}, 0);
-  const at::Tensor got = attend(query.transpose(1, 2), key, value, mask, options);
+  const at::Tensor got = attend(unswapped(), query.transpose(1, 2), key, value, mask, options);
   EXPECT_LT((got - expected(c, {}, query, key, value, options)).abs().max().item<double>(), 1e-5);
 }
 

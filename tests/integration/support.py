@@ -18,6 +18,7 @@ MODELS = ROOT / "tests/data/models"
 TINY = MODELS / "llama"  # config.json and 97 kB of weights, no tokenizer
 HAS_GPU = pathlib.Path("/dev/nvidiactl").exists()
 PROMPT = "The capital of France is"
+SWAPPED_LAYERS = {"Attention", "Linear", "RMSNorm", "SiluAndMul", "rotary_pos_emb"}  # of a Llama on the CPU
 
 
 def demo_model():

@@ -6,7 +6,7 @@ import unittest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import reference_model  # noqa: E402
-from support import Workspace, demo_model, run, run_json  # noqa: E402
+from support import SWAPPED_LAYERS, Workspace, demo_model, run, run_json  # noqa: E402
 
 PROMPTS = ["The capital of France is", "def fibonacci(n):\n", "1, 2, 3, 4,"]
 
@@ -26,7 +26,7 @@ class Smollm2(unittest.TestCase):
         for prompt in PROMPTS:
             ours = run_json("generate", "--prompt", prompt, "--max-new-tokens", "24", "--dtype", "float32",
                             "--ignore-eos")
-            self.assertEqual({row["layer"] for row in ours["swapped"]}, {"RMSNorm", "SiluAndMul", "Linear", "rotary_pos_emb"})
+            self.assertEqual({row["layer"] for row in ours["swapped"]}, SWAPPED_LAYERS)
             inputs = self.torch.tensor([ours["prompt_ids"]])
             with self.torch.no_grad():
                 theirs = self.model.generate(inputs, max_new_tokens=24, do_sample=False, repetition_penalty=1.0,

@@ -37,7 +37,7 @@ class Gemma3Attention : public nn::Block {
     const auto heads = project_heads(x, *q_proj_, *k_proj_, *v_proj_, options_.head_dim);
     const auto [query, key] =
         rotary_->forward(q_norm_->forward(heads.query), k_norm_->forward(heads.key), rotary);
-    return o_proj_->forward(attend_with_cache(query, key, heads.value, layer_idx_,
+    return o_proj_->forward(attend_with_cache(attention_, query, key, heads.value, layer_idx_,
                                               context.mask(layer_type_), options_, context));
   }
 
@@ -46,6 +46,7 @@ class Gemma3Attention : public nn::Block {
   LayerType layer_type_;
   nn::AttentionOptions options_;
   layers::Slot<layers::Rotary> rotary_{*this, {}, "rotary_fn"};
+  nn::AttentionSlot attention_{*this, {}, "attention"};
   std::shared_ptr<nn::Linear> q_proj_;
   std::shared_ptr<nn::Linear> k_proj_;
   std::shared_ptr<nn::Linear> v_proj_;

@@ -20,6 +20,7 @@ class LlamaAttention : public nn::Block {
   int64_t layer_idx_;
   nn::AttentionOptions options_;
   layers::Slot<layers::Rotary> rotary_{*this, {}, "rotary_fn"};
+  nn::AttentionSlot attention_{*this, {}, "attention"};
   std::shared_ptr<nn::Linear> q_proj_;
   std::shared_ptr<nn::Linear> k_proj_;
   std::shared_ptr<nn::Linear> v_proj_;

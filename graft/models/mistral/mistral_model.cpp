@@ -23,7 +23,7 @@ class MistralAttention : public nn::Block {
   at::Tensor forward(const at::Tensor& x, const ForwardContext& context) const {
     const auto heads = project_heads(x, *q_proj_, *k_proj_, *v_proj_, options_.head_dim);
     const auto [query, key] = rotary_->forward(heads.query, heads.key, context.rotary);
-    return o_proj_->forward(attend_with_cache(query, key, heads.value, layer_idx_,
+    return o_proj_->forward(attend_with_cache(attention_, query, key, heads.value, layer_idx_,
                                               context.mask(layer_type_), options_, context));
   }
 
@@ -32,6 +32,7 @@ class MistralAttention : public nn::Block {
   LayerType layer_type_;
   nn::AttentionOptions options_;
   layers::Slot<layers::Rotary> rotary_{*this, {}, "rotary_fn"};
+  nn::AttentionSlot attention_{*this, {}, "attention"};
   std::shared_ptr<nn::Linear> q_proj_;
   std::shared_ptr<nn::Linear> k_proj_;
   std::shared_ptr<nn::Linear> v_proj_;

@@ -26,14 +26,15 @@ class Olmo2Attention : public nn::Block {
         split_heads(q_norm_->forward(projected[0]), options_.head_dim),
         split_heads(k_norm_->forward(projected[1]), options_.head_dim), context.rotary);
     const at::Tensor value = split_heads(projected[2], options_.head_dim);
-    return o_proj_->forward(
-        attend_with_cache(query, key, value, layer_idx_, context.full_mask, options_, context));
+    return o_proj_->forward(attend_with_cache(attention_, query, key, value, layer_idx_,
+                                              context.full_mask, options_, context));
   }
 
  private:
   int64_t layer_idx_;
   nn::AttentionOptions options_;
   layers::Slot<layers::Rotary> rotary_{*this, {}, "rotary_fn"};
+  nn::AttentionSlot attention_{*this, {}, "attention"};
   std::shared_ptr<nn::Linear> q_proj_;
   std::shared_ptr<nn::Linear> k_proj_;
   std::shared_ptr<nn::Linear> v_proj_;

@@ -25,7 +25,7 @@ class Phi3Attention : public nn::Block {
         rotary_->forward(split_heads(qkv.narrow(-1, 0, query_size_), dim),
                          split_heads(qkv.narrow(-1, query_size_, kv_size_), dim), context.rotary);
     const at::Tensor value = split_heads(qkv.narrow(-1, query_size_ + kv_size_, kv_size_), dim);
-    return o_proj_->forward(attend_with_cache(query, key, value, layer_idx_,
+    return o_proj_->forward(attend_with_cache(attention_, query, key, value, layer_idx_,
                                               context.mask(layer_type_), options_, context));
   }
 
@@ -36,6 +36,7 @@ class Phi3Attention : public nn::Block {
   int64_t kv_size_;
   nn::AttentionOptions options_;
   layers::Slot<layers::Rotary> rotary_{*this, {}, "rotary_fn"};
+  nn::AttentionSlot attention_{*this, {}, "attention"};
   std::shared_ptr<nn::Linear> o_proj_;
   std::shared_ptr<nn::Linear> qkv_proj_;
 };

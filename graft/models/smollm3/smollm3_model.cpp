@@ -27,7 +27,7 @@ class SmolLM3Attention : public nn::Block {
     if (use_rope_) {
       std::tie(query, key) = rotary_->forward(query, key, context.rotary);
     }
-    return o_proj_->forward(attend_with_cache(query, key, value, layer_idx_,
+    return o_proj_->forward(attend_with_cache(attention_, query, key, value, layer_idx_,
                                               context.mask(layer_type_), options_, context));
   }
 
@@ -37,6 +37,7 @@ class SmolLM3Attention : public nn::Block {
   LayerType layer_type_;
   nn::AttentionOptions options_;
   layers::Slot<layers::Rotary> rotary_{*this, {}, "rotary_fn"};
+  nn::AttentionSlot attention_{*this, {}, "attention"};
   std::shared_ptr<nn::Linear> q_proj_;
   std::shared_ptr<nn::Linear> k_proj_;
   std::shared_ptr<nn::Linear> v_proj_;

@@ -1,0 +1,51 @@
+// Attention on the CPU: the instruction set is chosen at run time; tasks of a fixed number of keys
+// are spread over ATen's threads and merged in order.
+
+#include <algorithm>
+#include <memory>
+
+#include "kernels/attention/attention_ops.h"
+#include "kernels/common/isa.h"
+
+namespace graft_kernels::attention {
+
+namespace {
+
+// Multiplications below which a second thread costs more than it saves.
+constexpr int64_t kGrainMultiplications = 1 << 19;
+
+void run_cpu(const Problem& problem) {
+  const int64_t blocks = problem.blocks();
+  if (blocks == 0 || problem.head_dim == 0) {
+    return;
+  }
+  const auto run_tasks = choose_isa<TasksFunction>(plain::attention_tasks, avx2::attention_tasks,
+                                                   avx512::attention_tasks);
+  const auto merge = choose_isa<TasksFunction>(plain::attention_merge, avx2::attention_merge,
+                                               avx512::attention_merge);
+  const int64_t tasks = blocks * problem.chunks();
+  Partial partial;
+  const std::unique_ptr<float[]> storage(
+      new float[static_cast<size_t>(tasks * kMaxTaskRows * partial.stride(problem))]);
+  partial.values = storage.get();
+  const int64_t rows = std::min(problem.rows(), kMaxTaskRows);
+  const int64_t keys = std::min(problem.keys, kChunkKeys);
+  const int64_t grain = kGrainMultiplications / (2 * rows * keys * problem.head_dim + 1) + 1;
+  if (tasks <= grain) {
+    run_tasks(problem, partial, 0, tasks);
+    return merge(problem, partial, 0, blocks);
+  }
+  torch::stable::parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) {
+    run_tasks(problem, partial, begin, end);
+  });
+  torch::stable::parallel_for(
+      0, blocks, grain, [&](int64_t begin, int64_t end) { merge(problem, partial, begin, end); });
+}
+
+}  // namespace
+
+using CpuOps = Ops<&run_cpu>;
+
+}  // namespace graft_kernels::attention
+
+GRAFT_OPS_IMPL(CPU, ops) { graft_kernels::attention::CpuOps::implement(ops); }
