@@ -42,11 +42,15 @@ const GgufValue& GgufFile::value(std::string_view key) const {
   return metadata_[found->second].second;
 }
 
+uint64_t GgufFile::offset_of(std::string_view key) const {
+  value(key);  // throws where there is none
+  return metadata_offsets_[metadata_index_.at(key)];
+}
+
 void GgufFile::throw_type(std::string_view key, const char* expected) const {
   throw FormatError("io.gguf", "metadata-type",
                     fmt::format("`{}`: at offset {}: metadata `{}`: expected {}, got another type",
-                                path().string(), metadata_offsets_[metadata_index_.at(key)],
-                                excerpt(key), expected));
+                                path().string(), offset_of(key), excerpt(key), expected));
 }
 
 int64_t GgufFile::integer(std::string_view key) const {

@@ -77,6 +77,8 @@ class GgufFile {
   // type than the one asked for is FormatError `io.gguf.metadata-type`, never a conversion.
   // Integers of either sign and width count as integers, when they fit.
   bool has(std::string_view key) const;
+  // Where the entry begins in the file, for error texts.
+  uint64_t offset_of(std::string_view key) const;
   int64_t integer(std::string_view key) const;
   double real(std::string_view key) const;
   bool boolean(std::string_view key) const;

@@ -63,8 +63,8 @@ std::string describe(RealRange range) {
 
 }  // namespace
 
-ConfigReader::ConfigReader(json object, std::string where)
-    : object_(std::move(object)), where_(std::move(where)) {
+ConfigReader::ConfigReader(json object, std::string where, Place place)
+    : object_(std::move(object)), where_(std::move(where)), place_(std::move(place)) {
   if (!object_.is_object()) {
     throw FormatError(
         "models.config", "not-an-object",
@@ -78,9 +78,19 @@ bool ConfigReader::has(const std::string& key) const {
 }
 
 void ConfigReader::fail(const std::string& key, const std::string& expected) const {
-  throw FormatError("models.config", "value",
-                    fmt::format("`{}`: {}: expected {}, got {}", where_, key, expected,
-                                has(key) ? quoted(object_.at(key)) : "nothing"));
+  throw FormatError(
+      "models.config", "value",
+      fmt::format("`{}`: {}{}: expected {}, got {}", where_, place_ ? place_(key) : "", key,
+                  expected, has(key) ? quoted(object_.at(key)) : "nothing"));
+}
+
+std::string ConfigReader::reason_of(const Error& error) {
+  return error.code().substr(error.where().size() + 1);
+}
+
+std::string ConfigReader::in_file(const Error& error) const {
+  const size_t prefix = error.where().size() + 3;  // `[where] `
+  return fmt::format("`{}`: {}", where_, std::string_view(error.what()).substr(prefix));
 }
 
 int64_t ConfigReader::integer(const std::string& key, IntRange range) const {

@@ -14,22 +14,16 @@ namespace graft::models {
 
 namespace {
 
-// Beyond every published model, and small enough that products of two stay far from overflow.
 constexpr IntRange kVocabRange{1, int64_t{1} << 24};
-constexpr IntRange kWidthRange{1, int64_t{1} << 20};
-constexpr IntRange kLayersRange{1, 4096};
-constexpr IntRange kHeadsRange{1, 4096};
-constexpr IntRange kHeadDimRange{2, 8192};
-constexpr IntRange kPositionsRange{1, int64_t{1} << 31};
 constexpr IntRange kTokenIdRange{-1, int64_t{1} << 24};
 constexpr RealRange kEpsRange{0.0, 1.0};
 constexpr RealRange kThetaRange{1e-3, 1e15};
 constexpr RealRange kFactorRange{1e-6, 1e6};
 
 // Keys by which a file could make its reader fetch and run foreign code.
-constexpr std::array<std::string_view, 7> kIgnoredCodeKeys = {
-    "auto_map",      "attn_implementation", "_attn_implementation", "_attn_implementation_internal",
-    "kernel_config", "use_kernels",         "custom_pipelines"};
+constexpr std::array<std::string_view, 8> kIgnoredCodeKeys = {
+    "auto_map",    "attn_implementation",           "_attn_implementation", "kernel_config",
+    "use_kernels", "_attn_implementation_internal", "trust_remote_code",    "custom_pipelines"};
 
 void warn_about_code(const ConfigReader& reader) {
   for (const std::string_view key : kIgnoredCodeKeys) {
@@ -53,7 +47,7 @@ void read_widths(const ConfigReader& reader, const DecoderDefaults& defaults,
                  DecoderConfig& config) {
   config.vocab_size = reader.integer("vocab_size", kVocabRange);
   config.hidden_size = reader.integer("hidden_size", kWidthRange);
-  config.intermediate_size = reader.integer("intermediate_size", {1, int64_t{1} << 22});
+  config.intermediate_size = reader.integer("intermediate_size", kInnerWidthRange);
   config.num_layers = reader.integer("num_hidden_layers", kLayersRange);
   config.num_heads = reader.integer("num_attention_heads", kHeadsRange);
   const int64_t kv_default = defaults.num_kv_heads > 0 ? defaults.num_kv_heads : config.num_heads;
@@ -214,7 +208,7 @@ ConfigReader rope_object(const ConfigReader& reader) {
 nn::RopeParameters read_rope(const ConfigReader& config, const ConfigReader& own,
                              const DecoderConfig& decoder, double default_theta) {
   nn::RopeParameters rope;
-  rope.type = nn::parse_rope_type(own.text("rope_type", own.text("type", "default")));
+  rope.type = own.parsed("rope_type", own.text("type", "default"), nn::parse_rope_type);
   if (rope.type == nn::RopeType::kYarn && decoder.model_type == "phi3") {
     rope.type = nn::RopeType::kLongRope;  // what early phi3 configs meant by the name
   }
@@ -248,7 +242,7 @@ DecoderConfig read_decoder_config(const ConfigReader& reader, const DecoderDefau
       reader.integer("max_position_embeddings", kPositionsRange, defaults.max_position_embeddings);
   config.rms_norm_eps = reader.real("rms_norm_eps", kEpsRange, defaults.rms_norm_eps);
   config.activation =
-      nn::parse_activation(reader.text(defaults.activation_key, defaults.activation));
+      reader.parsed(defaults.activation_key, defaults.activation, nn::parse_activation);
   config.attention_bias = reader.boolean("attention_bias", false);
   config.mlp_bias = reader.boolean("mlp_bias", false);
   config.tie_word_embeddings = reader.boolean("tie_word_embeddings", defaults.tie_word_embeddings);

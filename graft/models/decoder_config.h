@@ -13,6 +13,14 @@
 
 namespace graft::models {
 
+// Beyond every published model, and small enough that products of two stay far from overflow.
+inline constexpr IntRange kWidthRange{1, int64_t{1} << 20};
+inline constexpr IntRange kInnerWidthRange{1, int64_t{1} << 22};
+inline constexpr IntRange kLayersRange{1, 1024};
+inline constexpr IntRange kHeadsRange{1, 4096};
+inline constexpr IntRange kHeadDimRange{2, 8192};
+inline constexpr IntRange kPositionsRange{1, int64_t{1} << 31};
+
 enum class LayerType { kFull, kSliding };
 
 // What a family's config class assumes for keys that a file leaves out.

@@ -2,13 +2,16 @@
 
 #include <string>
 
+#include <fmt/format.h>
+
+#include "graft/models/decoder_config.h"
+
 namespace graft::models {
 
 namespace {
 
 using Json = nlohmann::json;
 
-constexpr IntRange kCount{1, int64_t{1} << 31};
 constexpr RealRange kPositive{1e-9, 1e15};
 
 // Metadata under `<architecture>.`.
@@ -18,8 +21,14 @@ class ArchReader {
       : prefix_(std::string(architecture.name) + "."), metadata_(metadata) {}
 
   bool has(const std::string& name) const { return metadata_.has(prefix_ + name); }
-  int64_t integer(const std::string& name) const {
-    return metadata_.integer(prefix_ + name, kCount);
+  int64_t integer(const std::string& name, IntRange range) const {
+    return metadata_.integer(prefix_ + name, range);
+  }
+  int64_t integer(const std::string& name, IntRange range, int64_t fallback) const {
+    return metadata_.integer(prefix_ + name, range, fallback);
+  }
+  [[noreturn]] void fail(const std::string& name, const std::string& expected) const {
+    metadata_.fail(prefix_ + name, expected);
   }
   double real(const std::string& name) const { return metadata_.real(prefix_ + name, kPositive); }
   std::string text(const std::string& name) const { return metadata_.text(prefix_ + name, ""); }
@@ -56,7 +65,8 @@ Json rope_parameters(const ArchReader& arch, const GgufTensorFacts& facts) {
     rope["factor"] = arch.real("rope.scaling.factor");
   }
   if (arch.has("rope.scaling.original_context_length")) {
-    rope["original_max_position_embeddings"] = arch.integer("rope.scaling.original_context_length");
+    rope["original_max_position_embeddings"] =
+        arch.integer("rope.scaling.original_context_length", kPositionsRange);
   }
   return rope;
 }
@@ -85,6 +95,33 @@ void add_gemma(const GgufArchitecture& architecture, const ArchReader& arch, Jso
   }
 }
 
+void add_heads(const ArchReader& arch, Json& config) {
+  const int64_t hidden = config.at("hidden_size").get<int64_t>();
+  const int64_t heads = config.at("num_attention_heads").get<int64_t>();
+  const int64_t kv_heads = arch.integer("attention.head_count_kv", kHeadsRange, heads);
+  if (heads % kv_heads != 0) {
+    arch.fail("attention.head_count_kv", fmt::format("a divisor of head_count ({})", heads));
+  }
+  const bool stored = arch.has("attention.key_length");
+  if (!stored && hidden % heads != 0) {
+    arch.fail("attention.head_count", fmt::format("a divisor of embedding_length ({})", hidden));
+  }
+  const int64_t head_dim =
+      stored ? arch.integer("attention.key_length", kHeadDimRange) : hidden / heads;
+  const int64_t rotated = arch.integer("rope.dimension_count", kHeadDimRange, head_dim);
+  if (rotated > head_dim || rotated % 2 != 0) {
+    const std::string key = arch.has("rope.dimension_count") ? "rope.dimension_count"
+                            : stored                         ? "attention.key_length"
+                                                             : "attention.head_count";
+    arch.fail(key, fmt::format("an even number of rotated dimensions of each head's {}", head_dim));
+  }
+  config["num_key_value_heads"] = kv_heads;
+  config["head_dim"] = head_dim;
+  if (arch.has("rope.dimension_count")) {
+    config["partial_rotary_factor"] = static_cast<double>(rotated) / static_cast<double>(head_dim);
+  }
+}
+
 void add_special_tokens(const ConfigReader& metadata, Json& config) {
   const IntRange ids{0, int64_t{1} << 24};
   const auto copy = [&](const char* from, const char* to) {
@@ -105,27 +142,17 @@ Json gguf_config(const GgufArchitecture& architecture, const ConfigReader& metad
   const ArchReader arch(architecture, metadata);
   Json config = {{"model_type", architecture.model_type},
                  {"vocab_size", facts.vocab_size},
-                 {"max_position_embeddings", arch.integer("context_length")},
-                 {"hidden_size", arch.integer("embedding_length")},
-                 {"intermediate_size", arch.integer("feed_forward_length")},
-                 {"num_hidden_layers", arch.integer("block_count")},
-                 {"num_attention_heads", arch.integer("attention.head_count")},
+                 {"max_position_embeddings", arch.integer("context_length", kPositionsRange)},
+                 {"hidden_size", arch.integer("embedding_length", kWidthRange)},
+                 {"intermediate_size", arch.integer("feed_forward_length", kInnerWidthRange)},
+                 {"num_hidden_layers", arch.integer("block_count", kLayersRange)},
+                 {"num_attention_heads", arch.integer("attention.head_count", kHeadsRange)},
                  {"rms_norm_eps", arch.real("attention.layer_norm_rms_epsilon")},
                  {"tie_word_embeddings", !facts.has_output}};
-  config["num_key_value_heads"] = arch.has("attention.head_count_kv")
-                                      ? Json(arch.integer("attention.head_count_kv"))
-                                      : config.at("num_attention_heads");
-  const int64_t hidden = config.at("hidden_size").get<int64_t>();
-  const int64_t heads = config.at("num_attention_heads").get<int64_t>();
-  config["head_dim"] =
-      arch.has("attention.key_length") ? arch.integer("attention.key_length") : hidden / heads;
+  add_heads(arch, config);
   config["sliding_window"] = arch.has("attention.sliding_window")
-                                 ? Json(arch.integer("attention.sliding_window"))
+                                 ? Json(arch.integer("attention.sliding_window", kPositionsRange))
                                  : Json(nullptr);
-  if (arch.has("rope.dimension_count") && config.at("head_dim").get<int64_t>() > 0) {
-    config["partial_rotary_factor"] = static_cast<double>(arch.integer("rope.dimension_count")) /
-                                      config.at("head_dim").get<double>();
-  }
   config["rope_parameters"] = rope_parameters(arch, facts);
   if (architecture.shifted_norms) {
     add_gemma(architecture, arch, config);

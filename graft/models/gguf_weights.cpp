@@ -4,11 +4,13 @@
 
 #include <ATen/Parallel.h>
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include "graft/core/error.h"
 #include "graft/io/dequantize.h"
 #include "graft/io/gguf.h"
 #include "graft/models/checkpoint_weights.h"
+#include "graft/models/decoder_config.h"
 #include "graft/models/gguf_config.h"
 #include "graft/models/gguf_names.h"
 
@@ -66,10 +68,22 @@ nlohmann::json scalar_metadata(const io::GgufFile& file) {
   return object;
 }
 
+// File, offset and name of a tensor, as errors say them.
+std::string place_of(const io::GgufFile& file, const io::GgufTensor& tensor) {
+  return fmt::format("`{}`: at offset {}: tensor `{}`", file.path().string(),
+                     tensor.bytes.data() - file.file()->bytes().data(), tensor.name);
+}
+
 std::vector<double> rope_factors(const io::GgufFile& file, const char* name) {
   const io::GgufTensor* tensor = file.find(name);
   if (tensor == nullptr) {
     return {};
+  }
+  if (tensor->num_elements() > kHeadDimRange.max / 2) {  // one for each pair of a head's dimensions
+    throw FormatError(
+        "models.gguf", "rope-factors",
+        fmt::format("{}: expected at most {} factors, got {}", place_of(file, *tensor),
+                    kHeadDimRange.max / 2, tensor->num_elements()));
   }
   std::vector<float> values(static_cast<size_t>(tensor->num_elements()));
   io::dequantize(tensor->type, tensor->bytes, std::span<float>(values));
@@ -133,15 +147,23 @@ class GgufWeights final : public WeightSource {
 
 GgufModel open_gguf(const std::filesystem::path& path) {
   io::GgufFile file = io::GgufFile::open(path);
-  const ConfigReader metadata(scalar_metadata(file), path.string());
+  const ConfigReader metadata(
+      scalar_metadata(file), path.string(), [&file](const std::string& key) {
+        return file.has(key) ? fmt::format("at offset {}: ", file.offset_of(key)) : "";
+      });
   const GgufArchitecture& architecture =
-      find_gguf_architecture(metadata.text("general.architecture", ""));
+      *metadata.parsed("general.architecture", "",
+                       [](const std::string& name) { return &find_gguf_architecture(name); });
   const io::GgufTensor* embedding = file.find("token_embd.weight");
-  if (embedding == nullptr || embedding->shape.size() != 2) {
-    throw FormatError(
-        "models.gguf", "embedding",
-        fmt::format("`{}`: token_embd.weight: expected a matrix, got {}", path.string(),
-                    embedding == nullptr ? "nothing" : "another shape"));
+  if (embedding == nullptr) {
+    throw FormatError("models.gguf", "embedding",
+                      fmt::format("`{}`: tensor `token_embd.weight`: expected a matrix, got none",
+                                  path.string()));
+  }
+  if (embedding->shape.size() != 2) {
+    throw FormatError("models.gguf", "embedding",
+                      fmt::format("{}: expected a matrix, got shape {}", place_of(file, *embedding),
+                                  embedding->shape));
   }
   GgufModel model;
   model.config = gguf_config(architecture, metadata,

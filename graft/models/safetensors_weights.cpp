@@ -44,13 +44,16 @@ class SafetensorsWeights final : public WeightSource {
 
   at::Tensor load(const std::string& key, at::ScalarType dtype, at::Device device) override {
     const io::TensorView& stored = *checkpoint_.find(key);
+    const auto& file = checkpoint_.shard_of(key).file();
     const auto stored_as = torch_dtype(stored.dtype);
     if (!stored_as) {
-      throw IncompatibleError("models.weights", "dtype",
-                              fmt::format("`{}`: {}: expected dtype F64, F32, F16 or BF16, got {}",
-                                          where(), key, io::name(stored.dtype)));
+      throw IncompatibleError(
+          "models.weights", "dtype",
+          fmt::format(
+              "`{}`: at offset {}: tensor `{}`: expected dtype F64, F32, F16 or BF16, got {}",
+              file->path().string(), stored.bytes.data() - file->bytes().data(), key,
+              io::name(stored.dtype)));
     }
-    const auto& file = checkpoint_.shard_of(key).file();
     // The tensor points into the mapping and keeps it alive.
     auto* data = const_cast<std::byte*>(stored.bytes.data());
     const bool aligned = reinterpret_cast<uintptr_t>(data) % c10::elementSize(*stored_as) == 0;
