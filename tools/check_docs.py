@@ -15,6 +15,9 @@ CLASSES = {"Error": 1, "NotFound": 1, "FormatError": 1, "IncompatibleError": 1, 
            "Cancelled": 130}
 # Class(where, reason, …): both may be literals; a reason that is computed becomes <reason>.
 THROWN = re.compile(rf'\b({"|".join(CLASSES)})\(\s*("[^"]*"|\w+),\s*("[^"]*"|[^,"]+),')
+# A call of graft/io/json.h's parsers: their errors carry the room that is named here.
+PARSES_JSON = re.compile(r'\b(?:parse_json|parse_ordered_json|read_json_file)\(\s*[^,;{]+,\s*("[^"]*")')
+JSON_REASONS = ("duplicate-key", "json", "json-limits")
 # In a file that reads the environment, every literal of this form is a variable's name.
 VARIABLE = re.compile(r'"((?:HOME|TERM|CI)|[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+)"')
 READS = re.compile(r"\benv::get\(|\bgetenv\(")
@@ -58,6 +61,8 @@ def codes():
                 where = '"<where>"'
             reason = reason[1:-1] if reason.startswith('"') else "<reason>"
             found.add((f"{where[1:-1]}.{reason}", name))
+        for where in PARSES_JSON.findall(text):
+            found |= {(f"{where[1:-1]}.{reason}", "FormatError") for reason in JSON_REASONS}
     return found
 
 
