@@ -45,10 +45,10 @@ void copy_strides(const Tensor& tensor, int64_t (&strides)[3]) {
   }
 }
 
-void check_keys(const char* op, NamedTensor key, const Tensor& query) {
+void check_keys(const char* op, NamedTensor key, const Tensor& query, bool paged) {
   const Tensor& k = key.tensor;
   const int64_t heads = query.size(2);
-  if (k.size(0) != query.size(0) || k.size(3) != query.size(3)) {
+  if ((!paged && k.size(0) != query.size(0)) || k.size(3) != query.size(3)) {
     fail(op, key.name, "batch and head_dim of query " + shape_text(query), shape_text(k));
   }
   if (k.size(1) == 0 ? heads != 0 : heads % k.size(1) != 0) {
@@ -97,7 +97,7 @@ Problem check_problem(const char* op, const Arguments& arguments) {
   check_heads(op, {"out", arguments.out}, named_query, "[batch, length, heads, head_dim]");
   check_same_shape(op, {"out", arguments.out}, named_query);
   check_same_shape(op, {"value", value}, {"key", key});
-  check_keys(op, {"key", key}, query);
+  check_keys(op, {"key", key}, query, arguments.paged);
   if (query.size(3) > kMaxHeadDim) {
     fail(op, "query", "head_dim of at most " + std::to_string(kMaxHeadDim),
          std::to_string(query.size(3)));

@@ -39,8 +39,8 @@ struct Problem {
   float softcap = 0.0F;  // scores become softcap * tanh(score / softcap); 0: off
   bool causal = false;   // query s sees keys up to T - S + s
 
-  int64_t rows() const { return queries * groups; }  // that share a key head
-  int64_t row_blocks() const { return (rows() + kMaxTaskRows - 1) / kMaxTaskRows; }
+  constexpr int64_t rows() const { return queries * groups; }  // that share a key head
+  constexpr int64_t row_blocks() const { return (rows() + kMaxTaskRows - 1) / kMaxTaskRows; }
   int64_t chunks() const { return keys == 0 ? 1 : (keys + kChunkKeys - 1) / kChunkKeys; }
   int64_t blocks() const { return batch * key_heads * row_blocks(); }
 };

@@ -19,6 +19,7 @@ struct Arguments {
   double scale;
   double softcap;
   bool causal;
+  bool paged = false;  // keys and values [pages, Hk, page, D]: their batch is not the query's
 };
 
 // Throws std::runtime_error `[op] argument: expected …, got …`.

@@ -1,0 +1,75 @@
+// Attention of one query over a cache, beside ATen's.
+
+#include "kernels/common/bench_harness.h"
+
+namespace {
+
+using graft_kernels::testing::Harness;
+using graft_kernels::testing::Package;
+using graft_kernels::testing::Row;
+
+struct Shape {
+  int64_t batch, keys, heads, key_heads, head_dim;
+};
+
+std::string text(const Shape& s) {
+  return "B" + std::to_string(s.batch) + "_S1_T" + std::to_string(s.keys) + "_H" +
+         std::to_string(s.heads) + "/" + std::to_string(s.key_heads) + "_D" +
+         std::to_string(s.head_dim);
+}
+
+void bench_decode(Harness& harness, at::ScalarType dtype, const Shape& s) {
+  const Package& package = Package::for_device("attention", harness.device());
+  const at::TensorOptions options = at::TensorOptions(harness.device()).dtype(dtype);
+  const at::Tensor query = at::randn({s.batch, 1, s.heads, s.head_dim}, options);
+  const at::Tensor key = at::randn({s.batch, s.key_heads, s.keys, s.head_dim}, options);
+  const at::Tensor value = at::randn({s.batch, s.key_heads, s.keys, s.head_dim}, options);
+  const double scale = 1.0 / std::sqrt(static_cast<double>(s.head_dim));
+  at::Tensor out = at::empty_like(query);
+  const auto theirs = [&] {
+    return at::scaled_dot_product_attention(query.transpose(1, 2), key, value, std::nullopt, 0.0,
+                                            false, scale, /*enable_gqa=*/true);
+  };
+  Row row;
+  row.op = "attention";
+  row.variant = "decode";
+  row.dtype = c10::toString(dtype);
+  row.shape = text(s);
+  row.bytes = static_cast<int64_t>(query.element_size()) * 2 *
+              (s.batch * s.head_dim * (s.key_heads * s.keys + s.heads));
+  row.flops = 4.0 * static_cast<double>(s.batch * s.heads * s.keys * s.head_dim);
+  row.work = [&] {
+    package("attention_out", out, query, key, value, c10::IValue(), scale, 0.0, true);
+  };
+  row.peers = {{"at::scaled_dot_product_attention", [&] { theirs(); }}};
+  row.difference = [&] {
+    row.work();
+    return graft_kernels::testing::largest_error(out, theirs().transpose(1, 2).to(at::kDouble));
+  };
+  row.tolerance = dtype == at::kFloat ? 1e-5 : 1e-2;
+  harness.run(row);
+}
+
+}  // namespace
+
+int main() {
+  return graft_kernels::testing::run_benchmarks([](Harness& harness) {
+    if (!harness.device().is_cuda()) {
+      bench_decode(harness, at::kFloat, {1, 1024, 9, 3, 64});
+      bench_decode(harness, at::kFloat, {1, 4096, 32, 8, 128});
+      bench_decode(harness, at::kBFloat16, {1, 4096, 32, 8, 128});
+      return;
+    }
+    for (const Shape& shape : std::vector<Shape>{{1, 512, 32, 8, 128},
+                                                 {1, 4096, 32, 8, 128},
+                                                 {1, 32768, 32, 8, 128},
+                                                 {32, 4096, 32, 8, 128},
+                                                 {1, 2048, 32, 8, 64},
+                                                 {8, 4096, 16, 16, 128},
+                                                 {4, 8192, 16, 2, 256}}) {
+      bench_decode(harness, at::kBFloat16, shape);
+    }
+    bench_decode(harness, at::kHalf, {1, 4096, 32, 8, 128});
+    bench_decode(harness, at::kFloat, {1, 4096, 32, 8, 128});
+  });
+}

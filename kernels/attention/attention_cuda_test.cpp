@@ -1,0 +1,332 @@
+// Attention on CUDA against float64, and over caches whose lengths and pages lie on the device.
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "kernels/common/test_support.h"
+
+namespace graft_kernels::attention {
+namespace {
+
+using testing::is_same_bits;
+using testing::Package;
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+struct Shape {
+  int64_t batch = 1, queries = 1, keys = 1, heads = 1, key_heads = 1, head_dim = 64;
+};
+
+struct Cache {
+  at::Tensor lse, lengths, table, mask, sinks;
+  double softcap = 0.0;
+  int64_t window = 0;
+  bool causal = true;
+  int64_t splits = 0;
+};
+
+c10::IValue optional(const at::Tensor& tensor) {
+  return tensor.defined() ? c10::IValue(tensor) : c10::IValue();
+}
+
+class CudaAttention : public ::testing::TestWithParam<at::ScalarType> {
+ protected:
+  void SetUp() override {
+    if (!testing::why_no_cuda().empty()) {
+      GTEST_SKIP() << testing::why_no_cuda();
+    }
+    at::manual_seed(11);
+  }
+  static const Package& package() { return Package::get("attention", testing::kCudaVariant); }
+
+  static at::Tensor random(at::IntArrayRef sizes) {
+    return at::randn(sizes).to(at::kCUDA, GetParam());
+  }
+  static at::Tensor ints(const std::vector<int32_t>& values) {
+    return at::tensor(values, at::kInt).to(at::kCUDA);
+  }
+
+  static at::Tensor decode(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                           const Cache& cache) {
+    at::Tensor out = at::full(query.sizes(), 777.0, query.options());  // every element is written
+    package()("attention_decode_out", out, optional(cache.lse), query, key, value,
+              optional(cache.lengths), optional(cache.table), optional(cache.mask),
+              optional(cache.sinks), scale_of(query), cache.softcap, cache.window, cache.causal,
+              cache.splits);
+    return out;
+  }
+  static double scale_of(const at::Tensor& query) {
+    return 1.0 / std::sqrt(static_cast<double>(query.size(3)));
+  }
+
+  struct Result {
+    at::Tensor out, lse;
+  };
+
+  // The formula on the CPU, in the dtype of its arguments; softmax in float32 or wider.
+  static Result formula(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                        const Cache& cache) {
+    const int64_t groups = query.size(2) / key.size(1), keys = key.size(2), queries = query.size(1);
+    const auto wide = query.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+    at::Tensor scores =
+        at::matmul(query.transpose(1, 2), key.repeat_interleave(groups, 1).transpose(2, 3)) *
+        scale_of(query);
+    if (cache.softcap > 0.0) {
+      scores = at::tanh(scores / cache.softcap) * cache.softcap;
+    }
+    scores = scores.to(wide);
+    if (cache.mask.defined()) {
+      scores = scores + cache.mask.cpu().to(wide);
+    }
+    const at::Tensor lengths = cache.lengths.defined() ? cache.lengths.cpu().to(at::kLong)
+                                                       : at::full({query.size(0)}, keys, at::kLong);
+    const at::Tensor place =
+        lengths.view({-1, 1, 1, 1}) - queries + at::arange(queries).view({-1, 1});
+    const at::Tensor position = at::arange(keys);
+    at::Tensor hidden = position >= lengths.view({-1, 1, 1, 1});
+    if (cache.causal) {
+      hidden = hidden.logical_or(position > place);
+    }
+    if (cache.window > 0) {
+      hidden = hidden.logical_or(position <= place - cache.window);
+    }
+    scores = scores.masked_fill(hidden, -kInfinity);
+    if (cache.sinks.defined()) {
+      const at::Tensor sinks = cache.sinks.cpu().to(wide).view({1, -1, 1, 1});
+      scores = at::cat({scores, sinks.expand({scores.size(0), -1, queries, 1})}, -1);
+    }
+    const at::Tensor weights = at::nan_to_num(at::softmax(scores, -1), 0.0).narrow(-1, 0, keys);
+    return {at::matmul(weights.to(query.scalar_type()), value.repeat_interleave(groups, 1))
+                .transpose(1, 2),
+            at::logsumexp(scores, {-1})};
+  }
+
+  // `key` and `value` in one piece, as the formula wants them; `ours` may have read pages.
+  static void expect_close(const at::Tensor& ours, const at::Tensor& query, const at::Tensor& key,
+                           const at::Tensor& value, const Cache& cache, const std::string& what) {
+    const at::Tensor q = query.cpu(), k = key.cpu(), v = value.cpu();
+    const Result exact = formula(q.to(at::kDouble), k.to(at::kDouble), v.to(at::kDouble), cache);
+    const at::Tensor theirs = formula(q, k, v, cache).out;
+    const auto distance = [&](const at::Tensor& x) {
+      return (x.to(at::kDouble).cpu() - exact.out).abs().max().item<double>();
+    };
+    const double largest = v.to(at::kDouble).abs().max().item<double>();
+    // Half a unit of the result's rounding; in float32, of a sum of these products in any order.
+    const double floor = GetParam() == at::kFloat ? 0x1p-22 * largest
+                                                  : (GetParam() == at::kHalf ? 0x1p-12 : 0x1p-9) *
+                                                        exact.out.abs().max().item<double>();
+    EXPECT_LE(distance(ours), 2 * distance(theirs) + floor) << what;
+    if (cache.lse.defined()) {
+      const at::Tensor lse = cache.lse.cpu().to(at::kDouble);
+      const at::Tensor finite = exact.lse.isfinite();
+      EXPECT_TRUE(at::equal(lse.isfinite(), finite)) << what;
+      EXPECT_TRUE(at::equal(lse.masked_fill(finite, 0), exact.lse.masked_fill(finite, 0))) << what;
+      EXPECT_LE((lse - exact.lse).masked_fill(finite.logical_not(), 0).abs().max().item<double>(),
+                GetParam() == at::kFloat ? 2e-6 : 2e-5)
+          << what;
+    }
+  }
+
+  static void expect_right(const Shape& s, Cache cache = {}) {
+    const at::Tensor query = random({s.batch, s.queries, s.heads, s.head_dim});
+    const at::Tensor key = random({s.batch, s.key_heads, s.keys, s.head_dim});
+    const at::Tensor value = random({s.batch, s.key_heads, s.keys, s.head_dim});
+    cache.lse = at::full({s.batch, s.heads, s.queries}, 777.0, query.options().dtype(at::kFloat));
+    const at::Tensor ours = decode(query, key, value, cache);
+    expect_close(ours, query, key, value, cache,
+                 "B" + std::to_string(s.batch) + " S" + std::to_string(s.queries) + " T" +
+                     std::to_string(s.keys) + " H" + std::to_string(s.heads) + "/" +
+                     std::to_string(s.key_heads) + " D" + std::to_string(s.head_dim) + " window " +
+                     std::to_string(cache.window) + " splits " + std::to_string(cache.splits));
+  }
+};
+
+TEST_P(CudaAttention, IsRightForEveryHeadSizeAndNumberOfKeys) {
+  for (const int64_t head_dim : {1, 7, 16, 40, 64, 80, 96, 128, 192, 256}) {
+    for (const int64_t keys : {1, 15, 17, 64, 65, 257, 1000}) {
+      if (testing::is_small_run() && keys > 300) {
+        continue;
+      }
+      expect_right({2, 1, keys, 6, 2, head_dim});
+    }
+  }
+}
+
+TEST_P(CudaAttention, IsRightForOneToManyQueriesAndAnySplits) {
+  for (const int64_t queries : {1, 2, 3, 5, 8, 16, 37}) {
+    for (const auto& [heads, key_heads] : {std::pair<int64_t, int64_t>{4, 4}, {9, 3}, {8, 1}}) {
+      for (const int64_t splits : {0, 1, 3, 128}) {
+        expect_right({1, queries, 300, heads, key_heads, 64}, {.splits = splits});
+      }
+      expect_right({1, queries, 300, heads, key_heads, 128}, {.causal = false});
+      expect_right({2, queries, 300, heads, key_heads, 64}, {.window = 50});
+    }
+    if (testing::is_small_run()) {
+      break;
+    }
+  }
+}
+
+TEST_P(CudaAttention, ReadsLengthsOnTheDevice) {
+  const at::Tensor lengths = ints({0, 1, 3, 130, 300});
+  for (const int64_t queries : {1, 4}) {
+    for (const int64_t splits : {0, 1, 7}) {
+      expect_right({5, queries, 300, 8, 2, 128}, {.lengths = lengths, .splits = splits});
+      expect_right({5, queries, 300, 8, 2, 64},
+                   {.lengths = lengths, .window = 33, .causal = true, .splits = splits});
+    }
+  }
+}
+
+TEST_P(CudaAttention, CapsScoresCountsSinksAndAddsMasks) {
+  for (const int64_t splits : {0, 1, 4}) {
+    expect_right({2, 3, 170, 4, 2, 64}, {.softcap = 3.0, .splits = splits});
+    expect_right({2, 3, 170, 4, 2, 64}, {.sinks = random({4}), .splits = splits});
+    expect_right(
+        {3, 2, 170, 4, 2, 128},
+        {.lengths = ints({0, 1, 170}), .sinks = random({4}).to(at::kFloat), .splits = splits});
+    for (const auto& sizes :
+         std::vector<std::vector<int64_t>>{{2, 4, 3, 170}, {1, 1, 3, 170}, {2, 1, 1, 170}}) {
+      at::Tensor mask = at::randn(sizes).to(GetParam());
+      mask.masked_fill_(at::rand(sizes) < 0.3, -kInfinity);
+      expect_right({2, 3, 170, 4, 2, 64},
+                   {.mask = mask.to(at::kCUDA), .causal = false, .splits = splits});
+      expect_right({2, 3, 170, 4, 2, 64},
+                   {.mask = mask.to(at::kCUDA, at::kFloat), .softcap = 2.0, .splits = splits});
+    }
+  }
+}
+
+TEST_P(CudaAttention, ReadsPagesInAnyOrder) {
+  constexpr int64_t kBatch = 3, kHeads = 2, kPages = 40, kTable = 10;
+  for (const int64_t page : {1, 16, 20}) {
+    for (const int64_t head_dim : {64, 128, 30}) {
+      const at::Tensor keys = random({kPages, kHeads, page, head_dim});
+      const at::Tensor values = random({kPages, kHeads, page, head_dim});
+      const at::Tensor order = at::randperm(kPages).narrow(0, 0, kBatch * kTable);
+      const at::Tensor table = order.view({kBatch, kTable}).to(at::kCUDA, at::kInt);
+      const auto gathered = [&](const at::Tensor& pages) {
+        return pages.index_select(0, order.to(at::kCUDA))
+            .view({kBatch, kTable, kHeads, page, head_dim})
+            .permute({0, 2, 1, 3, 4})
+            .reshape({kBatch, kHeads, kTable * page, head_dim});
+      };
+      const int32_t room = static_cast<int32_t>(kTable * page);
+      const at::Tensor query = random({kBatch, 2, 6, head_dim});
+      for (const int64_t splits : {0, 1, 3}) {
+        Cache cache{.lengths = ints({2, room / 2, room}), .splits = splits};
+        cache.table = table;
+        const at::Tensor ours = decode(query, keys, values, cache);
+        expect_close(ours, query, gathered(keys), gathered(values), cache,
+                     "page " + std::to_string(page) + " D" + std::to_string(head_dim));
+      }
+    }
+  }
+}
+
+TEST_P(CudaAttention, NothingBeyondTheLengthOrHiddenByTheMaskLeaks) {
+  const at::Tensor query = random({2, 2, 4, 32});
+  at::Tensor key = random({2, 2, 90, 32}), value = random({2, 2, 90, 32});
+  const at::Tensor lengths = ints({37, 64});
+  const auto run = [&](int64_t splits) {
+    return decode(query, key, value, {.lengths = lengths, .splits = splits});
+  };
+  const at::Tensor expected[2] = {run(1), run(3)};
+  at::Tensor mask = at::zeros({2, 1, 1, 90}, query.options());
+  mask.slice(-1, 0, 21).fill_(-kInfinity);
+  const at::Tensor masked = decode(query, key, value, {.mask = mask});
+  for (const double junk : {std::numeric_limits<double>::quiet_NaN(), kInfinity}) {
+    at::Tensor k = key.clone(), v = value.clone();
+    k[0].slice(1, 37).fill_(junk);
+    v[0].slice(1, 37).fill_(junk);
+    k[1].slice(1, 64).fill_(junk);
+    v[1].slice(1, 64).fill_(junk);
+    EXPECT_TRUE(is_same_bits(decode(query, k, v, {.lengths = lengths, .splits = 1}), expected[0]));
+    EXPECT_TRUE(is_same_bits(decode(query, k, v, {.lengths = lengths, .splits = 3}), expected[1]));
+    k = key.clone();
+    v = value.clone();
+    k.slice(2, 0, 21).fill_(junk);
+    v.slice(2, 0, 21).fill_(junk);
+    EXPECT_TRUE(is_same_bits(decode(query, k, v, {.mask = mask}), masked));
+  }
+  key[0][0][5].fill_(std::numeric_limits<double>::quiet_NaN());
+  EXPECT_TRUE(run(3)[0].narrow(1, 0, 2).isnan().all().item<bool>());
+  EXPECT_FALSE(run(3)[1].isnan().any().item<bool>());
+}
+
+TEST_P(CudaAttention, ReadsViewsWhereTheyLie) {
+  // A cache laid out [B, T, Hk, D], heads out of a fused projection, and views off 16 bytes.
+  for (const int64_t shift : {0, 8, 3}) {
+    const at::Tensor keys = random({2, 128, 3, 80}), fused = random({2, 4, 15, 80});
+    const at::Tensor query = fused.narrow(2, 2, 9).narrow(3, shift, 64);
+    const at::Tensor key = keys.narrow(1, 5, 100).transpose(1, 2).narrow(3, shift, 64);
+    const at::Tensor ours = decode(query, key, key, {});
+    expect_close(ours, query, key, key, {}, "shift " + std::to_string(shift));
+  }
+}
+
+TEST_P(CudaAttention, GivesTheSameBitsEveryTimeAlsoFromAGraph) {
+#ifdef GRAFT_WITH_CUDA
+  const at::Tensor query = random({2, 1, 8, 128}), key = random({2, 2, 3000, 128});
+  at::Tensor lengths = ints({3000, 1700}), out = at::empty_like(query);
+  const Cache cache{.lengths = lengths};
+  const at::Tensor first = decode(query, key, key, cache);
+  for (int run = 0; run < (testing::is_small_run() ? 5 : 250); ++run) {
+    ASSERT_TRUE(is_same_bits(decode(query, key, key, cache), first)) << run;
+  }
+  const testing::CurrentStream stream;
+  const testing::CapturedGraph graph(stream, [&] {
+    package()("attention_decode_out", out, c10::IValue(), query, key, key, lengths, c10::IValue(),
+              c10::IValue(), c10::IValue(), scale_of(query), 0.0, int64_t{0}, true, int64_t{0});
+  });
+  graph.launch();
+  stream.synchronize();
+  EXPECT_TRUE(is_same_bits(out, first));
+  lengths.copy_(ints({5, 2999}));  // a captured graph follows the lengths
+  stream.synchronize();
+  graph.launch();
+  stream.synchronize();
+  EXPECT_TRUE(is_same_bits(out, decode(query, key, key, cache)));
+  stream.synchronize();
+#endif
+}
+
+TEST_P(CudaAttention, ServesTheOpsOfTheCpuToo) {
+  const at::Tensor query = random({2, 130, 6, 64}), key = random({2, 2, 140, 64});
+  const at::Tensor ours =
+      package()("attention", query, key, key, c10::IValue(), scale_of(query), 0.0, true)[0]
+          .toTensor();
+  expect_close(ours, query, key, key, {}, "attention");
+}
+
+TEST_P(CudaAttention, NamesTheArgumentThatIsWrong) {
+  const at::Tensor query = random({2, 1, 4, 16}), key = random({2, 2, 5, 16});
+  const auto message = [&](const Cache& cache) {
+    try {
+      decode(query, key, key, cache);
+    } catch (const std::exception& error) {
+      return std::string(error.what());
+    }
+    return std::string("accepted");
+  };
+  using ::testing::HasSubstr;
+  EXPECT_THAT(message({.lengths = ints({1})}), HasSubstr("lengths: expected shape [2], got [1]"));
+  EXPECT_THAT(message({.lengths = ints({1, 2}).to(at::kLong)}),
+              HasSubstr("lengths: expected int32, got"));
+  EXPECT_THAT(message({.table = ints({1, 2}).view({2, 1})}),
+              HasSubstr("lengths: expected a tensor beside block_table, got none"));
+  EXPECT_THAT(message({.sinks = random({3})}), HasSubstr("sinks: expected shape [4], got [3]"));
+  EXPECT_THAT(message({.splits = 129}), HasSubstr("splits: expected 0 to 128, got 129"));
+  EXPECT_THAT(message({.window = -1}), HasSubstr("window: expected 0 to"));
+  EXPECT_THAT(message({.lse = at::empty({2, 4, 2}, query.options().dtype(at::kFloat))}),
+              HasSubstr("lse: expected dense, of shape [2, 4, 1], got [2, 4, 2]"));
+}
+
+INSTANTIATE_TEST_SUITE_P(Dtypes, CudaAttention,
+                         ::testing::Values(at::kFloat, at::kBFloat16, at::kHalf),
+                         [](const auto& instance) {
+                           return std::string(c10::toString(instance.param));
+                         });
+
+}  // namespace
+}  // namespace graft_kernels::attention

@@ -1,0 +1,184 @@
+// Attention of any dtype, head size and stride without tensor cores, and the merge of parts. Device
+// code, no Torch.
+#pragma once
+
+#include "kernels/attention/attention_place.cuh"
+
+namespace graft_kernels::attention {
+
+inline constexpr int kPlainThreads = 128;
+inline constexpr int kPlainKeys = 4;     // in flight together
+inline constexpr int kPlainColumns = 8;  // of a lane: 32 * 8 = the longest head
+
+__device__ __forceinline__ float sum_over_warp(float value) {
+#pragma unroll
+  for (int distance = 16; distance > 0; distance /= 2) {
+    value += __shfl_xor_sync(0xFFFFFFFFU, value, distance);
+  }
+  return value;
+}
+
+// A row's running softmax; lane l holds columns l, l + 32, ….
+struct LaneState {
+  float out[kPlainColumns] = {};
+  float largest = -INFINITY;
+  float sum = 0.0F;
+};
+
+template <typename T, bool kPaged>
+__device__ __forceinline__ void work_keys(const DecodeProblem& problem, const Place& place,
+                                          const RowView& view, const float (&query)[kPlainColumns],
+                                          int first, LaneState& state) {
+  const Problem& base = problem.base;
+  const int lane = threadIdx.x % 32, head_dim = static_cast<int>(base.head_dim);
+  float scores[kPlainKeys];
+  float largest = state.largest;
+#pragma unroll
+  for (int index = 0; index < kPlainKeys; ++index) {
+    float dot = 0.0F;
+    if (first + index < place.end) {
+      const T* key = static_cast<const T*>(base.key) +
+                     key_offset<kPaged>(problem, place, base.key_stride, first + index);
+#pragma unroll
+      for (int part = 0; part < kPlainColumns; ++part) {
+        const int column = part * 32 + lane;
+        dot += column < head_dim ? query[part] * to_float(key[column]) : 0.0F;
+      }
+    }
+    scores[index] = finish_score<T>(problem, place, view, first + index, sum_over_warp(dot));
+    largest = fmaxf(largest, scores[index]);
+  }
+  const float factor = exp2f(state.largest - origin_of(largest));
+  state.largest = largest;
+  state.sum *= factor;
+#pragma unroll
+  for (int part = 0; part < kPlainColumns; ++part) {
+    state.out[part] *= factor;
+  }
+#pragma unroll
+  for (int index = 0; index < kPlainKeys; ++index) {
+    if (scores[index] == -INFINITY) {
+      continue;  // hidden: whatever lies there stays out
+    }
+    const float weight = exp2f(scores[index] - origin_of(largest));
+    state.sum += weight;
+    const T* value = static_cast<const T*>(base.value) +
+                     key_offset<kPaged>(problem, place, base.value_stride, first + index);
+#pragma unroll
+    for (int part = 0; part < kPlainColumns; ++part) {
+      const int column = part * 32 + lane;
+      state.out[part] += column < head_dim ? weight * to_float(value[column]) : 0.0F;
+    }
+  }
+}
+
+template <typename T>
+__device__ __forceinline__ void store_row(const DecodeProblem& problem, const Place& place,
+                                          const RowView& view, int row, const LaneState& state) {
+  const int lane = threadIdx.x % 32, head_dim = static_cast<int>(problem.base.head_dim);
+  if (problem.splits > 1) {
+    float* part =
+        part_row(problem, place.block, static_cast<int>(blockIdx.x % problem.splits), row);
+    part[0] = state.largest;
+    part[1] = state.sum;
+#pragma unroll
+    for (int column = 0; column < kPlainColumns; ++column) {
+      if (column * 32 + lane < head_dim) {
+        part[2 + column * 32 + lane] = state.out[column];
+      }
+    }
+    return;
+  }
+  const RowResult result = finish_row<T>(problem, view.head, state.largest, state.sum);
+  T* out = out_row<T>(problem, place.batch, view);
+#pragma unroll
+  for (int column = 0; column < kPlainColumns; ++column) {
+    if (column * 32 + lane < head_dim) {
+      out[column * 32 + lane] = from_float<T>(state.out[column] * result.factor);
+    }
+  }
+  if (lane == 0) {
+    store_lse(problem, place.batch, view, result.lse);
+  }
+}
+
+// A warp for every fourth row of the block.
+template <typename T, bool kPaged>
+__global__ void __launch_bounds__(kPlainThreads)
+    attention_decode_plain_kernel(const __grid_constant__ DecodeProblem problem) {
+  allow_next_kernel();
+  const Problem& base = problem.base;
+  const Place place = place_of(problem);
+  const int lane = threadIdx.x % 32;
+  for (int row = threadIdx.x / 32; row < place.rows; row += kPlainThreads / 32) {
+    const RowView view = view_row(problem, place, row);
+    const T* from = static_cast<const T*>(base.query) + place.batch * base.query_stride[0] +
+                    view.query * base.query_stride[1] + view.head * base.query_stride[2];
+    float query[kPlainColumns];
+#pragma unroll
+    for (int part = 0; part < kPlainColumns; ++part) {
+      const int column = part * 32 + lane;
+      query[part] = column < base.head_dim ? to_float(from[column]) : 0.0F;
+    }
+    LaneState state;
+    for (int first = place.begin; first < place.end; first += kPlainKeys) {
+      work_keys<T, kPaged>(problem, place, view, query, first, state);
+    }
+    store_row<T>(problem, place, view, row, state);
+  }
+}
+
+// One block of threads per row: the parts of its keys become its result. A thread has columns
+// t, t + threads, ….
+template <typename T>
+__global__ void __launch_bounds__(kPlainThreads)
+    attention_decode_merge_kernel(const __grid_constant__ DecodeProblem problem) {
+  __shared__ float factors[kMaxSplits];
+  __shared__ float sums[kMaxSplits];
+  const int rows = static_cast<int>(problem.base.rows());
+  const int row_blocks = static_cast<int>(problem.base.row_blocks());
+  const int64_t row = blockIdx.x % rows, head = blockIdx.x / rows;  // head: of batch and key heads
+  const int64_t block = head * row_blocks + row / kBlockRows;
+  const int thread = threadIdx.x;
+  wait_for_kernel_before();
+  const float* parts = part_row(problem, block, 0, static_cast<int>(row % kBlockRows));
+  const int64_t stride = kBlockRows * (problem.base.head_dim + 2);
+  if (thread < problem.splits) {
+    factors[thread] = parts[thread * stride];
+    sums[thread] = parts[thread * stride + 1];
+  }
+  __syncthreads();
+  float largest = -INFINITY;
+  for (int split = 0; split < problem.splits; ++split) {
+    largest = fmaxf(largest, factors[split]);
+  }
+  __syncthreads();
+  if (thread < problem.splits) {
+    factors[thread] = exp2f(factors[thread] - origin_of(largest));
+  }
+  __syncthreads();
+  float sum = 0.0F;
+  for (int split = 0; split < problem.splits; ++split) {
+    sum += sums[split] * factors[split];
+  }
+  Place place = {};
+  place.batch = head / problem.base.key_heads;
+  place.head = head % problem.base.key_heads;
+  place.row = static_cast<int>(row);
+  const RowView view = view_row(problem, place, 0);
+  const RowResult result = finish_row<T>(problem, view.head, largest, sum);
+  T* out = out_row<T>(problem, place.batch, view);
+  for (int column = thread; column < problem.base.head_dim; column += kPlainThreads) {
+    float value = 0.0F;
+#pragma unroll 16
+    for (int split = 0; split < problem.splits; ++split) {
+      value += parts[split * stride + 2 + column] * factors[split];
+    }
+    out[column] = from_float<T>(value * result.factor);
+  }
+  if (thread == 0) {
+    store_lse(problem, place.batch, view, result.lse);
+  }
+}
+
+}  // namespace graft_kernels::attention
