@@ -3,6 +3,8 @@ import torch.nn as nn
 
 from ._ops import ops
 
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
 
 class _Activation(torch.autograd.Function):
     @staticmethod
@@ -20,6 +22,18 @@ class _Activation(torch.autograd.Function):
         grad_x = torch.empty_like(x)
         getattr(ops, ctx.name + "_backward")(grad_x, grad.contiguous(), x)
         return grad_x, None
+
+
+def _activation(module: nn.Module, x: torch.Tensor, name: str) -> torch.Tensor:
+    """A float64 model keeps the formula of the class that adopts the layer."""
+    if x.dtype not in _DTYPES and type(module).__module__ != __name__:
+        return type(module).forward(module, x)
+    if torch.is_grad_enabled() and x.requires_grad:
+        return _Activation.apply(x, name)
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    getattr(ops, name)(out, x)
+    return out
 
 
 class _Gated(torch.autograd.Function):
@@ -54,7 +68,7 @@ class SiLU(nn.Module):
     has_backward = True
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return _Activation.apply(input, "silu")
+        return _activation(self, input, "silu")
 
 
 class GeLU(nn.Module):
@@ -62,7 +76,7 @@ class GeLU(nn.Module):
     has_backward = True
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return _Activation.apply(input, "gelu")
+        return _activation(self, input, "gelu")
 
 
 class GeluTanh(nn.Module):
@@ -70,7 +84,7 @@ class GeluTanh(nn.Module):
     has_backward = True
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return _Activation.apply(input, "gelu_tanh")
+        return _activation(self, input, "gelu_tanh")
 
 
 class NewGELU(nn.Module):
@@ -78,7 +92,7 @@ class NewGELU(nn.Module):
     has_backward = True
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return _Activation.apply(input, "gelu_new")
+        return _activation(self, input, "gelu_new")
 
 
 class FastGELU(nn.Module):
@@ -86,7 +100,7 @@ class FastGELU(nn.Module):
     has_backward = True
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return _Activation.apply(input, "gelu_fast")
+        return _activation(self, input, "gelu_fast")
 
 
 class QuickGELU(nn.Module):
@@ -94,7 +108,7 @@ class QuickGELU(nn.Module):
     has_backward = True
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return _Activation.apply(input, "gelu_quick")
+        return _activation(self, input, "gelu_quick")
 
 
 class SiluAndMul(nn.Module):

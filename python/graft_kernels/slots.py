@@ -1,0 +1,96 @@
+"""Places in a model that a layer of ours can take, found without the library `kernels`.
+
+A place is found by what its class computes, not by a decorator: transformers' decorators are empty where it refuses
+the installed `kernels`, and they name RMSNorm what rounds in three different ways.
+"""
+
+import dataclasses
+import inspect
+import types
+from typing import Callable, Iterator, Optional
+
+import torch
+import torch.nn as nn
+
+from . import variants
+
+ACTIVATIONS = {
+    "SiLUActivation": "SiLU", "GELUActivation": "GeLU", "GELUTanh": "GeluTanh", "PytorchGELUTanh": "GeluTanh",
+    "NewGELUActivation": "NewGELU", "FastGELUActivation": "FastGELU", "QuickGELUActivation": "QuickGELU"}
+ROTARY_FUNCTION = "apply_rotary_pos_emb"
+
+
+@dataclasses.dataclass
+class Slot:
+    """One place: the module, and what takes it or why nothing does."""
+
+    path: str
+    module: nn.Module
+    layer: str                    # the name that transformers' mapping knows: RMSNorm, SiLU, rotary_pos_emb ...
+    package: str                  # rms-norm, activation, rotary
+    kernel: str                   # the class in the package's layers.py
+    variant: str = ""             # numeric variant in words
+    attributes: dict = dataclasses.field(default_factory=dict)   # what the class reads from the adopting module
+    refusal: str = ""             # why the reference stays
+    function: Optional[Callable] = None   # rotary: the modeling file's function
+
+
+def find(model: nn.Module) -> Iterator[Slot]:
+    """Yields every slot of a model, refused ones included."""
+    for path, module in model.named_modules():
+        kind = type(module).__name__
+        if kind in ACTIVATIONS or type(module) is nn.SiLU:
+            name = ACTIVATIONS.get(kind, "SiLU")
+            inplace = getattr(module, "inplace", False)
+            yield Slot(path, module, name, "activation", name,
+                       refusal="works in place" if inplace else "")
+        elif "RMSNorm" in kind and _is_plain_norm(module):
+            yield _norm_slot(path, module)
+        if rotary_function(module) is not None:
+            yield _rotary_slot(path, module)
+
+
+def _is_plain_norm(module: nn.Module) -> bool:
+    weight = getattr(module, "weight", None)
+    parameters = inspect.signature(type(module).forward).parameters
+    return isinstance(weight, torch.Tensor) and weight.dim() == 1 and len(parameters) == 2
+
+
+def _norm_slot(path: str, module: nn.Module) -> Slot:
+    slot = Slot(path, module, "RMSNorm", "rms-norm", "RMSNorm")
+    variant = variants.norm_variant(type(module), module)
+    if variant is None:
+        slot.refusal = "rounds as none of the package's variants does"
+        return slot
+    slot.variant = variants.NORM_NAMES[variant]
+    slot.attributes = {"graft_variant": variant}
+    return slot
+
+
+def original_forward(module: nn.Module) -> Callable:
+    """Returns the forward that the module's class defines, without what decorators wrapped around it."""
+    return inspect.unwrap(type(module).forward)
+
+
+def rotary_function(module: nn.Module) -> Optional[Callable]:
+    """Returns the modeling file's rotary function where the module's forward calls it by its global name."""
+    forward = original_forward(module)
+    if not isinstance(forward, types.FunctionType) or ROTARY_FUNCTION not in forward.__code__.co_names:
+        return None
+    return forward.__globals__.get(ROTARY_FUNCTION)
+
+
+def _rotary_slot(path: str, module: nn.Module) -> Slot:
+    function = rotary_function(module)
+    slot = Slot(path, module, "rotary_pos_emb", "rotary", "apply_rotary_transformers", function=function)
+    form = variants.rotary_form(function)
+    if form is None:
+        slot.refusal = "rotates as the package does not"
+    elif type(module).forward is not original_forward(module):
+        slot.refusal = "its forward is wrapped, so the function cannot be exchanged for this model alone"
+    elif original_forward(module).__closure__:
+        slot.refusal = "its forward holds a closure, so the function cannot be exchanged for this model alone"
+    else:
+        slot.attributes = form
+    slot.variant = variants.rotary_name(form) if form else ""
+    return slot
