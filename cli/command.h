@@ -28,6 +28,7 @@ void add_explain(CLI::App& app, Chosen& chosen);
 void add_doctor(CLI::App& app, Chosen& chosen);
 void add_info(CLI::App& app, Chosen& chosen);
 void add_download(CLI::App& app, Chosen& chosen);
+void add_hub(CLI::App& app, Chosen& chosen);
 
 // Options that several commands share.
 void add_common_options(CLI::App& command, CommonOptions& options);

@@ -75,6 +75,17 @@ struct DownloadOptions {
   bool kernel = false;
 };
 
+struct HubServeOptions {
+  CommonOptions common;
+  std::string folder;
+  std::string host = "127.0.0.1";
+  int port = 0;
+  std::string port_file;
+  std::optional<int> large_file_port;
+  std::string faults;
+  uint64_t page_size = 1000;
+};
+
 struct TokenizeOptions {
   CommonOptions common;
   std::string model;

@@ -1,22 +1,19 @@
 #include "cli/torch_commands.h"
 
 #include <cstdlib>
-#include <filesystem>
 
 #include <dlfcn.h>
 #ifdef __GLIBC__
 #include <malloc.h>
 #endif
-#include <fmt/format.h>
 
 #include "graft/core/env.h"
-#include "graft/core/error.h"
+
+#include "cli/library.h"
 
 namespace graft::cli {
 
 namespace {
-
-namespace fs = std::filesystem;
 
 // OpenMP threads that wait for each other spin for about ten milliseconds by default. On a machine
 // that others use too, a spinning thread holds the processor that the awaited one needs, and a
@@ -42,36 +39,18 @@ void keep_freed_memory() {
 #endif
 }
 
-fs::path library_path() {
-  const auto root = fs::read_symlink("/proc/self/exe").parent_path().parent_path();
-  const auto installed = root / GRAFT_LIBRARY_FOLDER / "libgraft_commands.so";
-  return fs::exists(installed) ? installed : root / "lib" / "libgraft_commands.so";
-}
-
 }  // namespace
 
 const TorchCommands& torch_commands() {
   static const TorchCommands* table = [] {
     spin_briefly();
     keep_freed_memory();
-    const auto library = library_path();
     // Global scope: kernel libraries that are opened later find libtorch's symbols through it.
-    void* handle = dlopen(library.c_str(), RTLD_NOW | RTLD_GLOBAL);
-    if (handle == nullptr) {
-      throw LoadError(
-          "cli", "torch-commands",
-          fmt::format("`{}`: expected a loadable library, got: {}", library.string(), dlerror()),
-          "libtorch is found through the path it was built with; set LD_LIBRARY_PATH to another "
-          "torch wheel's lib folder if that one moved");
-    }
-    auto* symbol =
-        reinterpret_cast<decltype(&graft_torch_commands)>(dlsym(handle, "graft_torch_commands"));
-    if (symbol == nullptr) {
-      throw LoadError(
-          "cli", "torch-commands",
-          fmt::format("`{}`: expected symbol graft_torch_commands, got none", library.string()));
-    }
-    return symbol();
+    void* symbol = library_symbol(
+        "libgraft_commands.so", "graft_torch_commands", RTLD_NOW | RTLD_GLOBAL, "torch-commands",
+        "libtorch is found through the path it was built with; set LD_LIBRARY_PATH to another "
+        "torch wheel's lib folder if that one moved");
+    return reinterpret_cast<decltype(&graft_torch_commands)>(symbol)();
   }();
   return *table;
 }

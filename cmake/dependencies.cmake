@@ -14,6 +14,13 @@ add_library(graft_text_deps INTERFACE)
 target_compile_definitions(graft_text_deps INTERFACE PCRE2_CODE_UNIT_WIDTH=8 UTF8PROC_STATIC)
 target_link_libraries(graft_text_deps INTERFACE ${GRAFT_PCRE2_LIBRARY} ${GRAFT_UTF8PROC_LIBRARY})
 
+# HTTP server of `graft hub serve` [libcpp-httplib-dev]. The definition is the one that Debian compiled
+# the library with: it changes the layout of its classes.
+find_library(GRAFT_HTTPLIB_LIBRARY NAMES cpp-httplib REQUIRED)
+add_library(graft_http_server INTERFACE)
+target_compile_definitions(graft_http_server INTERFACE CPPHTTPLIB_OPENSSL_SUPPORT)
+target_link_libraries(graft_http_server INTERFACE ${GRAFT_HTTPLIB_LIBRARY})
+
 if(GRAFT_BUILD_TESTS)
   find_package(GTest REQUIRED)        # tests [libgtest-dev, libgmock-dev]
   include(GoogleTest)

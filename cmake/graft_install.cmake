@@ -21,7 +21,7 @@ install(FILES ${CMAKE_BINARY_DIR}/graftConfig.cmake ${CMAKE_BINARY_DIR}/graftCon
 install(TARGETS graft_stub LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR}/graft_stub)
 if(TARGET graft_cli)
   install(TARGETS graft_cli RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
-  install(TARGETS graft_commands LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
+  install(TARGETS graft_commands graft_hub_commands LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
 endif()
 if(GRAFT_BUILD_KERNELS)
   install(DIRECTORY ${CMAKE_BINARY_DIR}/share/graft/hub DESTINATION ${CMAKE_INSTALL_DATADIR}/graft)

@@ -1,9 +1,12 @@
-# graft_room(<name> [TORCH] [DEPS target…])
+# graft_room(<name> [TORCH] [EXCLUDE regex] [DEPS target…])
 # One folder under graft/ as an object library `graft_<name>`, its tests as `graft_<name>_test`.
 # Sources are found by suffix: *_test.cpp are tests, *_bench.cpp are benchmarks, the rest is the room.
 function(graft_room name)
-  cmake_parse_arguments(ROOM "TORCH" "" "DEPS" ${ARGN})
+  cmake_parse_arguments(ROOM "TORCH" "EXCLUDE" "DEPS" ${ARGN})
   file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/${name}/*.cpp)
+  if(ROOM_EXCLUDE)
+    list(FILTER sources EXCLUDE REGEX ${ROOM_EXCLUDE})
+  endif()
   set(tests ${sources})
   list(FILTER tests INCLUDE REGEX "_test\\.cpp$")
   list(FILTER sources EXCLUDE REGEX "_(test|bench|fuzz)\\.cpp$")
