@@ -50,6 +50,49 @@ void bench_decode(Harness& harness, at::ScalarType dtype, const Shape& s) {
   harness.run(row);
 }
 
+// A prompt of S tokens; peers get the same tensors.
+void bench_prompt(Harness& harness, at::ScalarType dtype, const Shape& s, bool causal) {
+  const Package& package = Package::for_device("attention", harness.device());
+  const at::TensorOptions options = at::TensorOptions(harness.device()).dtype(dtype);
+  const at::Tensor query = at::randn({s.batch, s.keys, s.heads, s.head_dim}, options);
+  const at::Tensor key =
+      at::randn({s.batch, s.keys, s.key_heads, s.head_dim}, options).transpose(1, 2);
+  const at::Tensor value =
+      at::randn({s.batch, s.keys, s.key_heads, s.head_dim}, options).transpose(1, 2);
+  const double scale = 1.0 / std::sqrt(static_cast<double>(s.head_dim));
+  at::Tensor out = at::empty_like(query);
+  const auto flash = [&] {
+    return std::get<0>(at::_scaled_dot_product_flash_attention(query.transpose(1, 2), key, value,
+                                                               0.0, causal, false, scale));
+  };
+  Row row;
+  row.op = "attention";
+  row.variant = causal ? "prompt, causal" : "prompt, full";
+  row.dtype = c10::toString(dtype);
+  row.shape = "B" + std::to_string(s.batch) + "_S" + std::to_string(s.keys) + "_H" +
+              std::to_string(s.heads) + "_D" + std::to_string(s.head_dim) + (causal ? "c" : "f");
+  row.bytes = static_cast<int64_t>(query.element_size()) * 2 * s.batch * s.keys * s.head_dim *
+              (s.heads + s.key_heads);
+  row.flops =
+      (causal ? 2.0 : 4.0) * static_cast<double>(s.batch * s.heads * s.keys * s.keys * s.head_dim);
+  row.work = [&] {
+    package("attention_out", out, query, key, value, c10::IValue(), scale, 0.0, causal);
+  };
+  row.peers = {{"cudnn",
+                [&] {
+                  at::_scaled_dot_product_cudnn_attention(query.transpose(1, 2), key, value,
+                                                          std::nullopt, false, 0.0, causal, false,
+                                                          scale);
+                }},
+               {"flash2", [&] { flash(); }}};
+  row.difference = [&] {
+    row.work();
+    return graft_kernels::testing::largest_error(out, flash().transpose(1, 2).to(at::kDouble));
+  };
+  row.tolerance = 2e-2;
+  harness.run(row);
+}
+
 }  // namespace
 
 int main() {
@@ -68,6 +111,11 @@ int main() {
                                                  {8, 4096, 16, 16, 128},
                                                  {4, 8192, 16, 2, 256}}) {
       bench_decode(harness, at::kBFloat16, shape);
+    }
+    for (const bool causal : {true, false}) {
+      bench_prompt(harness, at::kBFloat16, {2, 4096, 32, 32, 128}, causal);
+      bench_prompt(harness, at::kBFloat16, {1, 16384, 32, 32, 128}, causal);
+      bench_prompt(harness, at::kBFloat16, {2, 4096, 32, 32, 64}, causal);
     }
     bench_decode(harness, at::kHalf, {1, 4096, 32, 8, 128});
     bench_decode(harness, at::kFloat, {1, 4096, 32, 8, 128});

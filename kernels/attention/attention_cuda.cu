@@ -9,6 +9,7 @@
 #include "kernels/attention/attention_decode_kernel.cuh"
 #include "kernels/attention/attention_decode_ops.h"
 #include "kernels/attention/attention_plain_kernel.cuh"
+#include "kernels/attention/sm90_attention.h"
 #include "kernels/common/cuda_launch.h"
 
 namespace graft_kernels::attention {
@@ -168,6 +169,11 @@ void run_cuda(DecodeProblem problem, const Tensor& query) {
     return;
   }
   const CudaScope scope(query);
+  const int capability = scope.attribute(cudaDevAttrComputeCapabilityMajor) * 10 +
+                         scope.attribute(cudaDevAttrComputeCapabilityMinor);
+  if (*why_not_sm90(problem, capability) == '\0') {
+    return run_sm90(problem, scope.attribute(cudaDevAttrL2CacheSize), scope.stream());
+  }
   switch (problem.base.dtype) {
     case Dtype::kFloat32:
       return run_dtype<float>(problem, query, scope);

@@ -299,6 +299,34 @@ TEST_P(CudaAttention, ServesTheOpsOfTheCpuToo) {
   expect_close(ours, query, key, key, {}, "attention");
 }
 
+TEST_P(CudaAttention, IsRightForWholePrompts) {
+  for (const int64_t head_dim : {64, 128}) {
+    for (const auto& [queries, keys] : {std::pair<int64_t, int64_t>{64, 64},
+                                        {65, 1},
+                                        {127, 129},
+                                        {128, 128},
+                                        {200, 100},
+                                        {300, 1000},
+                                        {513, 513}}) {
+      for (const bool causal : {true, false}) {
+        expect_right({2, queries, keys, 6, 2, head_dim}, {.causal = causal});
+        expect_right({1, queries, keys, 2, 2, head_dim}, {.causal = causal});
+      }
+      if (testing::is_small_run() && queries > 127) {
+        break;
+      }
+    }
+  }
+}
+
+TEST_P(CudaAttention, GivesTheSameBitsForAPromptEveryTime) {
+  const at::Tensor query = random({2, 700, 8, 128}), key = random({2, 2, 900, 128});
+  const at::Tensor first = decode(query, key, key, {});
+  for (int run = 0; run < (testing::is_small_run() ? 3 : 100); ++run) {
+    ASSERT_TRUE(is_same_bits(decode(query, key, key, {}), first)) << run;
+  }
+}
+
 TEST_P(CudaAttention, NamesTheArgumentThatIsWrong) {
   const at::Tensor query = random({2, 1, 4, 16}), key = random({2, 2, 5, 16});
   const auto message = [&](const Cache& cache) {

@@ -110,12 +110,16 @@ __device__ __forceinline__ void work_tile(const DecodeProblem& problem, const Pl
     multiply<T>(scores[1], a, b[2], b[3]);
   }
   float largest[2] = {state.largest[0], state.largest[1]};
+  const bool simple = problem.base.mask == nullptr && problem.base.softcap == 0.0F;
+  const float scale_log2 = problem.base.scale * kLog2E;
 #pragma unroll
   for (int index = 0; index < 8; ++index) {
     const int tile = index / 4, half = index % 4 / 2;
     float& score = scores[tile][index % 4];
     const int key = first + tile * 8 + lane % 4 * 2 + index % 2;
-    score = finish_score<T>(problem, place, views[half], key, score);
+    const bool seen = key >= views[half].begin && key < views[half].end;
+    score = simple ? (seen ? score * scale_log2 : -INFINITY)
+                   : finish_score<T>(problem, place, views[half], key, score);
     largest[half] = fmaxf(largest[half], score);
   }
   if (problem.base.mask != nullptr) {
@@ -185,7 +189,6 @@ __device__ __forceinline__ void merge_warps(const DecodeProblem& problem, const 
                                             const float* values, const float2* sums) {
   const int head_dim = static_cast<int>(problem.base.head_dim);
   const int pairs = head_dim / 2;
-  const int split = static_cast<int>(blockIdx.x % problem.splits);
   for (int index = threadIdx.x; index < place.rows * pairs; index += kDecodeThreads) {
     const int row = index / pairs, column = index % pairs * 2;
     float largest = -INFINITY;
@@ -206,7 +209,7 @@ __device__ __forceinline__ void merge_warps(const DecodeProblem& problem, const 
       value.y += part.y * factor;
     }
     if (problem.splits > 1) {
-      float* part = part_row(problem, place.block, split, row);
+      float* part = part_row(problem, place.block, place.split, row);
       *reinterpret_cast<float2*>(part + 2 + column) = value;
       if (column == 0) {
         *reinterpret_cast<float2*>(part) = {largest, sum};
@@ -250,8 +253,9 @@ __global__ void __launch_bounds__(kDecodeThreads, DecodeLayout<kD>::kBlocksPerPr
   start(first, 0);
   load_queries<T, kD>(problem, place, queries);
   __syncthreads();
-  const RowView views[2] = {view_row(problem, place, lane / 4),
-                            view_row(problem, place, lane / 4 + 8)};
+  RowView views[2] = {view_row(problem, place, lane / 4), view_row(problem, place, lane / 4 + 8)};
+  views[0].end = min(views[0].end, place.end);
+  views[1].end = min(views[1].end, place.end);
   WarpState<kD> state;
   for (int stage = 0; first < place.end; first += kStep, stage ^= 1) {
     start(first + kStep, stage ^ 1);

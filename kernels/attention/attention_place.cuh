@@ -18,6 +18,7 @@ struct Place {
   int64_t batch;
   int64_t head;
   int64_t block;
+  int split;
   int row;
   int rows;
   int length;
@@ -35,25 +36,32 @@ __device__ __forceinline__ int row_begin(const DecodeProblem& problem, int lengt
   return problem.window > 0 ? static_cast<int>(max(own - problem.window + 1, int64_t{0})) : 0;
 }
 
+// Divisions are of 32 bits: those of 64 take as long as a tile of keys.
 __device__ __forceinline__ Place place_of(const DecodeProblem& problem) {
   const Problem& base = problem.base;
+  const unsigned splits = problem.splits, groups = static_cast<unsigned>(base.groups);
+  const unsigned rows = static_cast<unsigned>(base.rows());
+  const unsigned row_blocks = (rows + kBlockRows - 1) / kBlockRows;
+  const unsigned key_heads = static_cast<unsigned>(base.key_heads);
+  const unsigned block = splits == 1 ? blockIdx.x : blockIdx.x / splits;
+  const unsigned head = row_blocks == 1 ? block : block / row_blocks;
   Place place;
-  place.block = blockIdx.x / problem.splits;
-  const int split = static_cast<int>(blockIdx.x % problem.splits);
-  const int row_blocks = static_cast<int>(base.row_blocks());
-  place.row = static_cast<int>(place.block % row_blocks) * kBlockRows;
-  place.rows = min(kBlockRows, static_cast<int>(base.rows()) - place.row);
-  place.head = place.block / row_blocks % base.key_heads;
-  place.batch = place.block / row_blocks / base.key_heads;
+  place.block = block;
+  place.split = static_cast<int>(blockIdx.x - block * splits);
+  place.row = static_cast<int>((block - head * row_blocks) * kBlockRows);
+  place.rows = min(kBlockRows, static_cast<int>(rows) - place.row);
+  place.batch = head / key_heads;
+  place.head = head - static_cast<unsigned>(place.batch) * key_heads;
   const int keys = static_cast<int>(base.keys);
   place.length =
       problem.lengths == nullptr ? keys : min(max(problem.lengths[place.batch], 0), keys);
-  const int groups = static_cast<int>(base.groups);
-  const int end = row_end(problem, place.length, (place.row + place.rows - 1) / groups);
-  const int begin = min(row_begin(problem, place.length, place.row / groups), end);
-  const int tiles = (end - begin + kTileKeys - 1) / kTileKeys;
-  const int share = (tiles + problem.splits - 1) / problem.splits * kTileKeys;
-  place.begin = min(begin + split * share, end);
+  const int end =
+      row_end(problem, place.length, static_cast<int>((place.row + place.rows - 1U) / groups));
+  const int begin =
+      min(row_begin(problem, place.length, static_cast<int>(place.row / groups)), end);
+  const unsigned tiles = static_cast<unsigned>(end - begin + kTileKeys - 1) / kTileKeys;
+  const int share = static_cast<int>((tiles + splits - 1) / splits) * kTileKeys;
+  place.begin = min(begin + place.split * share, end);
   place.end = min(place.begin + share, end);
   return place;
 }
@@ -80,12 +88,13 @@ struct RowView {
 
 __device__ __forceinline__ RowView view_row(const DecodeProblem& problem, const Place& place,
                                             int row) {
-  const int groups = static_cast<int>(problem.base.groups);
+  const unsigned groups = static_cast<unsigned>(problem.base.groups);
+  const unsigned at = place.row + row, query = at / groups;
   RowView view;
-  view.query = (place.row + row) / groups;
-  view.head = place.head * groups + (place.row + row) % groups;
-  view.begin = row_begin(problem, place.length, static_cast<int>(view.query));
-  view.end = row < place.rows ? row_end(problem, place.length, static_cast<int>(view.query)) : 0;
+  view.query = query;
+  view.head = place.head * groups + (at - query * groups);
+  view.begin = row_begin(problem, place.length, static_cast<int>(query));
+  view.end = row < place.rows ? row_end(problem, place.length, static_cast<int>(query)) : 0;
   return view;
 }
 

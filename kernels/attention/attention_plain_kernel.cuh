@@ -77,8 +77,7 @@ __device__ __forceinline__ void store_row(const DecodeProblem& problem, const Pl
                                           const RowView& view, int row, const LaneState& state) {
   const int lane = threadIdx.x % 32, head_dim = static_cast<int>(problem.base.head_dim);
   if (problem.splits > 1) {
-    float* part =
-        part_row(problem, place.block, static_cast<int>(blockIdx.x % problem.splits), row);
+    float* part = part_row(problem, place.block, place.split, row);
     part[0] = state.largest;
     part[1] = state.sum;
 #pragma unroll
@@ -128,42 +127,51 @@ __global__ void __launch_bounds__(kPlainThreads)
   }
 }
 
+// Over the block's threads, in a fixed order; everyone gets the result.
+__device__ __forceinline__ float merge_largest(float value, float* shared) {
+#pragma unroll
+  for (int distance = 16; distance > 0; distance /= 2) {
+    value = fmaxf(value, __shfl_xor_sync(0xFFFFFFFFU, value, distance));
+  }
+  shared[threadIdx.x / 32] = value;
+  __syncthreads();
+  return fmaxf(fmaxf(shared[0], shared[1]), fmaxf(shared[2], shared[3]));
+}
+
+__device__ __forceinline__ float merge_sums(float value, float* shared) {
+  value = sum_over_warp(value);
+  shared[4 + threadIdx.x / 32] = value;
+  __syncthreads();
+  return (shared[4] + shared[5]) + (shared[6] + shared[7]);
+}
+
 // One block of threads per row: the parts of its keys become its result. A thread has columns
 // t, t + threads, ….
 template <typename T>
 __global__ void __launch_bounds__(kPlainThreads)
     attention_decode_merge_kernel(const __grid_constant__ DecodeProblem problem) {
+  static_assert(kMaxSplits == kPlainThreads);
   __shared__ float factors[kMaxSplits];
-  __shared__ float sums[kMaxSplits];
-  const int rows = static_cast<int>(problem.base.rows());
-  const int row_blocks = static_cast<int>(problem.base.row_blocks());
-  const int64_t row = blockIdx.x % rows, head = blockIdx.x / rows;  // head: of batch and key heads
-  const int64_t block = head * row_blocks + row / kBlockRows;
-  const int thread = threadIdx.x;
-  wait_for_kernel_before();
+  __shared__ float values[2 * kPlainThreads / 32];
+  const unsigned rows = static_cast<unsigned>(problem.base.rows());
+  const unsigned head = blockIdx.x / rows, row = blockIdx.x - head * rows;  // head: of all entries
+  const int64_t block = static_cast<int64_t>(head) * problem.base.row_blocks() + row / kBlockRows;
+  const int thread = threadIdx.x, splits = problem.splits;
   const float* parts = part_row(problem, block, 0, static_cast<int>(row % kBlockRows));
   const int64_t stride = kBlockRows * (problem.base.head_dim + 2);
-  if (thread < problem.splits) {
-    factors[thread] = parts[thread * stride];
-    sums[thread] = parts[thread * stride + 1];
+  wait_for_kernel_before();
+  float2 own = {-INFINITY, 0.0F};
+  if (thread < splits) {
+    own = {parts[thread * stride], parts[thread * stride + 1]};
   }
-  __syncthreads();
-  float largest = -INFINITY;
-  for (int split = 0; split < problem.splits; ++split) {
-    largest = fmaxf(largest, factors[split]);
-  }
-  __syncthreads();
-  if (thread < problem.splits) {
-    factors[thread] = exp2f(factors[thread] - origin_of(largest));
-  }
-  __syncthreads();
-  float sum = 0.0F;
-  for (int split = 0; split < problem.splits; ++split) {
-    sum += sums[split] * factors[split];
-  }
+  const float largest = merge_largest(own.x, values);
+  own.x = exp2f(own.x - origin_of(largest));
+  factors[thread] = own.x;
+  const float sum = merge_sums(own.x * own.y, values);
   Place place = {};
-  place.batch = head / problem.base.key_heads;
-  place.head = head % problem.base.key_heads;
+  const unsigned key_heads = static_cast<unsigned>(problem.base.key_heads);
+  place.batch = head / key_heads;
+  place.head = head % key_heads;
   place.row = static_cast<int>(row);
   const RowView view = view_row(problem, place, 0);
   const RowResult result = finish_row<T>(problem, view.head, largest, sum);
@@ -171,7 +179,7 @@ __global__ void __launch_bounds__(kPlainThreads)
   for (int column = thread; column < problem.base.head_dim; column += kPlainThreads) {
     float value = 0.0F;
 #pragma unroll 16
-    for (int split = 0; split < problem.splits; ++split) {
+    for (int split = 0; split < splits; ++split) {
       value += parts[split * stride + 2 + column] * factors[split];
     }
     out[column] = from_float<T>(value * result.factor);

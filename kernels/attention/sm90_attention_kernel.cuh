@@ -1,0 +1,380 @@
+// Attention of many queries on Hopper: one warpgroup brings tiles with the bulk tensor copy engine, two
+// compute 64 queries each on wgmma. The scores of the next tile are computed while the softmax of
+// the present one is, and the two warpgroups take turns, so that one's softmax hides behind the
+// other's products. Device code, no Torch.
+#pragma once
+
+#include "kernels/attention/attention_mma.cuh"
+#include "kernels/attention/attention_place.cuh"
+#include "kernels/attention/sm90_wgmma.cuh"
+
+namespace graft_kernels::attention::sm90 {
+
+inline constexpr int kQueryTile = 128;  // of a block, 64 for each computing warpgroup
+inline constexpr int kKeyTile = 128;
+inline constexpr int kStages = 2;
+inline constexpr int kThreads = 384;
+inline constexpr int kComputeWarps = 8;
+
+// Shared memory: queries, then a ring of keys and one of values; boxes of 64 columns.
+template <int kD>
+struct Layout {
+  static constexpr int kBoxes = kD / kBoxColumns;
+  static constexpr int kQueryBox = kQueryTile * kBoxColumns * 2;
+  static constexpr int kKeyBox = kKeyTile * kBoxColumns * 2;
+  static constexpr int kQueryBytes = kQueryBox * kBoxes;
+  static constexpr int kKeyBytes = kKeyBox * kBoxes;
+  static constexpr int kKeys = kQueryBytes;
+  static constexpr int kValues = kKeys + kStages * kKeyBytes;
+  static constexpr int kBytes = kValues + kStages * kKeyBytes + 1024;  // and alignment
+};
+
+struct Barriers {
+  uint64_t queries;
+  uint64_t keys[kStages];
+  uint64_t values[kStages];
+  uint64_t keys_free[kStages];
+  uint64_t values_free[kStages];
+};
+
+// What one block of threads computes: queries [first_query, first_query + 128) of a head against
+// tiles [0, tiles) of keys, from the last to the first.
+struct Task {
+  int batch;
+  int head;
+  int key_head;
+  int first_query;
+  int tiles;
+};
+
+// Blocks come with the longest first within as many heads as have their keys in L2 together.
+struct Order {
+  int query_tiles;
+  int heads_together;  // key heads, of all batch entries
+};
+
+__device__ __forceinline__ Task task_of(const DecodeProblem& problem, const Order& order) {
+  const Problem& base = problem.base;
+  const int groups = static_cast<int>(base.groups);
+  const int all_heads = static_cast<int>(base.batch * base.key_heads);
+  const int per_section = order.heads_together * groups * order.query_tiles;
+  const int section = static_cast<int>(blockIdx.x) / per_section;
+  const int index = static_cast<int>(blockIdx.x) % per_section;
+  const int first_head = section * order.heads_together;
+  const int section_heads = min(order.heads_together, all_heads - first_head) * groups;
+  const int head = first_head * groups + index % section_heads;  // of batch and query heads
+  const int key_heads = static_cast<int>(base.key_heads);
+  Task task;
+  task.batch = head / (groups * key_heads);
+  task.head = head % (groups * key_heads);
+  task.key_head = task.head / groups;
+  task.first_query = (order.query_tiles - 1 - index / section_heads) * kQueryTile;
+  const int last = min(task.first_query + kQueryTile, static_cast<int>(base.queries)) - 1;
+  const int end = row_end(problem, static_cast<int>(base.keys), last);
+  task.tiles = (end + kKeyTile - 1) / kKeyTile;
+  return task;
+}
+
+template <int kD>
+__device__ __forceinline__ void copy_tile(unsigned char* to, const CUtensorMap* map,
+                                          uint64_t* barrier, int row, int head, int batch,
+                                          int box_bytes) {
+#pragma unroll
+  for (int box = 0; box < Layout<kD>::kBoxes; ++box) {
+    copy_box(to + box * box_bytes, map, barrier, box * kBoxColumns, row, head, batch);
+  }
+}
+
+// The one thread that starts every copy. Keys run one tile ahead of values.
+template <int kD>
+__device__ __forceinline__ void produce(const Task& task, const CUtensorMap* query_map,
+                                        const CUtensorMap* key_map, const CUtensorMap* value_map,
+                                        unsigned char* shared, Barriers& barriers) {
+  using L = Layout<kD>;
+  arrive_expecting(&barriers.queries, L::kQueryBytes);
+  copy_tile<kD>(shared, query_map, &barriers.queries, task.first_query, task.head, task.batch,
+                L::kQueryBox);
+  for (int step = 0; step < task.tiles; ++step) {
+    const int stage = step % kStages, phase = step / kStages % 2;
+    const int row = (task.tiles - 1 - step) * kKeyTile;
+    wait(&barriers.keys_free[stage], phase ^ 1);
+    arrive_expecting(&barriers.keys[stage], L::kKeyBytes);
+    copy_tile<kD>(shared + L::kKeys + stage * L::kKeyBytes, key_map, &barriers.keys[stage], row,
+                  task.key_head, task.batch, L::kKeyBox);
+    wait(&barriers.values_free[stage], phase ^ 1);
+    arrive_expecting(&barriers.values[stage], L::kKeyBytes);
+    copy_tile<kD>(shared + L::kValues + stage * L::kKeyBytes, value_map, &barriers.values[stage],
+                  row, task.key_head, task.batch, L::kKeyBox);
+  }
+}
+
+// scores[64x128] = queries keys^T, started.
+template <typename T, int kD>
+__device__ __forceinline__ void start_scores(float (&scores)[64], const unsigned char* queries,
+                                             const unsigned char* keys) {
+  using L = Layout<kD>;
+  const uint64_t a = describe_rows(queries), b = describe_rows(keys);
+#pragma unroll
+  for (int step = 0; step < kD / 16; ++step) {
+    const int box = step / 4, inside = step % 4 * 32;
+    multiply_shared<T>(scores, a + (box * L::kQueryBox + inside) / 16,
+                       b + (box * L::kKeyBox + inside) / 16, step > 0);
+  }
+}
+
+// out[64xkD] += weights[64x128] values, started.
+template <typename T, int kD>
+__device__ __forceinline__ void start_values(float (&out)[kD / 2], const uint32_t (&weights)[8][4],
+                                             const unsigned char* values) {
+  const uint64_t b = describe_columns(values, Layout<kD>::kKeyBox);
+#pragma unroll
+  for (int step = 0; step < kKeyTile / 16; ++step) {
+    multiply_registers<T>(out, weights[step], b + step * 2048 / 16);
+  }
+}
+
+// A thread's two rows: lane / 4 and lane / 4 + 8 of its warp's sixteen.
+struct RowState {
+  float largest[2] = {-INFINITY, -INFINITY};  // of the products, unscaled
+  float sum[2] = {};                          // of this thread's columns
+};
+
+// Hides keys that the rows may not see.
+__device__ __forceinline__ void hide(float (&scores)[64], int first_key, const int (&end)[2]) {
+  const int column = first_key + static_cast<int>(threadIdx.x) % 4 * 2;
+#pragma unroll
+  for (int index = 0; index < 64; ++index) {
+    if (column + index / 4 * 8 + index % 2 >= end[index % 4 / 2]) {
+      scores[index] = -INFINITY;
+    }
+  }
+}
+
+// Scores become weights relative to the new largest; the factors that earlier sums must take.
+__device__ __forceinline__ void softmax(float (&scores)[64], RowState& state, float scale_log2,
+                                        float (&factor)[2]) {
+  float largest[2] = {state.largest[0], state.largest[1]};
+#pragma unroll
+  for (int index = 0; index < 64; ++index) {
+    largest[index % 4 / 2] = fmaxf(largest[index % 4 / 2], scores[index]);
+  }
+  float origin[2];
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    largest[half] = fmaxf(largest[half], __shfl_xor_sync(0xFFFFFFFFU, largest[half], 1));
+    largest[half] = fmaxf(largest[half], __shfl_xor_sync(0xFFFFFFFFU, largest[half], 2));
+    origin[half] = origin_of(largest[half]) * scale_log2;
+    factor[half] = exp2_fast(state.largest[half] * scale_log2 - origin[half]);
+    state.largest[half] = largest[half];
+    state.sum[half] *= factor[half];
+  }
+#pragma unroll
+  for (int index = 0; index < 64; ++index) {
+    const int half = index % 4 / 2;
+    scores[index] = exp2_fast(fmaf(scores[index], scale_log2, -origin[half]));
+    state.sum[half] += scores[index];
+  }
+}
+
+template <typename T>
+__device__ __forceinline__ void round_weights(const float (&scores)[64],
+                                              uint32_t (&weights)[8][4]) {
+#pragma unroll
+  for (int step = 0; step < 8; ++step) {
+#pragma unroll
+    for (int word = 0; word < 4; ++word) {
+      weights[step][word] = pack<T>(scores[step * 8 + word * 2], scores[step * 8 + word * 2 + 1]);
+    }
+  }
+}
+
+__device__ __forceinline__ void free_stage(uint64_t* barrier) {
+  if (threadIdx.x % 32 == 0) {
+    arrive(barrier);
+  }
+}
+
+// Turns of the two computing warpgroups: products are started by one at a time.
+struct Turns {
+  static constexpr int kFirst = 1;  // number of the hardware's barrier
+  static constexpr int kBoth = 256;
+  int own;
+  __device__ void begin() const {
+    if (own == 1) {
+      arrive_named(kFirst, kBoth);
+    }
+  }
+  __device__ void take() const { sync_named(kFirst + own, kBoth); }
+  // The last step's hand-over to the first warpgroup would wait for nobody.
+  __device__ void pass(bool last) const {
+    if (own == 0 || !last) {
+      arrive_named(kFirst + 1 - own, kBoth);
+    }
+  }
+};
+
+// Result of a warpgroup through its own queries' shared memory, so that whole rows are written.
+template <typename T, int kD>
+__device__ __forceinline__ void store_out(const DecodeProblem& problem, const Task& task, int group,
+                                          unsigned char* queries, const float (&out)[kD / 2],
+                                          RowState& state) {
+  using L = Layout<kD>;
+  const Problem& base = problem.base;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
+  sync_named(3 + group, 128);  // all of the warpgroup have read their queries
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    float sum = state.sum[half];
+    sum += __shfl_xor_sync(0xFFFFFFFFU, sum, 1);
+    sum += __shfl_xor_sync(0xFFFFFFFFU, sum, 2);
+    const float factor = sum == 0.0F ? 0.0F : 1.0F / sum;
+    const int row = warp * 16 + lane / 4 + half * 8;
+    const int64_t query = task.first_query + group * 64 + row;
+    if (problem.lse != nullptr && lane % 4 == 0 && query < base.queries) {
+      const float lse =
+          sum == 0.0F ? -INFINITY : origin_of(state.largest[half]) * base.scale + logf(sum);
+      problem.lse[(task.batch * base.key_heads * base.groups + task.head) * base.queries + query] =
+          lse;
+    }
+#pragma unroll
+    for (int tile = 0; tile < kD / 8; ++tile) {
+      const uint32_t word =
+          pack<T>(out[tile * 4 + half * 2] * factor, out[tile * 4 + half * 2 + 1] * factor);
+      const int chunk = (tile % 8) ^ (row % 8);
+      *reinterpret_cast<uint32_t*>(queries + tile / 8 * L::kQueryBox + row * 128 + chunk * 16 +
+                                   lane % 4 * 4) = word;
+    }
+  }
+  __syncwarp();
+  constexpr int kChunks = kD / 8;
+#pragma unroll
+  for (int index = lane; index < 16 * kChunks; index += 32) {
+    const int row = warp * 16 + index / kChunks, column = index % kChunks;
+    const int64_t query = task.first_query + group * 64 + row;
+    const int chunk = (column % 8) ^ (row % 8);
+    const uint4 value = *reinterpret_cast<const uint4*>(queries + column / 8 * L::kQueryBox +
+                                                        row * 128 + chunk * 16);
+    if (query < base.queries) {
+      T* to = static_cast<T*>(base.out) + task.batch * base.out_stride[0] +
+              query * base.out_stride[1] + task.head * base.out_stride[2];
+      reinterpret_cast<uint4*>(to)[column] = value;
+    }
+  }
+}
+
+// One warpgroup's 64 queries against all tiles.
+template <typename T, int kD>
+__device__ __forceinline__ void consume(const DecodeProblem& problem, const Task& task, int group,
+                                        unsigned char* shared, Barriers& barriers) {
+  using L = Layout<kD>;
+  unsigned char* queries = shared + group * 64 * 128;
+  const Turns turns{group};
+  const float scale_log2 = problem.base.scale * kLog2E;
+  const int keys = static_cast<int>(problem.base.keys);
+  const int warp_row = static_cast<int>(threadIdx.x) / 32 % 4 * 16;
+  const int row = task.first_query + group * 64 + warp_row + static_cast<int>(threadIdx.x) % 32 / 4;
+  const int end[2] = {row_end(problem, keys, row), row_end(problem, keys, row + 8)};
+  const int all_see = row_end(problem, keys, task.first_query + group * 64);
+  float out[kD / 2] = {};
+  RowState state;
+  wait(&barriers.queries, 0);
+  if (task.tiles > 0) {
+    float scores[64] = {}, factor[2];
+    uint32_t weights[8][4];
+    turns.begin();
+    wait(&barriers.keys[0], 0);
+    fence_registers(scores);
+    fence_products();
+    start_scores<T, kD>(scores, queries, shared + L::kKeys);
+    commit_products();
+    wait_products<0>();
+    fence_registers(scores);
+    free_stage(&barriers.keys_free[0]);
+    const int last_first = (task.tiles - 1) * kKeyTile;
+    if (last_first + kKeyTile > all_see) {
+      hide(scores, last_first, end);
+    }
+    softmax(scores, state, scale_log2, factor);
+    round_weights<T>(scores, weights);
+    for (int step = 1; step < task.tiles; ++step) {
+      const int stage = step % kStages, before = (step - 1) % kStages;
+      wait(&barriers.keys[stage], step / kStages % 2);
+      turns.take();
+      fence_registers(scores);
+      fence_registers(out);
+      fence_registers(weights);
+      fence_products();
+      start_scores<T, kD>(scores, queries, shared + L::kKeys + stage * L::kKeyBytes);
+      commit_products();
+      wait(&barriers.values[before], (step - 1) / kStages % 2);
+      start_values<T, kD>(out, weights, shared + L::kValues + before * L::kKeyBytes);
+      commit_products();
+      turns.pass(step == task.tiles - 1);
+      wait_products<1>();
+      fence_registers(scores);
+      free_stage(&barriers.keys_free[stage]);
+      const int first_key = (task.tiles - 1 - step) * kKeyTile;
+      if (first_key + kKeyTile > all_see) {
+        hide(scores, first_key, end);
+      }
+      softmax(scores, state, scale_log2, factor);
+      wait_products<0>();
+      fence_registers(out);
+      free_stage(&barriers.values_free[before]);
+      round_weights<T>(scores, weights);
+#pragma unroll
+      for (int index = 0; index < kD / 2; ++index) {
+        out[index] *= factor[index % 4 / 2];
+      }
+    }
+    const int step = task.tiles - 1, stage = step % kStages;
+    wait(&barriers.values[stage], step / kStages % 2);
+    fence_registers(out);
+    fence_registers(weights);
+    fence_products();
+    start_values<T, kD>(out, weights, shared + L::kValues + stage * L::kKeyBytes);
+    commit_products();
+    wait_products<0>();
+    fence_registers(out);
+  }
+  store_out<T, kD>(problem, task, group, queries, out, state);
+}
+
+template <typename T, int kD>
+__global__ void __launch_bounds__(kThreads, 1)
+    attention_fwd_sm90_kernel(const __grid_constant__ CUtensorMap query_map,
+                              const __grid_constant__ CUtensorMap key_map,
+                              const __grid_constant__ CUtensorMap value_map,
+                              const __grid_constant__ DecodeProblem problem, const Order order) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  extern __shared__ unsigned char unaligned[];
+  __shared__ Barriers barriers;
+  // Swizzled tiles start at multiples of 1024 bytes.
+  unsigned char* shared = unaligned + (1024 - shared_address(unaligned) % 1024) % 1024;
+  if (threadIdx.x == 0) {
+    init_barrier(&barriers.queries, 1);
+    for (int stage = 0; stage < kStages; ++stage) {
+      init_barrier(&barriers.keys[stage], 1);
+      init_barrier(&barriers.values[stage], 1);
+      init_barrier(&barriers.keys_free[stage], kComputeWarps);
+      init_barrier(&barriers.values_free[stage], kComputeWarps);
+    }
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  }
+  __syncthreads();
+  const Task task = task_of(problem, order);
+  // The same in all of a warp, which the compiler must know where products are started.
+  const int group = __shfl_sync(0xFFFFFFFFU, static_cast<int>(threadIdx.x) / 128, 0);
+  if (group == 0) {
+    give_registers<24>();
+    if (threadIdx.x == 0) {
+      produce<kD>(task, &query_map, &key_map, &value_map, shared, barriers);
+    }
+  } else {
+    take_registers<240>();
+    consume<T, kD>(problem, task, group - 1, shared, barriers);
+  }
+#endif
+}
+
+}  // namespace graft_kernels::attention::sm90
