@@ -123,11 +123,11 @@ AccessRules AccessRules::read(const fs::path& file) {
   }
   try {
     const auto json = nlohmann::json::parse(stream);
-    const auto none = nlohmann::json::object();
     rules.users = json.value("users", decltype(rules.users)());
     rules.trusted_publishers =
         json.value("trusted-publishers", decltype(rules.trusted_publishers)());
-    for (const auto& [id, entry] : json.value("repositories", none).items()) {
+    const auto listed = json.value("repositories", nlohmann::json::object());
+    for (const auto& [id, entry] : listed.items()) {
       rules.repositories[id] = {entry.value("private", false), entry.value("gated", false),
                                 entry.value("readers", std::set<std::string>())};
     }

@@ -114,8 +114,7 @@ Target Target::parse(std::string_view text) {
       target.segments.push_back(percent_decode(segment, false));
     }
   }
-  target.path = "/";
-  target.path += joined(target.segments, 0);
+  target.path = fmt::format("/{}", joined(target.segments, 0));
   target.query = parse_form(mark < text.size() ? text.substr(mark + 1) : "");
   return target;
 }
