@@ -1,12 +1,15 @@
 #include <cstring>
 #include <fstream>
 #include <functional>
+#include <limits>
+#include <map>
 #include <variant>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "graft/core/error.h"
+#include "graft/io/test_allocations.h"
 #include "graft/models/auto_model.h"
 #include "graft/models/gguf_names.h"
 #include "graft/models/test_checkpoint.h"
@@ -277,6 +280,93 @@ TEST(Gguf, NamesAnUnknownArchitectureAndAMissingKey) {
   } catch (const FormatError& error) {
     EXPECT_THAT(error.what(), ::testing::HasSubstr("llama.context_length: expected an integer"));
   }
+}
+
+// A small Llama without weights beside the embedding, with one metadata entry changed or added.
+struct HostileGguf {
+  std::string text;
+  std::string code = "accepted";
+
+  HostileGguf(const std::string& key, const GgufWriter::Value& value,
+              const std::string& tensor = "", const at::Tensor& data = {}) {
+    std::map<std::string, GgufWriter::Value> metadata = {
+        {"general.architecture", "llama"},
+        {"llama.context_length", 64U},
+        {"llama.embedding_length", 32U},
+        {"llama.feed_forward_length", 64U},
+        {"llama.block_count", 2U},
+        {"llama.attention.head_count", 4U},
+        {"llama.attention.head_count_kv", 2U},
+        {"llama.attention.layer_norm_rms_epsilon", 1e-5F}};
+    metadata[key] = value;
+    GgufWriter writer;
+    for (const auto& [name, item] : metadata) {
+      writer.metadata(name, item);
+    }
+    if (tensor != "token_embd.weight") {
+      writer.tensor("token_embd.weight", at::zeros({4, 32}));
+    }
+    if (!tensor.empty()) {
+      writer.tensor(tensor, data);
+    }
+    const TempFolder folder;
+    writer.write(folder.path() / "hostile.gguf");
+    const uint64_t allocated = io::test_support::bytes_allocated_by([&] {
+      try {
+        AutoModelForCausalLM::from_pretrained((folder.path() / "hostile.gguf").string());
+      } catch (const Error& error) {
+        code = error.code();
+        text = error.what();
+      }
+    });
+    EXPECT_LT(allocated, 1 << 20) << text;
+    EXPECT_THAT(text, ::testing::HasSubstr("/hostile.gguf`: "));
+  }
+};
+
+TEST(Gguf, RefusesHostileMetadataNamingKeyAndOffset) {
+  const auto refuses = [](const std::string& name, const GgufWriter::Value& value) {
+    const HostileGguf hostile("llama." + name, value);
+    EXPECT_EQ(hostile.code, "models.config.value") << name;
+    EXPECT_THAT(hostile.text,
+                ::testing::ContainsRegex("`: at offset [0-9]+: llama." + name + ": expected "));
+  };
+  for (const char* key : {"context_length", "embedding_length", "feed_forward_length",
+                          "block_count", "attention.head_count", "attention.head_count_kv"}) {
+    refuses(key, 0U);
+    refuses(key, UINT32_MAX);
+    refuses(key, -4.0F);
+    refuses(key, 2.5F);
+    refuses(key, "many");
+  }
+  refuses("block_count", 1'000'000'000U);
+  refuses("attention.head_count_kv", 3U);
+  refuses("attention.head_count", 6U);
+  refuses("attention.key_length", 1U);
+  refuses("attention.key_length", 7U);
+  refuses("rope.dimension_count", 1U << 20);
+  refuses("rope.dimension_count", 16U);
+  refuses("rope.freq_base", 0.0F);
+  refuses("rope.freq_base", std::numeric_limits<float>::quiet_NaN());
+  refuses("attention.layer_norm_rms_epsilon", -1.0F);
+  const HostileGguf architecture("general.architecture", std::string(10'000, 'x') + "\x1b[31m");
+  EXPECT_EQ(architecture.code, "models.gguf.architecture");
+  EXPECT_LT(architecture.text.size(), 1000);
+}
+
+TEST(Gguf, RefusesTensorsThatTheConfigIsMadeOfNamingThemAndTheirOffset) {
+  const HostileGguf factors("llama.block_count", 2U, "rope_freqs.weight", at::ones({5000}));
+  EXPECT_EQ(factors.code, "models.gguf.rope-factors");
+  EXPECT_THAT(factors.text,
+              ::testing::ContainsRegex("at offset [0-9]+: tensor `rope_freqs.weight`: expected at "
+                                       "most 4096 factors, got 5000"));
+  const HostileGguf embedding("llama.block_count", 2U, "token_embd.weight", at::ones({8}));
+  EXPECT_EQ(embedding.code, "models.gguf.embedding");
+  EXPECT_THAT(
+      embedding.text,
+      ::testing::ContainsRegex("at offset [0-9]+: tensor `token_embd.weight`: expected a matrix"));
+  const HostileGguf none("llama.block_count", 2U, "blk.0.attn_norm.weight", at::ones({32}));
+  EXPECT_EQ(none.code, "models.weights.mismatch");
 }
 
 }  // namespace
