@@ -7,6 +7,7 @@
 #include "graft/layers/kernelize.h"
 #include "graft/models/auto_model.h"
 #include "graft/models/auto_tokenizer.h"
+#include "graft/models/save_pretrained.h"
 #include "graft/text/chat_template.h"
 
 namespace graft {
@@ -19,5 +20,7 @@ using layers::unkernelize;
 using models::AutoModelForCausalLM;
 using models::AutoTokenizer;
 using models::LoadOptions;
+using models::save_pretrained;
+using models::unique_parameters;
 
 }  // namespace graft

@@ -120,7 +120,7 @@ std::shared_ptr<CausalLM> AutoModelForCausalLM::from_pretrained(const std::strin
                 .device = device,
                 .trainable = options.trainable,
                 .progress = options.progress});
-  model->finish_loading(location.folder.string(), location.gguf_file.string());
+  model->finish_loading(location.folder.string(), location.gguf_file.string(), config.raw().dump());
   model->eval();
   swap_kernels(*model, options);
   return model;

@@ -27,6 +27,7 @@ struct CausalLMInfo {
   std::string model_type;    // `llama`, `qwen2`, …
   std::string folder;        // where the checkpoint lies, with generation_config.json and tokenizer
   std::string weights_file;  // the .gguf file, where the weights come from one
+  std::string config_json;   // as transformers would write it, also of a .gguf file
   int64_t vocab_size = 0;
   int64_t num_layers = 0;
   int64_t max_position_embeddings = 0;  // 0: no limit (dynamic rope stretches with the text)

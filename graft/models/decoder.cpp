@@ -119,12 +119,14 @@ DecoderForCausalLM::DecoderForCausalLM(const DecoderConfig& config,
 }
 
 void DecoderForCausalLM::finish_loading(const std::string& folder,
-                                        const std::string& weights_file) {
+                                        const std::string& weights_file,
+                                        const std::string& config_json) {
   if (tied()) {
     lm_head_->assign_weight("weight", model_->embed_tokens->weight);
   }
   info_.folder = folder;
   info_.weights_file = weights_file;
+  info_.config_json = config_json;
   info_.num_parameters = tied() ? -lm_head_->weight.numel() : 0;
   for (const at::Tensor& weight : parameters()) {
     info_.num_parameters += weight.numel();

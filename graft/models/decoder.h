@@ -94,7 +94,9 @@ class DecoderForCausalLM : public CausalLM {
   at::ScalarType dtype() const final { return model_->embed_tokens->weight.scalar_type(); }
 
   // Called by the loader once all weights are in: ties the head and counts parameters.
-  void finish_loading(const std::string& folder, const std::string& weights_file);
+  // config_json is what transformers would have as config.json.
+  void finish_loading(const std::string& folder, const std::string& weights_file,
+                      const std::string& config_json);
   bool tied() const { return config_.tie_word_embeddings; }
 
  protected:
