@@ -50,6 +50,32 @@ void bench_decode(Harness& harness, at::ScalarType dtype, const Shape& s) {
   harness.run(row);
 }
 
+// How the number of parts matters: what choose_splits in attention_cuda.cu was set by.
+void bench_splits(Harness& harness, const Shape& s) {
+  const Package& package = Package::for_device("attention", harness.device());
+  const at::TensorOptions options = at::TensorOptions(harness.device()).dtype(at::kBFloat16);
+  const at::Tensor query = at::randn({s.batch, 1, s.heads, s.head_dim}, options);
+  const at::Tensor key = at::randn({s.batch, s.key_heads, s.keys, s.head_dim}, options);
+  const at::Tensor value = at::randn({s.batch, s.key_heads, s.keys, s.head_dim}, options);
+  at::Tensor out = at::empty_like(query);
+  for (const int64_t splits : {1, 2, 3, 4, 8, 12, 16, 24, 32, 33, 48, 64, 96}) {
+    if (splits * s.batch * s.key_heads > 4096 || s.keys / splits > 8192) {
+      continue;
+    }
+    Row row;
+    row.op = "attention_decode";
+    row.variant = "splits " + std::to_string(splits);
+    row.dtype = "BFloat16";
+    row.shape = text(s) + "/" + std::to_string(splits);
+    row.bytes = 4 * s.batch * s.head_dim * (s.key_heads * s.keys + s.heads);
+    row.work = [&, splits] {
+      package("attention_decode_out", out, c10::IValue(), query, key, value, c10::IValue(),
+              c10::IValue(), c10::IValue(), c10::IValue(), 0.088, 0.0, int64_t{0}, true, splits);
+    };
+    harness.run(row);
+  }
+}
+
 // A prompt of S tokens; peers get the same tensors.
 void bench_prompt(Harness& harness, at::ScalarType dtype, const Shape& s, bool causal) {
   const Package& package = Package::for_device("attention", harness.device());
@@ -111,6 +137,10 @@ int main() {
                                                  {8, 4096, 16, 16, 128},
                                                  {4, 8192, 16, 2, 256}}) {
       bench_decode(harness, at::kBFloat16, shape);
+    }
+    for (const Shape& shape : std::vector<Shape>{
+             {1, 4096, 32, 8, 128}, {1, 32768, 32, 8, 128}, {32, 4096, 32, 8, 128}}) {
+      bench_splits(harness, shape);
     }
     for (const bool causal : {true, false}) {
       bench_prompt(harness, at::kBFloat16, {2, 4096, 32, 32, 128}, causal);

@@ -172,7 +172,10 @@ void run_cuda(DecodeProblem problem, const Tensor& query) {
   const int capability = scope.attribute(cudaDevAttrComputeCapabilityMajor) * 10 +
                          scope.attribute(cudaDevAttrComputeCapabilityMinor);
   if (*why_not_sm90(problem, capability) == '\0') {
-    return run_sm90(problem, scope.attribute(cudaDevAttrL2CacheSize), scope.stream());
+    const Sm90Device device{scope.attribute(cudaDevAttrMultiProcessorCount),
+                            scope.attribute(cudaDevAttrL2CacheSize), scope.stream()};
+    const Tensor taken = torch::stable::new_empty(query, {1}, ScalarType::Int);
+    return run_sm90(problem, device, static_cast<int*>(taken.mutable_data_ptr()));
   }
   switch (problem.base.dtype) {
     case Dtype::kFloat32:

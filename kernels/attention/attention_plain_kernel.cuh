@@ -7,6 +7,7 @@
 namespace graft_kernels::attention {
 
 inline constexpr int kPlainThreads = 128;
+inline constexpr int kMergeGroup = 32;   // parts in flight together
 inline constexpr int kPlainKeys = 4;     // in flight together
 inline constexpr int kPlainColumns = 8;  // of a lane: 32 * 8 = the longest head
 
@@ -178,9 +179,18 @@ __global__ void __launch_bounds__(kPlainThreads)
   T* out = out_row<T>(problem, place.batch, view);
   for (int column = thread; column < problem.base.head_dim; column += kPlainThreads) {
     float value = 0.0F;
-#pragma unroll 16
-    for (int split = 0; split < splits; ++split) {
-      value += parts[split * stride + 2 + column] * factors[split];
+    // Whole groups, so that their loads are in flight together.
+    for (int first = 0; first < splits; first += kMergeGroup) {
+      float group[kMergeGroup];
+#pragma unroll
+      for (int index = 0; index < kMergeGroup; ++index) {
+        const int split = first + index;
+        group[index] = split < splits ? parts[split * stride + 2 + column] : 0.0F;
+      }
+#pragma unroll
+      for (int index = 0; index < kMergeGroup; ++index) {
+        value += group[index] * factors[first + index];
+      }
     }
     out[column] = from_float<T>(value * result.factor);
   }

@@ -70,7 +70,7 @@ CUtensorMap describe(const Problem& base, const void* from, const Extents& exten
 }
 
 template <typename T, int kD>
-void launch(const DecodeProblem& problem, int64_t l2_bytes, cudaStream_t stream) {
+void launch(const DecodeProblem& problem, const Sm90Device& device, int* taken) {
   const Problem& base = problem.base;
   const CUtensorMap query_map =
       describe(base, base.query,
@@ -89,13 +89,18 @@ void launch(const DecodeProblem& problem, int64_t l2_bytes, cudaStream_t stream)
   sm90::Order order;
   order.query_tiles = static_cast<int>((base.queries + sm90::kQueryTile - 1) / sm90::kQueryTile);
   order.heads_together =
-      static_cast<int>(std::clamp<int64_t>(l2_bytes * 5 / 8 / head_bytes, 1, all_heads));
+      static_cast<int>(std::clamp<int64_t>(device.l2_bytes * 5 / 8 / head_bytes, 1, all_heads));
   constexpr int kBytes = sm90::Layout<kD>::kBytes;
   const auto kernel = sm90::attention_fwd_sm90_kernel<T, kD>;
   check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
              "cudaFuncSetAttribute");
-  const int64_t blocks = all_heads * base.groups * order.query_tiles;
-  kernel<<<static_cast<unsigned>(blocks), sm90::kThreads, kBytes, stream>>>(
+  order.tasks = static_cast<int>(sm90_tasks(problem));
+  const int blocks = std::min(order.tasks, device.processors);
+  order.taken = order.tasks > blocks ? taken : nullptr;
+  if (order.taken != nullptr) {
+    check_cuda(cudaMemsetAsync(order.taken, 0, sizeof(int), device.stream), "cudaMemsetAsync");
+  }
+  kernel<<<static_cast<unsigned>(blocks), sm90::kThreads, kBytes, device.stream>>>(
       query_map, key_map, value_map, problem, order);
   check_cuda(cudaGetLastError(), "attention_fwd_sm90_kernel");
 }
@@ -121,6 +126,9 @@ const char* why_not_sm90(const DecodeProblem& problem, int compute_capability) {
   if (problem.splits > 1) {
     return "keys are not divided";
   }
+  if (sm90_tasks(problem) > INT32_MAX / 2) {
+    return "too many tiles";
+  }
   const bool whole = is_whole_vectors(base.query, base.query_stride) &&
                      is_whole_vectors(base.key, base.key_stride) &&
                      is_whole_vectors(base.value, base.value_stride) &&
@@ -128,14 +136,20 @@ const char* why_not_sm90(const DecodeProblem& problem, int compute_capability) {
   return whole ? "" : "rows off 16 bytes";
 }
 
-void run_sm90(const DecodeProblem& problem, int64_t l2_bytes, CUstream_st* stream) {
+int64_t sm90_tasks(const DecodeProblem& problem) {
+  const Problem& base = problem.base;
+  const int64_t query_tiles = (base.queries + sm90::kQueryTile - 1) / sm90::kQueryTile;
+  return base.batch * base.key_heads * base.groups * query_tiles;
+}
+
+void run_sm90(const DecodeProblem& problem, const Sm90Device& device, int* taken) {
   const bool is_bfloat16 = problem.base.dtype == Dtype::kBfloat16;
   if (problem.base.head_dim == 64) {
-    is_bfloat16 ? launch<Bf16, 64>(problem, l2_bytes, stream)
-                : launch<Fp16, 64>(problem, l2_bytes, stream);
+    is_bfloat16 ? launch<Bf16, 64>(problem, device, taken)
+                : launch<Fp16, 64>(problem, device, taken);
   } else {
-    is_bfloat16 ? launch<Bf16, 128>(problem, l2_bytes, stream)
-                : launch<Fp16, 128>(problem, l2_bytes, stream);
+    is_bfloat16 ? launch<Bf16, 128>(problem, device, taken)
+                : launch<Fp16, 128>(problem, device, taken);
   }
 }
 

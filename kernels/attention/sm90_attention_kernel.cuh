@@ -16,7 +16,7 @@ inline constexpr int kStages = 2;
 inline constexpr int kThreads = 384;
 inline constexpr int kComputeWarps = 8;
 
-// Shared memory: queries, then a ring of keys and one of values; boxes of 64 columns.
+// Shared memory: queries, a ring of keys, one of values, results; boxes of 64 columns.
 template <int kD>
 struct Layout {
   static constexpr int kBoxes = kD / kBoxColumns;
@@ -26,15 +26,19 @@ struct Layout {
   static constexpr int kKeyBytes = kKeyBox * kBoxes;
   static constexpr int kKeys = kQueryBytes;
   static constexpr int kValues = kKeys + kStages * kKeyBytes;
-  static constexpr int kBytes = kValues + kStages * kKeyBytes + 1024;  // and alignment
+  static constexpr int kOut = kValues + kStages * kKeyBytes;
+  static constexpr int kBytes = kOut + kQueryBytes + 1024;  // and alignment
 };
 
 struct Barriers {
   uint64_t queries;
+  uint64_t queries_free;
   uint64_t keys[kStages];
   uint64_t values[kStages];
   uint64_t keys_free[kStages];
   uint64_t values_free[kStages];
+  uint64_t task[kStages];
+  uint64_t task_free[kStages];
 };
 
 // What one block of threads computes: queries [first_query, first_query + 128) of a head against
@@ -47,19 +51,22 @@ struct Task {
   int tiles;
 };
 
-// Blocks come with the longest first within as many heads as have their keys in L2 together.
+// A block takes task after task. They come with the longest first within as many heads as have their keys in L2 together.
 struct Order {
   int query_tiles;
   int heads_together;  // key heads, of all batch entries
+  int tasks;
+  int* taken;  // tasks taken beyond each block's first; absent where every task has its block
 };
 
-__device__ __forceinline__ Task task_of(const DecodeProblem& problem, const Order& order) {
+__device__ __forceinline__ Task task_of(const DecodeProblem& problem, const Order& order,
+                                        int number) {
   const Problem& base = problem.base;
   const int groups = static_cast<int>(base.groups);
   const int all_heads = static_cast<int>(base.batch * base.key_heads);
   const int per_section = order.heads_together * groups * order.query_tiles;
-  const int section = static_cast<int>(blockIdx.x) / per_section;
-  const int index = static_cast<int>(blockIdx.x) % per_section;
+  const int section = number / per_section;
+  const int index = number % per_section;
   const int first_head = section * order.heads_together;
   const int section_heads = min(order.heads_together, all_heads - first_head) * groups;
   const int head = first_head * groups + index % section_heads;  // of batch and query heads
@@ -85,26 +92,57 @@ __device__ __forceinline__ void copy_tile(unsigned char* to, const CUtensorMap* 
   }
 }
 
-// The one thread that starts every copy. Keys run one tile ahead of values.
+// Stage and phase of the n-th use of a ring.
+struct Slot {
+  int stage;
+  int phase;
+  __device__ explicit Slot(int use) : stage(use % kStages), phase(use / kStages % 2) {}
+};
+
+// The one thread that takes tasks and starts every copy. Keys run one tile ahead of values, and the
+// next task's ahead of its queries.
 template <int kD>
-__device__ __forceinline__ void produce(const Task& task, const CUtensorMap* query_map,
-                                        const CUtensorMap* key_map, const CUtensorMap* value_map,
-                                        unsigned char* shared, Barriers& barriers) {
+__device__ __forceinline__ void produce(const DecodeProblem& problem, const Order& order,
+                                        const CUtensorMap* query_map, const CUtensorMap* key_map,
+                                        const CUtensorMap* value_map, unsigned char* shared,
+                                        Barriers& barriers, int (&numbers)[kStages]) {
   using L = Layout<kD>;
-  arrive_expecting(&barriers.queries, L::kQueryBytes);
-  copy_tile<kD>(shared, query_map, &barriers.queries, task.first_query, task.head, task.batch,
-                L::kQueryBox);
-  for (int step = 0; step < task.tiles; ++step) {
-    const int stage = step % kStages, phase = step / kStages % 2;
-    const int row = (task.tiles - 1 - step) * kKeyTile;
-    wait(&barriers.keys_free[stage], phase ^ 1);
-    arrive_expecting(&barriers.keys[stage], L::kKeyBytes);
-    copy_tile<kD>(shared + L::kKeys + stage * L::kKeyBytes, key_map, &barriers.keys[stage], row,
-                  task.key_head, task.batch, L::kKeyBox);
-    wait(&barriers.values_free[stage], phase ^ 1);
-    arrive_expecting(&barriers.values[stage], L::kKeyBytes);
-    copy_tile<kD>(shared + L::kValues + stage * L::kKeyBytes, value_map, &barriers.values[stage],
-                  row, task.key_head, task.batch, L::kKeyBox);
+  int used = 0;
+  int number = static_cast<int>(blockIdx.x);
+  for (int count = 0;; ++count) {
+    const Slot own(count);
+    wait(&barriers.task_free[own.stage], own.phase ^ 1);
+    numbers[own.stage] = number;
+    arrive(&barriers.task[own.stage]);
+    if (number >= order.tasks) {
+      return;
+    }
+    const Task task = task_of(problem, order, number);
+    number = order.taken == nullptr ? order.tasks
+                                    : static_cast<int>(gridDim.x) + atomicAdd(order.taken, 1);
+    for (int step = 0; step < max(task.tiles, 1); ++step) {
+      const Slot slot(used);
+      const int row = (task.tiles - 1 - step) * kKeyTile;
+      if (task.tiles > 0) {
+        wait(&barriers.keys_free[slot.stage], slot.phase ^ 1);
+        arrive_expecting(&barriers.keys[slot.stage], L::kKeyBytes);
+        copy_tile<kD>(shared + L::kKeys + slot.stage * L::kKeyBytes, key_map,
+                      &barriers.keys[slot.stage], row, task.key_head, task.batch, L::kKeyBox);
+      }
+      if (step == 0) {
+        wait(&barriers.queries_free, count % 2 ^ 1);
+        arrive_expecting(&barriers.queries, L::kQueryBytes);
+        copy_tile<kD>(shared, query_map, &barriers.queries, task.first_query, task.head, task.batch,
+                      L::kQueryBox);
+      }
+      if (task.tiles > 0) {
+        wait(&barriers.values_free[slot.stage], slot.phase ^ 1);
+        arrive_expecting(&barriers.values[slot.stage], L::kKeyBytes);
+        copy_tile<kD>(shared + L::kValues + slot.stage * L::kKeyBytes, value_map,
+                      &barriers.values[slot.stage], row, task.key_head, task.batch, L::kKeyBox);
+        ++used;
+      }
+    }
   }
 }
 
@@ -199,8 +237,8 @@ struct Turns {
   static constexpr int kFirst = 1;  // number of the hardware's barrier
   static constexpr int kBoth = 256;
   int own;
-  __device__ void begin() const {
-    if (own == 1) {
+  __device__ void begin(int tiles) const {
+    if (own == 1 && tiles > 1) {
       arrive_named(kFirst, kBoth);
     }
   }
@@ -213,15 +251,15 @@ struct Turns {
   }
 };
 
-// Result of a warpgroup through its own queries' shared memory, so that whole rows are written.
+// Result of a warpgroup through shared memory, so that whole rows are written.
 template <typename T, int kD>
 __device__ __forceinline__ void store_out(const DecodeProblem& problem, const Task& task, int group,
-                                          unsigned char* queries, const float (&out)[kD / 2],
+                                          unsigned char* staged, const float (&out)[kD / 2],
                                           RowState& state) {
   using L = Layout<kD>;
   const Problem& base = problem.base;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
-  sync_named(3 + group, 128);  // all of the warpgroup have read their queries
+  __syncwarp();  // the rows of the task before are out
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     float sum = state.sum[half];
@@ -241,7 +279,7 @@ __device__ __forceinline__ void store_out(const DecodeProblem& problem, const Ta
       const uint32_t word =
           pack<T>(out[tile * 4 + half * 2] * factor, out[tile * 4 + half * 2 + 1] * factor);
       const int chunk = (tile % 8) ^ (row % 8);
-      *reinterpret_cast<uint32_t*>(queries + tile / 8 * L::kQueryBox + row * 128 + chunk * 16 +
+      *reinterpret_cast<uint32_t*>(staged + tile / 8 * L::kQueryBox + row * 128 + chunk * 16 +
                                    lane % 4 * 4) = word;
     }
   }
@@ -252,7 +290,7 @@ __device__ __forceinline__ void store_out(const DecodeProblem& problem, const Ta
     const int row = warp * 16 + index / kChunks, column = index % kChunks;
     const int64_t query = task.first_query + group * 64 + row;
     const int chunk = (column % 8) ^ (row % 8);
-    const uint4 value = *reinterpret_cast<const uint4*>(queries + column / 8 * L::kQueryBox +
+    const uint4 value = *reinterpret_cast<const uint4*>(staged + column / 8 * L::kQueryBox +
                                                         row * 128 + chunk * 16);
     if (query < base.queries) {
       T* to = static_cast<T*>(base.out) + task.batch * base.out_stride[0] +
@@ -262,10 +300,11 @@ __device__ __forceinline__ void store_out(const DecodeProblem& problem, const Ta
   }
 }
 
-// One warpgroup's 64 queries against all tiles.
+// One warpgroup's 64 queries against all tiles of a task; `used` tiles came before.
 template <typename T, int kD>
-__device__ __forceinline__ void consume(const DecodeProblem& problem, const Task& task, int group,
-                                        unsigned char* shared, Barriers& barriers) {
+__device__ __forceinline__ void work_task(const DecodeProblem& problem, const Task& task, int group,
+                                          int used, int count, unsigned char* shared,
+                                          Barriers& barriers) {
   using L = Layout<kD>;
   unsigned char* queries = shared + group * 64 * 128;
   const Turns turns{group};
@@ -277,19 +316,22 @@ __device__ __forceinline__ void consume(const DecodeProblem& problem, const Task
   const int all_see = row_end(problem, keys, task.first_query + group * 64);
   float out[kD / 2] = {};
   RowState state;
-  wait(&barriers.queries, 0);
-  if (task.tiles > 0) {
+  wait(&barriers.queries, count % 2);
+  if (task.tiles == 0) {
+    free_stage(&barriers.queries_free);
+  } else {
     float scores[64] = {}, factor[2];
     uint32_t weights[8][4];
-    turns.begin();
-    wait(&barriers.keys[0], 0);
+    turns.begin(task.tiles);
+    const Slot first(used);
+    wait(&barriers.keys[first.stage], first.phase);
     fence_registers(scores);
     fence_products();
-    start_scores<T, kD>(scores, queries, shared + L::kKeys);
+    start_scores<T, kD>(scores, queries, shared + L::kKeys + first.stage * L::kKeyBytes);
     commit_products();
     wait_products<0>();
     fence_registers(scores);
-    free_stage(&barriers.keys_free[0]);
+    free_stage(&barriers.keys_free[first.stage]);
     const int last_first = (task.tiles - 1) * kKeyTile;
     if (last_first + kKeyTile > all_see) {
       hide(scores, last_first, end);
@@ -297,22 +339,22 @@ __device__ __forceinline__ void consume(const DecodeProblem& problem, const Task
     softmax(scores, state, scale_log2, factor);
     round_weights<T>(scores, weights);
     for (int step = 1; step < task.tiles; ++step) {
-      const int stage = step % kStages, before = (step - 1) % kStages;
-      wait(&barriers.keys[stage], step / kStages % 2);
+      const Slot now(used + step), before(used + step - 1);
+      wait(&barriers.keys[now.stage], now.phase);
       turns.take();
       fence_registers(scores);
       fence_registers(out);
       fence_registers(weights);
       fence_products();
-      start_scores<T, kD>(scores, queries, shared + L::kKeys + stage * L::kKeyBytes);
+      start_scores<T, kD>(scores, queries, shared + L::kKeys + now.stage * L::kKeyBytes);
       commit_products();
-      wait(&barriers.values[before], (step - 1) / kStages % 2);
-      start_values<T, kD>(out, weights, shared + L::kValues + before * L::kKeyBytes);
+      wait(&barriers.values[before.stage], before.phase);
+      start_values<T, kD>(out, weights, shared + L::kValues + before.stage * L::kKeyBytes);
       commit_products();
       turns.pass(step == task.tiles - 1);
       wait_products<1>();
       fence_registers(scores);
-      free_stage(&barriers.keys_free[stage]);
+      free_stage(&barriers.keys_free[now.stage]);
       const int first_key = (task.tiles - 1 - step) * kKeyTile;
       if (first_key + kKeyTile > all_see) {
         hide(scores, first_key, end);
@@ -320,24 +362,45 @@ __device__ __forceinline__ void consume(const DecodeProblem& problem, const Task
       softmax(scores, state, scale_log2, factor);
       wait_products<0>();
       fence_registers(out);
-      free_stage(&barriers.values_free[before]);
+      free_stage(&barriers.values_free[before.stage]);
       round_weights<T>(scores, weights);
 #pragma unroll
       for (int index = 0; index < kD / 2; ++index) {
         out[index] *= factor[index % 4 / 2];
       }
     }
-    const int step = task.tiles - 1, stage = step % kStages;
-    wait(&barriers.values[stage], step / kStages % 2);
+    free_stage(&barriers.queries_free);
+    const Slot last(used + task.tiles - 1);
+    wait(&barriers.values[last.stage], last.phase);
     fence_registers(out);
     fence_registers(weights);
     fence_products();
-    start_values<T, kD>(out, weights, shared + L::kValues + stage * L::kKeyBytes);
+    start_values<T, kD>(out, weights, shared + L::kValues + last.stage * L::kKeyBytes);
     commit_products();
     wait_products<0>();
     fence_registers(out);
+    free_stage(&barriers.values_free[last.stage]);
   }
-  store_out<T, kD>(problem, task, group, queries, out, state);
+  store_out<T, kD>(problem, task, group, shared + L::kOut + group * 64 * 128, out, state);
+}
+
+template <typename T, int kD>
+__device__ __forceinline__ void consume(const DecodeProblem& problem, const Order& order, int group,
+                                        unsigned char* shared, Barriers& barriers,
+                                        const int (&numbers)[kStages]) {
+  int used = 0;
+  for (int count = 0;; ++count) {
+    const Slot own(count);
+    wait(&barriers.task[own.stage], own.phase);
+    const int number = __shfl_sync(0xFFFFFFFFU, numbers[own.stage], 0);
+    free_stage(&barriers.task_free[own.stage]);
+    if (number >= order.tasks) {
+      return;
+    }
+    const Task task = task_of(problem, order, number);
+    work_task<T, kD>(problem, task, group, used, count, shared, barriers);
+    used += task.tiles;
+  }
 }
 
 template <typename T, int kD>
@@ -349,30 +412,33 @@ __global__ void __launch_bounds__(kThreads, 1)
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ unsigned char unaligned[];
   __shared__ Barriers barriers;
+  __shared__ int numbers[kStages];
   // Swizzled tiles start at multiples of 1024 bytes.
   unsigned char* shared = unaligned + (1024 - shared_address(unaligned) % 1024) % 1024;
   if (threadIdx.x == 0) {
     init_barrier(&barriers.queries, 1);
+    init_barrier(&barriers.queries_free, kComputeWarps);
     for (int stage = 0; stage < kStages; ++stage) {
       init_barrier(&barriers.keys[stage], 1);
       init_barrier(&barriers.values[stage], 1);
+      init_barrier(&barriers.task[stage], 1);
       init_barrier(&barriers.keys_free[stage], kComputeWarps);
       init_barrier(&barriers.values_free[stage], kComputeWarps);
+      init_barrier(&barriers.task_free[stage], kComputeWarps);
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
   __syncthreads();
-  const Task task = task_of(problem, order);
   // The same in all of a warp, which the compiler must know where products are started.
   const int group = __shfl_sync(0xFFFFFFFFU, static_cast<int>(threadIdx.x) / 128, 0);
   if (group == 0) {
     give_registers<24>();
     if (threadIdx.x == 0) {
-      produce<kD>(task, &query_map, &key_map, &value_map, shared, barriers);
+      produce<kD>(problem, order, &query_map, &key_map, &value_map, shared, barriers, numbers);
     }
   } else {
     take_registers<240>();
-    consume<T, kD>(problem, task, group - 1, shared, barriers);
+    consume<T, kD>(problem, order, group - 1, shared, barriers, numbers);
   }
 #endif
 }
