@@ -191,6 +191,64 @@ class BrokenCheckpoints(unittest.TestCase):
                     self.assertIn("graft: error: [", done.stderr)
 
 
+class Doctor(unittest.TestCase):
+    """Every line says ok, warn or fail; what is not ok says why and what to do."""
+
+    def checks(self, env=None, expect=0):
+        report = run_json("doctor", env=env, expect=expect)
+        self.assertEqual(report["healthy"], expect == 0)
+        rows = {row["check"]: row for row in report["checks"]}
+        self.assertEqual(len(rows), len(report["checks"]))
+        for row in rows.values():
+            self.assertIn(row["status"], ("ok", "warn", "fail"))
+            self.assertTrue(row["found"], row)
+            self.assertEqual("reason" in row, row["status"] != "ok", row)
+            self.assertEqual("hint" in row, row["status"] != "ok", row)
+            self.assertTrue(row["status"] == "ok" or row["reason"] and row["hint"], row)
+        text = run("doctor", env=env)
+        self.assertEqual(text.returncode, expect)
+        for row in rows.values():
+            self.assertRegex(text.stdout, rf"(?m)^{row['status']} +{row['check']} ")
+        return rows
+
+    def test_every_part_of_the_machine_is_looked_at(self):
+        rows = self.checks()
+        for name in ("memory", "processor", "threads", "cuda", "kernels", "cache", "disk", "demo model"):
+            self.assertIn(name, rows)
+        self.assertEqual(rows["graft-kernels/rms-norm on cpu"]["status"], "ok")
+        self.assertIn("-cpu-", rows["graft-kernels/rms-norm on cpu"]["found"])
+        self.assertIn("Exit code", run("doctor", "--help").stdout)
+
+    def test_missing_kernel_packages_fail(self):
+        with Workspace() as folder:
+            row = self.checks({"GRAFT_EMBEDDED_HUB": str(folder)}, expect=1)["packages"]
+            self.assertEqual(row["status"], "fail")
+            self.assertIn(str(folder), row["reason"])
+
+    def test_a_package_without_a_variant_for_this_machine_fails(self):
+        with Workspace() as folder:
+            for variant in ("torch211-cxx11-rocm70-x86_64-linux", "torch-stable-abi211-cpu-aarch64-linux"):
+                (folder / "graft-kernels/rms-norm/build" / variant).mkdir(parents=True)
+            row = self.checks({"GRAFT_EMBEDDED_HUB": str(folder)}, expect=1)["graft-kernels/rms-norm on cpu"]
+            self.assertEqual(row["status"], "fail")
+            self.assertIn("rocm70", row["reason"])
+            self.assertIn("aarch64", row["reason"])
+
+    def test_a_cache_that_cannot_be_written_is_a_warning(self):
+        with Workspace() as folder:
+            (folder / "file").write_text("")
+            row = self.checks({"HF_HUB_CACHE": str(folder / "file/hub")})["cache"]
+            self.assertEqual(row["status"], "warn")
+            self.assertIn("HF_HOME", row["hint"])
+            self.checks({"HF_HUB_CACHE": str(folder / "new/hub")})
+            self.assertFalse((folder / "new").exists())
+
+    def test_what_variables_turn_off_is_a_warning(self):
+        self.assertEqual(self.checks({"USE_HUB_KERNELS": "0"})["kernels"]["status"], "warn")
+        self.assertIn("DISABLE_KERNEL_MAPPING", self.checks({"DISABLE_KERNEL_MAPPING": "1"})["kernels"]["hint"])
+        self.assertEqual(self.checks({"ATEN_CPU_CAPABILITY": "default"})["processor"]["status"], "warn")
+
+
 class Json(unittest.TestCase):
     def test_errors_are_objects_under_json(self):
         for arguments, code in [
