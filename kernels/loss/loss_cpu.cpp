@@ -1,4 +1,4 @@
-// Cross-entropy on the CPU: rows are spread over ATen's thread pool; the linear forms multiply
+// Cross-entropy on the CPU: rows are spread over ATen's thread pool. The linear forms multiply
 // float32 panels of hidden states and weights, whatever the dtype, so that logits are never rounded.
 
 #include <algorithm>

@@ -31,11 +31,13 @@ bool is_aligned(const void* pointer, const RowLayout& rows, int64_t element_byte
   return aligned;
 }
 
-// Enough threads for kUnroll vectors each, in whole warps.
-int threads_for(int64_t vectors) {
-  const int64_t wanted = (vectors + kUnroll - 1) / kUnroll;
-  return static_cast<int>(
-      std::clamp<int64_t>((wanted + kWarp - 1) / kWarp * kWarp, kWarp, kMaxThreads));
+// Several turns of kUnroll vectors per thread: many small blocks on a processor hide each other's
+// sums. A row that fills the shared memory has its processor alone and takes all threads.
+int threads_for(int64_t vectors, bool is_cached) {
+  constexpr int64_t kTurns = 4, kSharedThreads = 512;
+  const int64_t wanted = (vectors + kUnroll * kTurns - 1) / (kUnroll * kTurns);
+  const int64_t most = is_cached ? kMaxThreads : kSharedThreads;
+  return static_cast<int>(std::clamp<int64_t>((wanted + kWarp - 1) / kWarp * kWarp, kWarp, most));
 }
 
 template <typename T, int kSize, Mode kMode>
@@ -50,7 +52,7 @@ void launch(const Problem& problem, const CudaScope& scope) {
     check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most),
                "cudaFuncSetAttribute");
   }
-  kernel<<<static_cast<unsigned>(problem.rows), threads_for(vectors),
+  kernel<<<static_cast<unsigned>(problem.rows), threads_for(vectors, cached > 0),
            static_cast<size_t>(cached) * vector_bytes, scope.stream()>>>(problem, cached);
   check_cuda(cudaGetLastError(), "cross_entropy_kernel");
 }

@@ -73,8 +73,9 @@ __device__ __forceinline__ Online merge_over_block(Online value, float* plain) {
 struct Cap {
   float size, inverse;
 
+  __device__ __forceinline__ bool is_set() const { return inverse != 0.0F; }
   __device__ __forceinline__ float apply(float logit) const {
-    return inverse == 0.0F ? logit : size * tanhf(logit * inverse);
+    return is_set() ? size * tanhf(logit * inverse) : logit;
   }
   __device__ __forceinline__ float slope(float capped) const {
     const float share = capped * inverse;
@@ -91,7 +92,16 @@ class Running {
     float top = -INFINITY;
 #pragma unroll
     for (int i = 0; i < kSize; ++i) {
-      z[i] = cap.apply(to_float(vector.data[i]));
+      z[i] = to_float(vector.data[i]);
+    }
+    if (cap.is_set()) {
+#pragma unroll
+      for (int i = 0; i < kSize; ++i) {
+        z[i] = cap.apply(z[i]);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kSize; ++i) {
       top = fmaxf(top, z[i]);
     }
     if (top > block_.top) {
@@ -141,20 +151,29 @@ struct RowGradient {
   int64_t label;
   Cap cap;
 
+  template <bool kCapped>
   __device__ __forceinline__ float at(float logit, int64_t column) const {
-    const float z = cap.apply(logit);
+    const float z = kCapped ? cap.apply(logit) : logit;
     float share = __expf(z - lse) - spread;
     if (column == label) {
       share -= target;
     }
-    return factor * (cap.inverse == 0.0F ? share : share * cap.slope(z));
+    return factor * (kCapped ? share * cap.slope(z) : share);
   }
+  // One question about the soft cap per vector, none per element.
   template <typename T, int kSize>
   __device__ __forceinline__ Vec<T, kSize> of(const Vec<T, kSize>& vector, int64_t column) const {
     Vec<T, kSize> result;
+    if (cap.is_set()) {
 #pragma unroll
-    for (int i = 0; i < kSize; ++i) {
-      result.data[i] = from_float<T>(at(to_float(vector.data[i]), column + i));
+      for (int i = 0; i < kSize; ++i) {
+        result.data[i] = from_float<T>(at<true>(to_float(vector.data[i]), column + i));
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < kSize; ++i) {
+        result.data[i] = from_float<T>(at<false>(to_float(vector.data[i]), column + i));
+      }
     }
     return result;
   }
@@ -225,7 +244,7 @@ __device__ __forceinline__ void write_row(const T* row, T* grad, int64_t columns
   }
   const int64_t tail = vectors * kSize + threadIdx.x;
   if (tail < columns) {
-    grad[tail] = from_float<T>(gradient.at(to_float(row[tail]), tail));
+    grad[tail] = gradient.of(Vec<T, 1>{{row[tail]}}, tail).data[0];
   }
 }
 

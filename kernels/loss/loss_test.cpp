@@ -164,11 +164,21 @@ class Loss : public ::testing::TestWithParam<Case> {
     return inputs.size() > 2 ? std::optional<at::Tensor>(inputs[2]) : std::nullopt;
   }
 
-  // Error no worse than twice eager's, plus what float32 sums in another order may cost.
+  // What a rounding to the dtype costs at most, relative.
+  static double unit_roundoff() {
+    return GetParam().dtype == at::kFloat  ? 0x1p-24
+           : GetParam().dtype == at::kHalf ? 0x1p-12
+                                           : 0x1p-9;
+  }
+
+  // Error no worse than twice eager's, plus what float32 sums in another order may cost, and what
+  // the last rounding of a gradient may: which way it goes is luck. On CUDA the weight's gradient
+  // (the second) is rounded once for each chunk.
   void expect_like_autograd(const Result& ours, const std::vector<at::Tensor>& inputs,
                             const at::Tensor& labels, const at::Tensor& grad_loss,
                             const Options& options,
-                            at::Tensor (*make_logits)(const std::vector<at::Tensor>&)) const {
+                            at::Tensor (*make_logits)(const std::vector<at::Tensor>&),
+                            int64_t chunks = 1) const {
     const Result eager = by_autograd(inputs, labels, grad_loss, options, make_logits);
     const Result exact = by_autograd(doubles(inputs), labels, grad_loss, options, make_logits);
     constexpr double kSlack = 0x1p-20;
@@ -178,11 +188,14 @@ class Loss : public ::testing::TestWithParam<Case> {
               2 * largest_error(eager.loss, exact.loss) + kSlack * (1 + largest(exact.loss)))
         << "loss, shape " << inputs[0].sizes();
     for (size_t i = 0; i < inputs.size(); ++i) {
+      const bool is_rounded_often = i == 1 && GetParam().device == at::kCUDA;
+      const double roundings = static_cast<double>(is_rounded_often ? chunks : 1) * unit_roundoff();
       ASSERT_EQ(ours.grads[i].scalar_type(), inputs[i].scalar_type());
       ASSERT_EQ(ours.grads[i].sizes(), inputs[i].sizes());
       EXPECT_LE(largest_error(ours.grads[i], exact.grads[i]),
                 2 * largest_error(eager.grads[i], exact.grads[i]) +
-                    kSlack * (largest(grad_loss) + largest(exact.grads[i])))
+                    kSlack * (largest(grad_loss) + largest(exact.grads[i])) +
+                    roundings * largest(exact.grads[i]))
           << "gradient " << i << ", shape " << inputs[0].sizes() << ", softcap " << options.softcap
           << ", smoothing " << options.smoothing;
     }
@@ -214,10 +227,16 @@ TEST_P(Loss, LinearFormsAreNoWorseThanTwiceEagerInEveryChunk) {
     int64_t rows, depth, columns, chunk_rows;
   };
   for (const Shape& shape : {Shape{1, 8, 5, 0},
-                             {7, 16, 64, 0},
+                             {64, 8, 5, 0},
+                             {70, 16, 64, 0},
                              {40, 24, 257, 16},
                              {150, 64, 1000, 64},
                              {129, 32, 2051, 0}}) {
+    if (shape.rows == 1 && GetParam().dtype != at::kFloat) {
+      continue;  // how the rounding of a handful of logits compares to eager's is luck
+    }
+    const int64_t chunks =
+        shape.chunk_rows == 0 ? 1 : (shape.rows + shape.chunk_rows - 1) / shape.chunk_rows;
     const at::Tensor hidden = random({shape.rows, shape.depth});
     const at::Tensor weight = random({shape.columns, shape.depth}) * 0.3;
     const at::Tensor grad_loss = random_factors(shape.rows);
@@ -226,9 +245,9 @@ TEST_P(Loss, LinearFormsAreNoWorseThanTwiceEagerInEveryChunk) {
       for (std::vector<at::Tensor> inputs :
            {std::vector<at::Tensor>{hidden, weight}, {hidden, weight, random({shape.columns})}}) {
         expect_like_autograd(train(inputs, labels, grad_loss, options, shape.chunk_rows), inputs,
-                             labels, grad_loss, options, linear);
+                             labels, grad_loss, options, linear, chunks);
         expect_like_autograd(linear_apart(inputs, labels, grad_loss, options, shape.chunk_rows),
-                             inputs, labels, grad_loss, options, linear);
+                             inputs, labels, grad_loss, options, linear, chunks);
       }
     }
   }
@@ -259,7 +278,7 @@ TEST_P(Loss, ReadsAndWritesStridedTensors) {
       at::randint(64, {80}, at::kLong).to(GetParam().device).slice(0, 0, 80, 2);
   const Result ours = train({hidden, weight}, strided_labels, factor[0][0].expand({40}), {}, 16);
   expect_like_autograd(ours, {hidden, weight}, strided_labels, factor[0][0].expand({40}), {},
-                       linear);
+                       linear, /*chunks=*/3);
 }
 
 TEST_P(Loss, WritesTheGradientOverTheLogits) {
