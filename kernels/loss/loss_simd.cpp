@@ -104,7 +104,9 @@ RowSums sums_of(const T* row, int64_t columns, const Cap& cap, bool with_mean) {
       plain_sum.add(select(mask, z, Float{}));
     }
   });
-  return {shift + logf(exponentials.total()), plain_sum.total() / static_cast<float>(columns)};
+  // logl, since logf asks for a newer glibc than packages may.
+  const float logarithm = static_cast<float>(logl(exponentials.total()));
+  return {shift + logarithm, plain_sum.total() / static_cast<float>(columns)};
 }
 
 template <typename T>
