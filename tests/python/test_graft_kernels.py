@@ -11,6 +11,7 @@ import shutil
 import sys
 import tempfile
 import unittest
+import warnings
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 os.environ.setdefault("GRAFT_HUB_DIR", str(pathlib.Path(os.environ["GRAFT_BUILD"]).resolve() / "share/graft/hub"))
@@ -18,6 +19,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 sys.path.insert(0, str(REPOSITORY / "python"))
 
 import torch
+import torch._dynamo.testing
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.integrations.hub_kernels import is_kernels_available
@@ -236,6 +238,7 @@ class Gradients(unittest.TestCase):
         from graft_kernels import hub
         layer = hub.layer_class("rotary", "apply_rotary_transformers", "cpu")
         for inverse in (False, True):
+            warnings.simplefilter("ignore")   # gradcheck's advice of float64
             place = layer()
             place.graft_inverse = inverse
             angles = torch.rand(1, 3, 4).repeat(1, 1, 2)
@@ -263,6 +266,24 @@ class Compiled(Beside):
                 with torch.no_grad():
                     self.assert_logits(compiled(IDS, use_cache=False).logits, expected)
 
+    def test_lengths_of_input_need_no_more_graphs_than_without_kernels(self):
+        inputs = [IDS[:, :length].clone() for length in (3, 4, 5, 6, 7)]
+        results, graphs = [], []
+        for kernels in (False, True):
+            model = load("llama")
+            if kernels:
+                graft_kernels.kernelize(model, "inference|torch_compile")
+            torch._dynamo.reset()
+            counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+            compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=counter)
+            with torch.no_grad():
+                results.append([compiled(ids, use_cache=False).logits for ids in inputs])
+            graphs.append(counter.frame_count)
+        for own, expected in zip(results[1], results[0]):
+            self.assert_logits(own, expected)
+        self.assertEqual(graphs[1], graphs[0])
+        self.assertLess(graphs[1], len(inputs))
+
     def test_training(self):
         model = load("olmo2").train()
         expected = gradients(model)
@@ -271,6 +292,13 @@ class Compiled(Beside):
         model.zero_grad()
         compiled(IDS, labels=IDS, use_cache=False).loss.backward()
         self.assert_gradients({name: p.grad for name, p in model.named_parameters() if p.grad is not None}, expected)
+
+
+@unittest.skipIf(HAS_KERNELS, "this transformers accepts the installed kernels")
+class KernelsRefused(unittest.TestCase):
+    def test_kernel_config_says_what_works_instead(self):
+        with self.assertRaisesRegex(graft_kernels.GraftError, r"hint: graft_kernels.kernelize\(model\)"):
+            graft_kernels.kernel_config()
 
 
 @unittest.skipUnless(HAS_KERNELS, "this transformers does not accept the installed kernels")

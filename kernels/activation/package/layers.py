@@ -1,9 +1,21 @@
 import torch
 import torch.nn as nn
 
-from ._ops import ops
+from ._ops import add_op_namespace_prefix, ops
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def _register_fakes() -> None:
+    """Every op writes into what it is given, so tracing, with symbolic sizes too, has nothing to shape."""
+    alone = ("silu", "gelu", "gelu_tanh", "gelu_new", "gelu_fast", "gelu_quick")
+    gated = ("silu_mul", "gelu_mul", "gelu_tanh_mul")
+    halves = ("silu_and_mul", "mul_and_silu", "gelu_and_mul", "gelu_tanh_and_mul")
+    for name in (*alone, *gated, *halves, *(f"{name}_backward" for name in alone + gated)):
+        torch.library.register_fake(add_op_namespace_prefix(name), lambda *tensors: None, allow_override=True)
+
+
+_register_fakes()
 
 
 class _Activation(torch.autograd.Function):

@@ -1,13 +1,27 @@
 import torch
 import torch.nn as nn
 
-from ._ops import ops
+from ._ops import add_op_namespace_prefix, ops
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def _rows(x: torch.Tensor) -> torch.Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _fake(name: str, function) -> None:
+    """Shapes for tracing, symbolic sizes included: the library's own Meta ops know numbers only, and a graph of
+    theirs would hold for one length of input."""
+    torch.library.register_fake(add_op_namespace_prefix(name), function, allow_override=True)
+
+
+def _result_dtype(x: torch.Tensor, weight: torch.Tensor, variant: int) -> torch.dtype:
+    return torch.promote_types(x.dtype, weight.dtype) if variant == 0 else x.dtype
+
+
+_fake("rms_norm", lambda x, weight, eps, variant: x.new_empty(x.shape, dtype=_result_dtype(x, weight, variant)))
+_fake("rms_norm_backward", lambda grad_out, x, weight, eps, variant: (x.new_empty(x.shape), torch.empty_like(weight)))
 
 
 class _RMSNorm(torch.autograd.Function):

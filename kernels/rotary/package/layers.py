@@ -1,9 +1,16 @@
 import torch
 import torch.nn as nn
 
-from ._ops import ops
+from ._ops import add_op_namespace_prefix, ops
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+# Shapes for tracing, symbolic sizes included: the library's own Meta op knows numbers only.
+torch.library.register_fake(
+    add_op_namespace_prefix("rotary"),
+    lambda query, key, cos, sin, interleaved, inverse: (query.new_empty(query.shape), key.new_empty(key.shape)),
+    allow_override=True)
 
 
 class _Rotary(torch.autograd.Function):
