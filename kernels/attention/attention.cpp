@@ -10,7 +10,9 @@
 // causal   query s sees keys up to T - S + s (the last query sees all)
 // Scores, weights and sums are float32, rounded once. A query that sees no key gives zeros.
 // Throws   std::runtime_error `[op] argument: expected …, got …`
-// Devices  cpu   Autograd no, deterministic yes (independent of threads), thread-safe yes
+// Devices  cpu, cuda sm_80+ (attention_cuda.cu; there a NaN or infinity in a key that only some of 16
+//          neighbouring rows may see can reach the others)
+//          Autograd no, deterministic yes (independent of threads), thread-safe yes
 // Source   Vaswani et al. 2017; Dao 2023 (the running softmax)
 
 #include "kernels/attention/attention_ops.h"

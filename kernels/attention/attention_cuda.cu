@@ -18,8 +18,10 @@ namespace {
 
 // A part of fewer keys costs more to merge than it saves.
 constexpr int64_t kLeastTilesPerSplit = 4;
-// What a block of threads costs beside its tiles, in tiles of one warp.
-constexpr int64_t kBlockCostTiles = 6;
+// What a block of threads, the merge and each part in it cost, in tiles of a processor.
+constexpr int64_t kBlockCostTiles = 4;
+constexpr int64_t kMergeCostTiles = 10;
+constexpr int64_t kSplitsPerTile = 4;
 
 using Kernel = void (*)(DecodeProblem);
 
@@ -104,15 +106,16 @@ Choice choose(const DecodeProblem& problem) {
   return {attention_decode_plain_kernel<T, kPaged>, kPlainThreads, 0, 8};
 }
 
-// Parts for which the time of all waves of blocks is least. Depends on shapes and device alone.
-int choose_splits(const DecodeProblem& problem, int64_t resident) {
+// Parts for which the processor with most blocks has least to do. Depends on shapes and device alone.
+int choose_splits(const DecodeProblem& problem, int64_t processors) {
   const int64_t blocks = problem.base.blocks();
   const int64_t tiles = (problem.base.keys + kTileKeys - 1) / kTileKeys;
   const int64_t most = std::min<int64_t>(kMaxSplits, tiles / kLeastTilesPerSplit);
   int64_t best = 1, best_cost = INT64_MAX;
   for (int64_t splits = 1; splits <= std::max<int64_t>(most, 1); ++splits) {
-    const int64_t waves = (blocks * splits + resident - 1) / resident;
-    const int64_t cost = waves * ((tiles + splits - 1) / splits + kBlockCostTiles);
+    const int64_t together = (blocks * splits + processors - 1) / processors;
+    const int64_t merge = splits > 1 ? kMergeCostTiles + splits / kSplitsPerTile : 0;
+    const int64_t cost = together * ((tiles + splits - 1) / splits + kBlockCostTiles) + merge;
     if (cost < best_cost) {
       best = splits;
       best_cost = cost;
@@ -143,9 +146,7 @@ void run_dtype(DecodeProblem& problem, const Tensor& query, const CudaScope& sco
   const Choice choice =
       problem.table == nullptr ? choose<T, false>(problem) : choose<T, true>(problem);
   if (problem.splits == 0) {
-    problem.splits = choose_splits(
-        problem, static_cast<int64_t>(scope.attribute(cudaDevAttrMultiProcessorCount)) *
-                     choice.blocks_per_processor);
+    problem.splits = choose_splits(problem, scope.attribute(cudaDevAttrMultiProcessorCount));
   }
   Tensor parts;
   if (problem.splits > 1) {

@@ -1,4 +1,4 @@
-"""Attention on the CPU for any number of queries, made for few: softmax(q k^T * scale + mask) v."""
+"""softmax(q k^T * scale + mask) v on CPU and CUDA, and over a cache whose lengths lie on the device (CUDA)."""
 
 from typing import Optional
 
@@ -15,4 +15,18 @@ def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask:
     return ops.attention(query, key, value, mask, scale, softcap, causal)
 
 
-__all__ = ["attention", "layers"]
+def attention_decode(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
+                     lengths: Optional[torch.Tensor] = None, block_table: Optional[torch.Tensor] = None,
+                     mask: Optional[torch.Tensor] = None, sinks: Optional[torch.Tensor] = None,
+                     scale: Optional[float] = None, softcap: float = 0.0, window: int = 0, causal: bool = True,
+                     splits: int = 0, out: Optional[torch.Tensor] = None,
+                     lse: Optional[torch.Tensor] = None) -> torch.Tensor:
+    """The last S tokens' query [B, S, Hq, D] over a cache [B, Hk, T, D], or pages [P, Hk, page, D] with block_table."""
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    out = torch.empty_like(query) if out is None else out
+    ops.attention_decode_out(out, lse, query, key, value, lengths, block_table, mask, sinks, scale, softcap, window,
+                             causal, splits)
+    return out
+
+
+__all__ = ["attention", "attention_decode", "layers"]
