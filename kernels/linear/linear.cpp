@@ -140,6 +140,13 @@ GRAFT_OPS(ops) {
   ops.def(
       "linear_join_out(Tensor! out, Tensor x, Tensor first, Tensor second, Tensor? third, Tensor? "
       "first_bias, Tensor? second_bias, Tensor? third_bias) -> ()");
+  ops.def("pack_weight(Tensor blocks, int type, int rows, int columns) -> Tensor");
+  ops.def(
+      "packed_linear_out(Tensor! out, Tensor x, Tensor packed, int type, int rows, Tensor? bias, "
+      "bool round_x) -> ()");
+  ops.def(
+      "packed_linear(Tensor x, Tensor packed, int type, int rows, Tensor? bias, bool round_x) -> "
+      "Tensor");
 }
 
 GRAFT_OPS_IMPL(Meta, ops) {
