@@ -95,11 +95,11 @@ ordered_json tree_entry(const Tree& tree, const std::string& path) {
   return has_folder(tree, path) ? folder_entry(tree, path) : ordered_json();
 }
 
-ordered_json repository_info(const Repository& repository, const Tree& tree,
+ordered_json repository_info(const std::string& type, const std::string& id, const Tree& tree,
                              const AccessRules::Repo& access, bool with_blobs) {
   ordered_json json = {{"_id", tree.commit.substr(0, 24)},
-                       {"id", repository.id},
-                       {"author", repository.id.substr(0, repository.id.find('/'))},
+                       {"id", id},
+                       {"author", id.substr(0, id.find('/'))},
                        {"sha", tree.commit},
                        {"private", access.is_private},
                        {"gated", access.gated ? ordered_json("manual") : ordered_json(false)},
@@ -107,10 +107,10 @@ ordered_json repository_info(const Repository& repository, const Tree& tree,
                        {"downloads", 0},
                        {"likes", 0},
                        {"tags", ordered_json::array()}};
-  if (repository.type == "model") {
-    json["modelId"] = repository.id;
+  if (type == "model") {
+    json["modelId"] = id;
   }
-  if (repository.type == "kernel") {  // the Hub lists no files of kernels here
+  if (type == "kernel") {  // the Hub lists no files of kernels here
     return json;
   }
   auto& siblings = json["siblings"] = ordered_json::array();

@@ -25,8 +25,9 @@ std::vector<nlohmann::ordered_json> tree_entries(const Tree& tree, const std::st
 // One file or folder; null when the tree has neither.
 nlohmann::ordered_json tree_entry(const Tree& tree, const std::string& path);
 
-nlohmann::ordered_json repository_info(const Repository& repository, const Tree& tree,
-                                       const AccessRules::Repo& access, bool with_blobs);
+nlohmann::ordered_json repository_info(const std::string& type, const std::string& id,
+                                       const Tree& tree, const AccessRules::Repo& access,
+                                       bool with_blobs);
 
 nlohmann::ordered_json refs_json(const Repository& repository);
 

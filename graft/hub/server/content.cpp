@@ -56,12 +56,24 @@ std::string hex_of(const EVP_MD* kind, std::string_view text) {
   return hasher.hex();
 }
 
+FileState to_state(const struct stat& info) {
+  constexpr int64_t kNanoseconds = 1'000'000'000;
+  return {info.st_dev, info.st_ino, static_cast<uint64_t>(info.st_size),
+          info.st_mtim.tv_sec * kNanoseconds + info.st_mtim.tv_nsec};
+}
+
 bool is_below(const fs::path& root, const fs::path& path) {
   const auto [end, unused] = std::mismatch(root.begin(), root.end(), path.begin(), path.end());
   return end == root.end();
 }
 
 }  // namespace
+
+std::optional<FileState> state_of(const fs::path& path) {
+  struct stat info {};
+  return ::lstat(path.c_str(), &info) == 0 && S_ISREG(info.st_mode) ? std::optional(to_state(info))
+                                                                    : std::nullopt;
+}
 
 std::shared_ptr<OpenFile> OpenFile::open_below(const fs::path& root, const fs::path& path) {
   // O_NONBLOCK: a named pipe must not hold the server.
@@ -77,9 +89,7 @@ std::shared_ptr<OpenFile> OpenFile::open_below(const fs::path& root, const fs::p
       !S_ISREG(info.st_mode)) {
     return nullptr;
   }
-  constexpr int64_t kNanoseconds = 1'000'000'000;
-  file->state_ = {info.st_dev, info.st_ino, static_cast<uint64_t>(info.st_size),
-                  info.st_mtim.tv_sec * kNanoseconds + info.st_mtim.tv_nsec};
+  file->state_ = to_state(info);
   return file;
 }
 

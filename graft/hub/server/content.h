@@ -26,6 +26,9 @@ struct ContentIds {
   std::string sha256;
 };
 
+// State of a regular file; nothing for anything else, a symbolic link included.
+std::optional<FileState> state_of(const std::filesystem::path& path);
+
 // An open regular file; closes itself. Reading is positional, so threads may share it.
 class OpenFile {
  public:

@@ -114,12 +114,9 @@ Answer Protocol::api(Asked& asked) {
   asked.id = segments[2] + "/" + segments[3];
   asked.rest = 4;
   Answer refused;
-  if (!find_repository(asked, refused)) {
-    return refused;
-  }
   const std::string what = segments.size() > 4 ? segments[4] : "";
   if (what == "refs") {
-    return refs(asked);
+    return find_repository(asked, refused) ? refs(asked) : refused;
   }
   if (what.empty() || what == "revision" || what == "tree" || what == "paths-info") {
     const bool named = segments.size() > 5;
@@ -131,35 +128,49 @@ Answer Protocol::api(Asked& asked) {
   return refusal(404, "", "Sorry, we can't find the page you are looking for.");
 }
 
-bool Protocol::find_repository(Asked& asked, Answer& refused) {
+bool Protocol::may_see(Asked& asked, Answer& refused) {
   const auto& access = repositories_.access();
   const auto& rules = access.of(asked.id);
   const auto [who, name] = asker(asked.request, access);
-  const bool hidden =
-      rules.is_private &&
-      (who != Asker::kUser || (!rules.readers.empty() && !rules.readers.contains(name)));
-  asked.repository = hidden ? nullptr : repositories_.find(asked.type, asked.id);
-  if (asked.repository == nullptr) {
-    // As the Hub: who is not known cannot learn whether a repository exists.
-    refused = hidden && who == Asker::kNobody
-                  ? refusal(401, "RepoNotFound", "Repository not found")
-                  : refusal(404, "RepoNotFound", "Repository not found");
-    return false;
+  if (!rules.is_private ||
+      (who == Asker::kUser && (rules.readers.empty() || rules.readers.contains(name)))) {
+    return true;
   }
-  return true;
+  // As the Hub: who is not known cannot learn whether a repository exists.
+  refused = refusal(who == Asker::kNobody ? 401 : 404, "RepoNotFound", "Repository not found");
+  return false;
 }
 
-bool Protocol::find_tree(Asked& asked, const std::string& revision, Answer& refused) {
-  asked.revision = revision;
-  asked.tree = asked.repository->tree(revision);
-  if (asked.tree == nullptr) {
-    asked.tree = repositories_.known_commit(asked.type, asked.id, revision);
-  }
-  if (asked.tree == nullptr) {
-    refused = refusal(404, "RevisionNotFound", "Invalid rev id: " + revision);
+bool Protocol::find_repository(Asked& asked, Answer& refused) {
+  if (!may_see(asked, refused)) {
     return false;
   }
-  return true;
+  asked.repository = repositories_.find(asked.type, asked.id);
+  if (asked.repository == nullptr) {
+    refused = refusal(404, "RepoNotFound", "Repository not found");
+  }
+  return asked.repository != nullptr;
+}
+
+// A commit that was seen before is not looked for in the folder again: one listing serves all the
+// files of a download.
+bool Protocol::find_tree(Asked& asked, const std::string& revision, Answer& refused) {
+  if (!may_see(asked, refused)) {
+    return false;
+  }
+  asked.revision = revision;
+  asked.tree = repositories_.known_commit(asked.type, asked.id, revision);
+  if (asked.tree != nullptr) {
+    return true;
+  }
+  if (!find_repository(asked, refused)) {
+    return false;
+  }
+  asked.tree = asked.repository->tree(revision);
+  if (asked.tree == nullptr) {
+    refused = refusal(404, "RevisionNotFound", "Invalid rev id: " + revision);
+  }
+  return asked.tree != nullptr;
 }
 
 bool Protocol::may_read_files(Asked& asked, Answer& refused) {
@@ -177,7 +188,7 @@ bool Protocol::may_read_files(Asked& asked, Answer& refused) {
 }
 
 Answer Protocol::info(Asked& asked) {
-  return json_answer(repository_info(*asked.repository, *asked.tree,
+  return json_answer(repository_info(asked.type, asked.id, *asked.tree,
                                      repositories_.access().of(asked.id),
                                      is_true(asked.target.param("blobs"))));
 }
@@ -259,8 +270,7 @@ Answer Protocol::paths_info(Asked& asked) {
 Answer Protocol::resolve(Asked& asked) {
   const auto& segments = asked.target.segments;
   Answer refused;
-  if (!find_repository(asked, refused) || !find_tree(asked, segments[asked.rest + 1], refused) ||
-      !may_read_files(asked, refused)) {
+  if (!find_tree(asked, segments[asked.rest + 1], refused) || !may_read_files(asked, refused)) {
     return refused;
   }
   const auto path = joined(segments, asked.rest + 2);

@@ -55,6 +55,7 @@ class Protocol {
   Answer publisher(const std::string& name);
 
   Answer file_answer(Asked& asked, const RepoFile& file);
+  bool may_see(Asked& asked, Answer& refusal);
   bool find_repository(Asked& asked, Answer& refusal);
   bool find_tree(Asked& asked, const std::string& revision, Answer& refusal);
   bool may_read_files(Asked& asked, Answer& refusal);

@@ -259,25 +259,32 @@ void Repositories::list_folder(const fs::path& folder, const std::string& prefix
       }
       continue;
     }
-    const auto file = OpenFile::open_below(root_, entry.path());
-    bool known = file != nullptr;
-    auto content = known ? ids_of(*file, known) : ContentIds();
-    if (known) {
-      tree.files[prefix + name] = {std::move(content), file->state(), entry.path(),
-                                   is_large(entry.path(), file->state().size_bytes)};
+    // What was hashed once is not opened again: opening is what costs.
+    const auto state = state_of(entry.path());
+    const auto known = state ? hashed_.find(*state) : hashed_.end();
+    const auto content = known == hashed_.end()
+                             ? hash_file(entry.path())
+                             : std::optional<std::pair<FileState, ContentIds>>(*known);
+    if (content) {
+      tree.files[prefix + name] = {content->second, content->first, entry.path(),
+                                   is_large(entry.path(), content->first.size_bytes)};
     }
   }
 }
 
-// Clears `known` for a file that changes while it is read: the next listing will have it.
-ContentIds Repositories::ids_of(const OpenFile& file, bool& known) {
-  const auto found = hashed_.find(file.state());
-  if (found != hashed_.end()) {
-    return found->second;
+std::optional<std::pair<FileState, ContentIds>> Repositories::hash_file(const fs::path& path) {
+  const auto file = OpenFile::open_below(root_, path);
+  if (file == nullptr) {
+    return std::nullopt;
   }
-  const auto ids = file.hash();
-  known = ids.has_value();
-  return known ? hashed_.emplace(file.state(), *ids).first->second : ContentIds();
+  const auto known = hashed_.find(file->state());
+  if (known != hashed_.end()) {
+    return *known;
+  }
+  const auto ids = file->hash();
+  return ids ? std::optional<std::pair<FileState, ContentIds>>(
+                   *hashed_.emplace(file->state(), *ids).first)
+             : std::nullopt;
 }
 
 }  // namespace graft::hub::server

@@ -12,9 +12,11 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <set>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include <nlohmann/json.hpp>
@@ -97,7 +99,9 @@ class Repositories {
   TreePtr list_tree(const std::filesystem::path& folder);
   void list_folder(const std::filesystem::path& folder, const std::string& prefix, int depth,
                    Tree& tree);
-  ContentIds ids_of(const OpenFile& file, bool& known);
+  // Nothing for what is no file below the root, or changes while it is read: the next listing will
+  // have it.
+  std::optional<std::pair<FileState, ContentIds>> hash_file(const std::filesystem::path& path);
 
   std::filesystem::path root_;
   AccessRules access_;
