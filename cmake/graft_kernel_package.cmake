@@ -216,7 +216,7 @@ function(graft_add_kernel_package name)
     foreach(isa plain avx2)
       # The same cases on lesser processors, in fewer sizes; without a report of their own, since they
       # skip nothing new.
-      add_test(NAME kernels_${stem}_${isa} COMMAND kernels_${stem}_test --gtest_filter=*cpu*)
+      add_test(NAME kernels_${stem}_${isa} COMMAND kernels_${stem}_test "--gtest_filter=-*cuda*:*Cuda*")
       set_tests_properties(kernels_${stem}_${isa} PROPERTIES TIMEOUT 900 LABELS cpu
         ENVIRONMENT "GRAFT_CPU_ISA=${isa};GRAFT_TEST_SMALL=1;GTEST_OUTPUT=")
     endforeach()
