@@ -18,8 +18,8 @@ int run(const DownloadOptions& options) {
   ProgressBar bar(options.common, "downloading");
   hub::DownloadOptions download;
   download.allow_patterns = options.include;
-  download.progress = [&bar](const hub::RepoFile& file, uint64_t done) {
-    bar.update(done, file.size_bytes, /*bytes=*/true);
+  download.progress = [&bar](const hub::DownloadProgress& progress) {
+    bar.update(progress.done_bytes, progress.total_bytes, /*bytes=*/true);
   };
   const auto snapshot =
       hub::download_snapshot(hub::Client(), type, options.repo_id, options.revision, download);

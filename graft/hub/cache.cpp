@@ -14,6 +14,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
+constexpr size_t kMaxPathBytes = 1024;
+
 bool is_repo_part(std::string_view part) {
   if (part.empty() || part.size() > 96) {
     return false;
@@ -67,6 +69,25 @@ bool is_commit(std::string_view text) {
   return text.size() == 40 && std::all_of(text.begin(), text.end(), [](char c) {
            return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f');
          });
+}
+
+bool is_safe_path(std::string_view path) {
+  if (path.empty() || path.size() > kMaxPathBytes || path.front() == '/') {
+    return false;
+  }
+  if (std::any_of(path.begin(), path.end(),
+                  [](unsigned char c) { return c < 0x20 || c == '\\' || c == 0x7f || c == ':'; })) {
+    return false;
+  }
+  for (size_t start = 0; start <= path.size();) {
+    const size_t end = std::min(path.find('/', start), path.size());
+    const auto part = path.substr(start, end - start);
+    if (part.empty() || part == "." || part == ".." || part.size() > 255) {
+      return false;
+    }
+    start = end + 1;
+  }
+  return true;
 }
 
 std::string repo_folder_name(RepoType type, std::string_view repo_id) {

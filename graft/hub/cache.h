@@ -27,6 +27,10 @@ bool is_repo_id(std::string_view text);
 // True for 40 lower-case hexadecimal digits.
 bool is_commit(std::string_view text);
 
+// True for a relative, plain path of a repository that may become a path in the cache: no `..`, no
+// empty part, no control character, `\\` or `:`.
+bool is_safe_path(std::string_view path);
+
 // The repository's folder in a cache, e.g. `models--org--name`.
 std::string repo_folder_name(RepoType type, std::string_view repo_id);
 

@@ -6,6 +6,8 @@
 #include <nlohmann/json.hpp>
 
 #include "graft/core/error.h"
+#include "graft/hub/answers.h"
+#include "graft/hub/content_hash.h"
 #include "graft/hub/environment.h"
 
 namespace graft::hub {
@@ -16,7 +18,6 @@ using nlohmann::json;
 
 constexpr int kMaxRedirects = 5;
 constexpr int kMaxPages = 100;
-constexpr size_t kMaxPathBytes = 1024;
 
 std::string_view api_folder(RepoType type) {
   return type == RepoType::kModel ? "models" : "kernels";
@@ -36,38 +37,10 @@ void require_repo_id(std::string_view repo_id) {
       "a proxy or a login page may have answered; check HF_ENDPOINT and the proxy variables");
 }
 
-// Error statuses as errors with the Hub's own words.
-[[noreturn]] void throw_status(const HttpResponse& response, const std::string& what) {
-  const std::string& code = response.header("x-error-code");
-  const std::string& message = response.header("x-error-message");
-  const auto text =
-      fmt::format("{}: expected status 200, got {} {} {}", what, response.status, code, message);
-  if (code == "GatedRepo" || response.status == 403) {
-    throw NotFound("hub.client", "gated", text,
-                   "ask for access on the Hub's page of the repository, then set HF_TOKEN");
-  }
-  if (code == "RevisionNotFound") {
-    throw NotFound("hub.client", "revision", text);
-  }
-  if (code == "EntryNotFound") {
-    throw NotFound("hub.client", "file", text);
-  }
-  if (response.status == 401 || response.status == 404) {
-    throw NotFound(
-        "hub.client", "repository", text,
-        "check the name; a private repository needs HF_TOKEN or the file `token` under HF_HOME");
-  }
-  if (response.status == 429) {
-    throw NetworkError("hub.client", "rate-limit", text,
-                       fmt::format("wait {} s and try again", response.header("retry-after")));
-  }
-  throw NetworkError("hub.client", "status", text);
-}
-
-json parse_answer(const HttpResponse& response, const std::string& what) {
-  json parsed = json::parse(response.body, nullptr, /*allow_exceptions=*/false);
+json parse_answer(const std::string& body, const std::string& what) {
+  json parsed = json::parse(body, nullptr, /*allow_exceptions=*/false);
   if (parsed.is_discarded()) {
-    throw_not_the_hub(what, fmt::format("{} bytes that are no JSON", response.body.size()));
+    throw_not_the_hub(what, fmt::format("{} bytes that are no JSON", body.size()));
   }
   return parsed;
 }
@@ -78,26 +51,6 @@ const std::string& text_field(const json& object, const char* key, const std::st
     throw_not_the_hub(what, fmt::format("an answer without text field `{}`", key));
   }
   return found->get_ref<const std::string&>();
-}
-
-// A listing becomes paths in the cache: only relative, plain ones may pass.
-bool is_safe_path(std::string_view path) {
-  if (path.empty() || path.size() > kMaxPathBytes || path.front() == '/') {
-    return false;
-  }
-  if (std::any_of(path.begin(), path.end(),
-                  [](unsigned char c) { return c < 0x20 || c == '\\' || c == 0x7f || c == ':'; })) {
-    return false;
-  }
-  for (size_t start = 0; start <= path.size();) {
-    const size_t end = std::min(path.find('/', start), path.size());
-    const auto part = path.substr(start, end - start);
-    if (part.empty() || part == "." || part == ".." || part.size() > 255) {
-      return false;
-    }
-    start = end + 1;
-  }
-  return true;
 }
 
 bool is_hex(std::string_view text, size_t digits) {
@@ -121,6 +74,10 @@ RepoFile parse_file(const json& entry, const std::string& what) {
     if (!is_hex(file.sha256, 64)) {
       throw_not_the_hub(what, fmt::format("a SHA-256 of `{}` that cannot be one", file.path));
     }
+  }
+  if (const auto xet = entry.find("xetHash");
+      xet != entry.end() && xet->is_string() && is_hex(xet->get_ref<const std::string&>(), 64)) {
+    file.xet_hash = xet->get<std::string>();
   }
   return file;
 }
@@ -153,7 +110,42 @@ std::map<std::string, std::string> parse_refs(const json& list, const std::strin
 
 Client::Client(ClientOptions options)
     : endpoint_(options.endpoint.empty() ? hub::endpoint() : std::move(options.endpoint)),
-      token_(options.token ? *options.token : hub::token().value_or("")) {}
+      token_(options.token ? *options.token : hub::token().value_or("")),
+      answers_stay_(options.answers_stay) {}
+
+void Client::throw_status(const HttpResponse& response, const std::string& what) {
+  const std::string& code = response.header("x-error-code");
+  const auto text = fmt::format("{}: expected status 200, got {} {} {}", what, response.status,
+                                code, response.header("x-error-message").substr(0, 500));
+  const auto not_found = [&](const char* reason, const char* hint) {
+    throw NotFound("hub.client", reason, text, hint);
+  };
+  if (code == "GatedRepo") {
+    not_found("gated", "ask for access on the Hub's page of the repository, then set HF_TOKEN");
+  }
+  if (code == "RevisionNotFound") {
+    not_found("revision", "");
+  }
+  if (code == "EntryNotFound") {
+    not_found("file", "");
+  }
+  if (response.status == 403) {
+    not_found("forbidden", "the token has no right to this repository");
+  }
+  if (response.status == 401 && code != "RepoNotFound") {
+    not_found("unauthorized", "set HF_TOKEN, or write the token into `token` under HF_HOME");
+  }
+  if (response.status == 401 || response.status == 404) {
+    not_found("repository",
+              "check the name; a private repository needs HF_TOKEN or the file `token` under "
+              "HF_HOME");
+  }
+  if (response.status == 429) {
+    throw NetworkError("hub.client", "rate-limit", text,
+                       fmt::format("wait {} s and try again", retry_after(response).count()));
+  }
+  throw NetworkError("hub.client", "status", text);
+}
 
 HttpRequest Client::api_request(const std::string& url) const {
   if (offline()) {
@@ -177,13 +169,26 @@ HttpResponse Client::get_api(const std::string& url, const std::string& what) co
   return response;
 }
 
+std::string Client::get_remembered(const std::string& url, const std::string& what) const {
+  // What one token may see is not what another may.
+  const std::string key = url + " " + sha256_of(token_);
+  if (answers_stay_.count() > 0) {
+    if (auto answer = recall_answer(key, answers_stay_)) {
+      return *answer;
+    }
+  }
+  std::string body = get_api(url, what).body;
+  remember_answer(key, body);
+  return body;
+}
+
 std::string Client::resolve_commit(RepoType type, std::string_view repo_id,
                                    std::string_view revision) const {
   require_repo_id(repo_id);
   const auto what = fmt::format("`{}`@`{}`", repo_id, revision);
   const auto url = fmt::format("{}/api/{}/{}/revision/{}", endpoint_, api_folder(type), repo_id,
                                percent_encode(revision));
-  const json answer = parse_answer(get_api(url, what), what);
+  const json answer = parse_answer(get_api(url, what).body, what);
   const std::string& commit = text_field(answer, "sha", what);
   if (!is_commit(commit)) {
     throw_not_the_hub(what, "a commit that is not 40 hexadecimal digits");
@@ -195,80 +200,135 @@ GitRefs Client::list_refs(RepoType type, std::string_view repo_id) const {
   require_repo_id(repo_id);
   const auto what = fmt::format("refs of `{}`", repo_id);
   const auto url = fmt::format("{}/api/{}/{}/refs", endpoint_, api_folder(type), repo_id);
-  const json answer = parse_answer(get_api(url, what), what);
+  const json answer = parse_answer(get_remembered(url, what), what);
+  if (!answer.is_object()) {
+    throw_not_the_hub(what, "an answer that is no object");
+  }
   return {parse_refs(answer.value("branches", json::array()), what),
           parse_refs(answer.value("tags", json::array()), what)};
+}
+
+bool Client::is_trusted_publisher(std::string_view organisation) const {
+  const auto what = fmt::format("publisher `{}`", organisation);
+  try {
+    const json answer =
+        parse_answer(get_remembered(fmt::format("{}/api/organizations/{}/overview", endpoint_,
+                                                percent_encode(organisation)),
+                                    what),
+                     what);
+    const auto flag = answer.find("trustedKernelPublisher");
+    return answer.is_object() && flag != answer.end() && flag->is_boolean() && flag->get<bool>();
+  } catch (const NotFound&) {
+    return false;
+  }
+}
+
+std::string Client::tree_url(RepoType type, std::string_view repo_id, std::string_view commit,
+                             std::string_view folder) const {
+  auto url = fmt::format("{}/api/{}/{}/tree/{}", endpoint_, api_folder(type), repo_id,
+                         percent_encode(commit));
+  return folder.empty() ? url : url + "/" + percent_encode(folder);
+}
+
+template <typename Visitor>
+void Client::visit_tree(const std::string& first_url, const std::string& what,
+                        const Visitor& visit) const {
+  std::string url = first_url;
+  for (int page = 0; !url.empty(); ++page) {
+    if (page == kMaxPages) {
+      throw_not_the_hub(what, fmt::format("more than {} pages", kMaxPages));
+    }
+    const HttpResponse response = get_api(url, what);
+    const json answer = parse_answer(response.body, what);
+    if (!answer.is_array()) {
+      throw_not_the_hub(what, "an answer that is no list");
+    }
+    for (const auto& entry : answer) {
+      visit(text_field(entry, "type", what), entry);
+    }
+    const auto next = next_page(response);
+    url = next.empty() ? "" : resolve_location(url, next);
+  }
 }
 
 std::vector<RepoFile> Client::list_files(RepoType type, std::string_view repo_id,
                                          std::string_view commit, std::string_view folder) const {
   require_repo_id(repo_id);
   const auto what = fmt::format("files of `{}`@`{}`", repo_id, commit);
-  auto url = fmt::format("{}/api/{}/{}/tree/{}", endpoint_, api_folder(type), repo_id,
-                         percent_encode(commit));
-  if (!folder.empty()) {
-    url += "/" + percent_encode(folder);
-  }
-  url += "?recursive=true&expand=false";
   std::vector<RepoFile> files;
-  for (int page = 0; !url.empty(); ++page) {
-    if (page == kMaxPages) {
-      throw_not_the_hub(what, fmt::format("more than {} pages", kMaxPages));
-    }
-    const HttpResponse response = get_api(url, what);
-    const json answer = parse_answer(response, what);
-    if (!answer.is_array()) {
-      throw_not_the_hub(what, "an answer that is no list");
-    }
-    for (const auto& entry : answer) {
-      if (text_field(entry, "type", what) == "file") {
-        files.push_back(parse_file(entry, what));
-      }
-    }
-    const auto next = next_page(response);
-    url = next.empty() ? "" : resolve_location(url, next);
-  }
+  visit_tree(tree_url(type, repo_id, commit, folder) + "?recursive=true&expand=false", what,
+             [&](const std::string& kind, const json& entry) {
+               if (kind == "file") {
+                 files.push_back(parse_file(entry, what));
+               }
+             });
   return files;
 }
 
-void Client::read_file(RepoType type, std::string_view repo_id, std::string_view commit,
-                       const RepoFile& file, uint64_t offset, const FileSink& sink) const {
+std::vector<std::string> Client::list_folders(RepoType type, std::string_view repo_id,
+                                              std::string_view commit,
+                                              std::string_view folder) const {
+  require_repo_id(repo_id);
+  const auto what = fmt::format("folder `{}` of `{}`@`{}`", folder, repo_id, commit);
+  std::vector<std::string> names;
+  visit_tree(tree_url(type, repo_id, commit, folder) + "?recursive=false&expand=false", what,
+             [&](const std::string& kind, const json& entry) {
+               const std::string& path = text_field(entry, "path", what);
+               if (!is_safe_path(path)) {
+                 throw_not_the_hub(what, "an entry that cannot be one");
+               }
+               if (kind == "directory") {
+                 names.push_back(path.substr(path.rfind('/') + 1));
+               }
+             });
+  return names;
+}
+
+ReadResult Client::read_file(RepoType type, std::string_view repo_id, std::string_view commit,
+                             const RepoFile& file, uint64_t begin, uint64_t end,
+                             const FileSink& sink) const {
   require_repo_id(repo_id);
   const auto what = fmt::format("`{}`@`{}` `{}`", repo_id, commit, file.path);
+  const bool whole = begin == 0 && end >= file.size_bytes;
+  const std::string range_start = fmt::format("bytes {}-", begin);
   std::string url =
       fmt::format("{}/{}{}/resolve/{}/{}", endpoint_, type == RepoType::kKernel ? "kernels/" : "",
                   repo_id, percent_encode(commit), percent_encode(file.path, "/"));
-  const std::string range_start = fmt::format("bytes {}-", offset);
+  ReadResult result;
   for (int hop = 0; hop <= kMaxRedirects; ++hop) {
     HttpRequest request = api_request(url);
     request.headers["Accept-Encoding"] = "identity";
-    if (offset > 0) {
-      request.headers["Range"] = fmt::format("bytes={}-", offset);
+    if (!whole) {
+      request.headers["Range"] = fmt::format("bytes={}-{}", begin, end - 1);
     }
     request.timeout = std::chrono::milliseconds(0);  // the stall limit holds instead
     request.max_body_bytes = file.size_bytes;
-    uint64_t position = offset;
+    uint64_t position = begin;
     bool started = false;
     request.sink = [&](std::string_view piece, const HttpResponse& response) {
-      if (!started && response.status == 200) {
-        position = 0;  // the server sends the whole file
-      } else if (!started && !response.header("content-range").starts_with(range_start)) {
-        throw_not_the_hub(what, fmt::format("range `{}` instead of `{}…`",
-                                            response.header("content-range"), range_start));
+      if (!started) {
+        if (response.status == 200) {
+          result.ranges_ignored = !whole;
+          position = 0;
+        } else if (!response.header("content-range").starts_with(range_start)) {
+          throw_not_the_hub(what, fmt::format("range `{}` instead of `{}…`",
+                                              response.header("content-range"), range_start));
+        }
+        started = true;
       }
-      started = true;
       const uint64_t at = position;
       position += piece.size();
       return sink(at, piece);
     };
-    const HttpResponse response = http_send(request);
-    if (response.status / 100 == 2) {
-      return;
+    result.response = http_send(request);
+    const int status = result.response.status;
+    if (status / 100 == 2 || result.is_transient()) {
+      return result;
     }
-    if (response.status / 100 != 3 || response.header("location").empty()) {
-      throw_status(response, what);
+    if (status / 100 != 3 || result.response.header("location").empty()) {
+      throw_status(result.response, what);
     }
-    url = resolve_location(url, response.header("location"));
+    url = resolve_location(url, result.response.header("location"));
     url_origin(url);  // refuses file:// and the like before anything is sent
   }
   throw NetworkError(

@@ -1,24 +1,26 @@
 #include "graft/hub/download.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
-#include <chrono>
-#include <cstring>
+#include <exception>
 #include <fstream>
-#include <memory>
+#include <mutex>
 #include <thread>
 
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <fnmatch.h>
-#include <openssl/evp.h>
-#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include "graft/core/error.h"
 #include "graft/core/file_lock.h"
 #include "graft/core/log.h"
+#include "graft/hub/blob_fetch.h"
+#include "graft/hub/content_hash.h"
+#include "graft/hub/disk.h"
 #include "graft/hub/environment.h"
+#include "graft/hub/listing.h"
 
 namespace graft::hub {
 
@@ -26,230 +28,236 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr int kMaxTriesWithoutProgress = 5;
 constexpr auto kLockTimeout = std::chrono::minutes(30);
 constexpr auto kProgressInterval = std::chrono::milliseconds(100);
 
-// The hash that names a file: SHA-256 of the content, or git's SHA-1 of `blob <size>\0` and the
-// content.
-class ContentHash {
+// The sum over all files, told to the caller one call at a time.
+class Tally {
  public:
-  explicit ContentHash(const RepoFile& file) : context_(EVP_MD_CTX_new(), EVP_MD_CTX_free) {
-    EVP_DigestInit_ex(context_.get(), file.sha256.empty() ? EVP_sha1() : EVP_sha256(), nullptr);
-    if (file.sha256.empty()) {
-      const auto header = fmt::format("blob {}", file.size_bytes);
-      EVP_DigestUpdate(context_.get(), header.c_str(), header.size() + 1);  // with its NUL
+  Tally(const std::vector<RepoFile>& files, const Progress& progress)
+      : progress_(progress), done_(files.size(), 0), files_(files) {
+    for (const RepoFile& file : files) {
+      total_bytes_ += file.size_bytes;
     }
   }
-  void update(std::string_view piece) {
-    EVP_DigestUpdate(context_.get(), piece.data(), piece.size());
-  }
-  std::string hex() {
-    unsigned char bytes[EVP_MAX_MD_SIZE];
-    unsigned int size = 0;
-    EVP_DigestFinal_ex(context_.get(), bytes, &size);
-    std::string text;
-    for (unsigned int i = 0; i < size; ++i) {
-      text += fmt::format("{:02x}", bytes[i]);
+
+  void report(size_t index, uint64_t file_bytes, bool is_done) {
+    const std::lock_guard lock(mutex_);
+    done_bytes_ += file_bytes - done_[index];
+    done_[index] = file_bytes;
+    files_done_ += is_done ? 1 : 0;
+    const auto now = std::chrono::steady_clock::now();
+    if (progress_ && (is_done || now - last_ > kProgressInterval)) {
+      last_ = now;
+      progress_({files_[index], done_bytes_, total_bytes_, files_done_, files_.size(), is_done});
     }
-    return text;
   }
 
  private:
-  std::unique_ptr<EVP_MD_CTX, decltype(&EVP_MD_CTX_free)> context_;
+  const Progress& progress_;
+  std::mutex mutex_;
+  std::vector<uint64_t> done_;
+  const std::vector<RepoFile>& files_;
+  uint64_t done_bytes_ = 0;
+  uint64_t total_bytes_ = 0;
+  size_t files_done_ = 0;
+  std::chrono::steady_clock::time_point last_;
 };
 
-const std::string& etag(const RepoFile& file) {
-  return file.sha256.empty() ? file.git_oid : file.sha256;
+// The link of a snapshot is there and leads to the right bytes.
+bool is_right(const fs::path& file, const RepoFile& wanted) {
+  std::error_code status;
+  return fs::file_size(file, status) == wanted.size_bytes && !status &&
+         has_content_remembered(file, wanted.content_id());
 }
 
-[[noreturn]] void throw_disk(const fs::path& path, uint64_t needed_bytes) {
-  const int cause = errno;
-  struct statvfs space {};
-  statvfs(path.parent_path().c_str(), &space);
-  const uint64_t free_bytes = static_cast<uint64_t>(space.f_bavail) * space.f_frsize;
-  throw Error("hub.download", "disk",
-              fmt::format("`{}`: expected to write {} bytes, got: {} ({} bytes free)",
-                          path.string(), needed_bytes, std::strerror(cause), free_bytes));
-}
-
-// A file descriptor that closes itself.
-class Descriptor {
- public:
-  Descriptor(const fs::path& path, int flags, uint64_t needed_bytes)
-      : value_(open(path.c_str(), flags | O_CLOEXEC, 0644)) {
-    if (value_ < 0) {
-      throw_disk(path, needed_bytes);
+// snapshots/<commit>/<path> -> ../../blobs/<hash>, or a copy where there are no links.
+void link_blob(const fs::path& blob, const fs::path& pointer) {
+  make_folders(pointer.parent_path());
+  const fs::path made = temporary_beside(pointer);
+  std::error_code status = std::make_error_code(std::errc::not_supported);
+  if (!symlinks_disabled()) {
+    fs::create_symlink(blob.lexically_relative(pointer.parent_path()), made, status);
+  }
+  if (status) {
+    fs::copy_file(blob, made, fs::copy_options::overwrite_existing, status);
+    if (status) {
+      errno = status.value();
+      unlink(made.c_str());
+      throw_disk(pointer, fs::file_size(blob, status));
     }
   }
-  ~Descriptor() { close(value_); }
-  Descriptor(const Descriptor&) = delete;
-  Descriptor& operator=(const Descriptor&) = delete;
-  int get() const { return value_; }
-
- private:
-  int value_;
-};
-
-void write_all(int descriptor, std::string_view piece, uint64_t position, const fs::path& path,
-               uint64_t needed_bytes) {
-  while (!piece.empty()) {
-    const ssize_t written =
-        pwrite(descriptor, piece.data(), piece.size(), static_cast<off_t>(position));
-    if (written < 0 && errno == EINTR) {
-      continue;
-    }
-    if (written <= 0) {
-      throw_disk(path, needed_bytes);
-    }
-    position += static_cast<uint64_t>(written);
-    piece.remove_prefix(static_cast<size_t>(written));
-  }
+  move_into_place(made, pointer);
 }
 
-bool has_right_hash(const fs::path& path, const RepoFile& file) {
-  ContentHash hash(file);
-  std::ifstream in(path, std::ios::binary);
-  std::string buffer(1 << 20, '\0');
-  while (in.read(buffer.data(), static_cast<std::streamsize>(buffer.size())) || in.gcount() > 0) {
-    hash.update({buffer.data(), static_cast<size_t>(in.gcount())});
-  }
-  return hash.hex() == etag(file);
-}
-
-// One repository of the cache while files come into it.
+// Several files at once; the first error ends all of them.
 class Downloader {
  public:
-  Downloader(const Client& client, RepoType type, std::string_view repo_id, std::string commit,
-             fs::path repo, const DownloadOptions& options)
-      : client_(client),
-        type_(type),
-        repo_id_(repo_id),
-        commit_(std::move(commit)),
-        repo_(std::move(repo)),
-        options_(options) {}
+  Downloader(const FileSource& source, const std::vector<RepoFile>& files, const Progress& progress,
+             int connections)
+      : source_(source), files_(files), tally_(files, progress) {
+    const auto most = static_cast<size_t>(std::clamp(connections, 1, 32));
+    threads_ = std::min(most, std::max<size_t>(1, files.size()));
+    connections_per_file_ = static_cast<int>(most / threads_);
+  }
 
-  void fetch(const RepoFile& file) const {
-    const fs::path blob = repo_ / "blobs" / etag(file);
-    const fs::path pointer = repo_ / "snapshots" / commit_ / file.path;
-    std::error_code status;
-    if (fs::file_size(pointer, status) == file.size_bytes && !status) {
-      report(file, file.size_bytes);
-      return;
+  void run() {
+    std::vector<std::thread> helpers;
+    for (size_t i = 1; i < threads_; ++i) {
+      helpers.emplace_back([this] { work(); });
     }
-    const FileLock lock(
-        repo_.parent_path() / ".locks" / repo_.filename() / (etag(file) + ".lock"), kLockTimeout,
-        [&] { log()->info("waiting for another process that downloads `{}`", file.path); });
-    if (fs::file_size(blob, status) != file.size_bytes || status) {
-      fetch_blob(file, blob);
+    work();
+    for (auto& helper : helpers) {
+      helper.join();
     }
-    link(blob, pointer, file);
-    report(file, file.size_bytes);
+    if (failure_) {
+      std::rethrow_exception(failure_);
+    }
   }
 
  private:
-  void report(const RepoFile& file, uint64_t bytes_done) const {
-    if (options_.progress) {
-      options_.progress(file, bytes_done);
-    }
-  }
-
-  void fetch_blob(const RepoFile& file, const fs::path& blob) const {
-    fs::create_directories(blob.parent_path());
-    const fs::path partial = blob.string() + ".graft-incomplete";
-    for (const bool second_try : {false, true}) {
-      fetch_bytes(file, partial);
-      if (has_right_hash(partial, file)) {
-        break;
-      }
-      fs::remove(partial);
-      if (second_try) {
-        throw IntegrityError(
-            "hub.download", "digest",
-            fmt::format(
-                "`{}`@`{}` `{}`: expected hash {}, got another twice; the bytes were removed",
-                repo_id_, commit_, file.path, etag(file)));
-      }
-    }
-    if (std::rename(partial.c_str(), blob.c_str()) != 0) {
-      throw_disk(blob, file.size_bytes);
-    }
-  }
-
-  // Brings the partial file to its full size; a broken transfer goes on where it stood.
-  void fetch_bytes(const RepoFile& file, const fs::path& partial) const {
-    const Descriptor out(partial, O_RDWR | O_CREAT, file.size_bytes);
-    uint64_t done =
-        std::min<uint64_t>(static_cast<uint64_t>(lseek(out.get(), 0, SEEK_END)), file.size_bytes);
-    int tries_without_progress = 0;
-    auto last_report = std::chrono::steady_clock::now();
-    while (done < file.size_bytes) {
-      const uint64_t before = done;
+  void work() {
+    for (size_t index = next_++; index < files_.size() && !stop_; index = next_++) {
       try {
-        client_.read_file(type_, repo_id_, commit_, file, done,
-                          [&](uint64_t position, std::string_view piece) {
-                            write_all(out.get(), piece, position, partial, file.size_bytes);
-                            done = position + piece.size();
-                            if (const auto now = std::chrono::steady_clock::now();
-                                now - last_report > kProgressInterval) {
-                              last_report = now;
-                              report(file, done);
-                            }
-                            return true;
-                          });
-      } catch (const NetworkError& error) {
-        if (error.code() == "hub.client.offline" || error.code() == "hub.http.tls" ||
-            (done <= before && ++tries_without_progress >= kMaxTriesWithoutProgress)) {
-          throw;
-        }
-        std::this_thread::sleep_for(std::chrono::milliseconds(200) * (1 << tries_without_progress));
-        continue;
+        fetch(index);
+      } catch (...) {
+        const std::lock_guard lock(mutex_);
+        failure_ = stop_.exchange(true) ? failure_ : std::current_exception();
       }
-      if (done <= before && ++tries_without_progress >= kMaxTriesWithoutProgress) {
-        throw NetworkError("hub.download", "short",
-                           fmt::format("`{}` `{}`: expected {} bytes, got {}", repo_id_, file.path,
-                                       file.size_bytes, done));
-      }
-    }
-    if (ftruncate(out.get(), static_cast<off_t>(file.size_bytes)) != 0 || fsync(out.get()) != 0) {
-      throw_disk(partial, file.size_bytes);
     }
   }
 
-  // snapshots/<commit>/<path> -> ../../blobs/<etag>, made under another name and renamed: never
-  // half there.
-  void link(const fs::path& blob, const fs::path& pointer, const RepoFile& file) const {
-    fs::create_directories(pointer.parent_path());
-    const fs::path made = pointer.string() + fmt::format(".{}.tmp", getpid());
+  void fetch(size_t index) {
+    const RepoFile& file = files_[index];
+    const fs::path pointer = source_.repo / "snapshots" / source_.commit / file.path;
+    if (!is_right(pointer, file)) {
+      install(index, pointer);
+    }
+    tally_.report(index, file.size_bytes, /*is_done=*/true);
+  }
+
+  void install(size_t index, const fs::path& pointer) {
+    const RepoFile& file = files_[index];
+    const std::string& id = file.content_id();
+    const fs::path blob = source_.repo / "blobs" / id;
+    const FileLock lock(
+        source_.repo.parent_path() / ".locks" / source_.repo.filename() / (id + ".lock"),
+        kLockTimeout,
+        [&] { log()->info("waiting for another process that downloads `{}`", file.path); });
+    if (is_right(pointer, file)) {
+      return;
+    }
     std::error_code status;
-    fs::create_symlink(fs::relative(blob, pointer.parent_path()), made, status);
-    if (status) {
-      fs::copy_file(blob, made,
-                    fs::copy_options::overwrite_existing);  // a file system without links
+    const bool blob_exists = fs::exists(fs::symlink_status(blob, status));
+    if (blob_exists && !is_right(blob, file)) {
+      give_up_damaged(file, blob);
+    } else if (!blob_exists && fs::is_regular_file(fs::symlink_status(pointer, status))) {
+      give_up_damaged(file, pointer);  // a copy, where the file system has no links
     }
-    if (std::rename(made.c_str(), pointer.c_str()) != 0) {
-      throw_disk(pointer, file.size_bytes);
+    if (!fs::exists(blob, status)) {
+      fetch_blob({source_, file, blob, lock.held(), connections_per_file_, stop_,
+                  [&](uint64_t done) { tally_.report(index, done, /*is_done=*/false); }});
     }
+    link_blob(blob, pointer);
   }
 
-  const Client& client_;
-  RepoType type_;
-  std::string repo_id_;
-  std::string commit_;
-  fs::path repo_;
-  const DownloadOptions& options_;
+  // Damage is said, and heals only where the right bytes can be had.
+  void give_up_damaged(const RepoFile& file, const fs::path& damaged) const {
+    const auto text = fmt::format("`{}` `{}`: expected hash {}, the cache holds other bytes",
+                                  source_.repo_id, file.path, file.content_id());
+    if (offline()) {
+      throw IntegrityError("hub.cache", "damaged", text,
+                           "unset HF_HUB_OFFLINE: the file is then fetched anew");
+    }
+    log()->warn("{}; fetching it anew", text);
+    std::error_code status;
+    fs::remove(damaged, status);
+  }
+
+  const FileSource& source_;
+  const std::vector<RepoFile>& files_;
+  Tally tally_;
+  size_t threads_ = 1;
+  int connections_per_file_ = 1;
+  std::atomic<size_t> next_{0};
+  std::atomic<bool> stop_{false};
+  std::mutex mutex_;
+  std::exception_ptr failure_;
 };
 
-void write_ref(const fs::path& file, const std::string& commit) {
-  fs::create_directories(file.parent_path());
-  const fs::path made = file.string() + fmt::format(".{}.tmp", getpid());
-  std::ofstream(made) << commit;
-  if (std::rename(made.c_str(), file.c_str()) != 0) {
-    throw_disk(file, commit.size());
+struct KnownCommit {
+  std::string commit;
+  bool asked = false;  // the Hub said so just now
+};
+
+// The commit of a revision: the Hub's word, or without a Hub the cache's.
+KnownCommit commit_of(const FileSource& where, const std::string& wanted) {
+  if (is_commit(wanted)) {
+    return {wanted, false};
+  }
+  try {
+    return {where.client.resolve_commit(where.type, where.repo_id, wanted), true};
+  } catch (const NetworkError& error) {
+    const auto cached = find_snapshot(where.repo.parent_path(), where.type, where.repo_id, wanted);
+    if (!cached) {
+      throw;
+    }
+    if (!offline()) {
+      log()->warn("{}; using what the cache holds of `{}`", error.what(), where.repo_id);
+    }
+    return {cached->commit, false};
+  }
+}
+
+std::vector<RepoFile> chosen_files(std::vector<RepoFile> files,
+                                   const std::vector<std::string>& patterns) {
+  if (!patterns.empty()) {
+    std::erase_if(files, [&](const RepoFile& file) {
+      return std::none_of(patterns.begin(), patterns.end(), [&](const std::string& pattern) {
+        return matches_pattern(file.path, pattern);
+      });
+    });
+  }
+  return files;
+}
+
+void require_complete(const FileSource& source, const std::vector<RepoFile>& files) {
+  for (const RepoFile& file : files) {
+    std::error_code status;
+    const auto pointer = source.repo / "snapshots" / source.commit / file.path;
+    if (!fs::exists(pointer, status)) {
+      throw NotFound("hub.download", "incomplete",
+                     fmt::format("`{}`@`{}`: expected `{}` in the cache, got nothing, and "
+                                 "HF_HUB_OFFLINE is set",
+                                 source.repo_id, source.commit, file.path),
+                     "unset HF_HUB_OFFLINE to fetch the rest");
+    }
   }
 }
 
 }  // namespace
+
+void download_files(const FileSource& source, const std::vector<RepoFile>& files,
+                    const Progress& progress, int connections) {
+  if (offline()) {
+    require_complete(source, files);
+  }
+  Downloader(source, files, progress, connections).run();
+}
+
+void write_ref(const fs::path& repo, std::string_view ref, const std::string& commit) {
+  const fs::path file = repo / "refs" / ref;
+  std::ifstream in(file);
+  std::string known;
+  if (std::getline(in, known) && known == commit) {
+    return;
+  }
+  try {
+    write_atomically(file, commit);
+  } catch (const Error& error) {
+    log()->warn("ref not kept: {}", error.what());
+  }
+}
 
 bool matches_pattern(std::string_view path, std::string_view pattern) {
   const std::string full = std::string(pattern) + (pattern.ends_with('/') ? "*" : "");
@@ -264,23 +272,26 @@ CachedSnapshot download_snapshot(const Client& client, RepoType type, std::strin
     cache = type == RepoType::kModel ? cache_folder() : kernels_cache_folder();
   }
   find_snapshot(cache, type, repo_id, wanted);  // refuses names that would leave the cache
-  const std::string commit =
-      is_commit(wanted) ? wanted : client.resolve_commit(type, repo_id, wanted);
-  const fs::path repo = cache / repo_folder_name(type, repo_id);
-  const Downloader downloader(client, type, repo_id, commit, repo, options);
-  for (const RepoFile& file : client.list_files(type, repo_id, commit)) {
-    const auto matches = [&](const std::string& pattern) {
-      return matches_pattern(file.path, pattern);
-    };
-    if (options.allow_patterns.empty() ||
-        std::any_of(options.allow_patterns.begin(), options.allow_patterns.end(), matches)) {
-      downloader.fetch(file);
+  FileSource source{client, type, std::string(repo_id), "",
+                    cache / repo_folder_name(type, repo_id)};
+  const KnownCommit known = commit_of(source, wanted);
+  source.commit = known.commit;
+  const CachedSnapshot snapshot{source.repo / "snapshots" / source.commit, source.commit};
+  auto files = read_tree(source.repo, source.commit);
+  if (!files) {
+    if (offline() && fs::is_directory(snapshot.folder)) {
+      return snapshot;  // nobody can say what is missing
     }
+    files = client.list_files(type, repo_id, source.commit);
+    write_tree(source.repo, source.commit, *files);
   }
-  if (!is_commit(wanted)) {
-    write_ref(repo / "refs" / wanted, commit);
+  const auto chosen = chosen_files(std::move(*files), options.allow_patterns);
+  download_files(source, chosen, options.progress, options.connections);
+  make_folders(snapshot.folder);
+  if (known.asked) {
+    write_ref(source.repo, wanted, source.commit);
   }
-  return CachedSnapshot{repo / "snapshots" / commit, commit};
+  return snapshot;
 }
 
 }  // namespace graft::hub

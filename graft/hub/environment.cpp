@@ -25,6 +25,10 @@ std::optional<fs::path> folder(const char* name) {
   return fs::path(*value);
 }
 
+fs::path user_cache() {
+  return folder("XDG_CACHE_HOME").value_or(fs::path(env::get("HOME").value_or("/")) / ".cache");
+}
+
 bool is_true(std::string value) {
   std::transform(value.begin(), value.end(), value.begin(),
                  [](unsigned char c) { return static_cast<char>(std::toupper(c)); });
@@ -44,10 +48,10 @@ fs::path home() {
   if (const auto named = folder("HF_HOME")) {
     return *named;
   }
-  const auto base =
-      folder("XDG_CACHE_HOME").value_or(fs::path(env::get("HOME").value_or("/")) / ".cache");
-  return base / "huggingface";
+  return user_cache() / "huggingface";
 }
+
+fs::path private_folder() { return user_cache() / "graft"; }
 
 fs::path cache_folder() {
   if (const auto named = folder("HF_HUB_CACHE")) {
@@ -85,6 +89,8 @@ std::optional<std::string> token() {
   const auto value = trimmed(line);
   return value.empty() ? std::nullopt : std::optional<std::string>(value);
 }
+
+bool symlinks_disabled() { return is_true(env::get("HF_HUB_DISABLE_SYMLINKS").value_or("")); }
 
 bool offline() {
   if (const auto value = env::get("HF_HUB_OFFLINE")) {

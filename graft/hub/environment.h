@@ -17,8 +17,14 @@ std::filesystem::path cache_folder();
 // The cache of kernels: KERNELS_CACHE, else cache_folder().
 std::filesystem::path kernels_cache_folder();
 
+// What graft alone remembers of the Hub, for this user only: ${XDG_CACHE_HOME:-~/.cache}/graft.
+std::filesystem::path private_folder();
+
 // HF_HUB_OFFLINE (else TRANSFORMERS_OFFLINE) is 1, ON, YES or TRUE, any case.
 bool offline();
+
+// HF_HUB_DISABLE_SYMLINKS is 1, ON, YES or TRUE: snapshots hold copies instead of links.
+bool symlinks_disabled();
 
 // HF_ENDPOINT without a trailing slash, else the public Hub.
 std::string endpoint();

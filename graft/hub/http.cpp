@@ -12,6 +12,7 @@
 
 #include "graft/core/env.h"
 #include "graft/core/error.h"
+#include "graft/core/log.h"
 #include "graft/core/version.h"
 
 namespace graft::hub {
@@ -19,6 +20,7 @@ namespace graft::hub {
 namespace {
 
 constexpr size_t kMaxHeaderBytes = 256 * 1024;
+constexpr std::chrono::seconds kNoticeableWait{5};
 
 struct CurlDeleter {
   void operator()(CURL* handle) const { curl_easy_cleanup(handle); }
@@ -182,20 +184,11 @@ std::unique_ptr<curl_slist, SlistDeleter> header_list(const HttpRequest& request
                      fmt::format("`{}`: expected an answer, got: {}", url, detail));
 }
 
-std::chrono::milliseconds wait_before(int attempt, const HttpResponse* response) {
-  if (response != nullptr) {
-    const std::string& text = response->header("retry-after");
-    const bool is_number =
-        !text.empty() && text.size() < 7 &&
-        std::all_of(text.begin(), text.end(), [](unsigned char c) { return std::isdigit(c) != 0; });
-    if (is_number) {
-      return std::chrono::seconds(std::stoi(text) + 1);
-    }
-  }
-  thread_local std::mt19937 random(std::random_device{}());
-  const int ceiling_ms = 1000 << std::min(attempt, 3);
-  return std::chrono::milliseconds(
-      std::uniform_int_distribution<int>(ceiling_ms / 4, ceiling_ms)(random));
+std::chrono::seconds seconds_in(std::string_view text) {
+  const bool is_number =
+      !text.empty() && text.size() < 7 &&
+      std::all_of(text.begin(), text.end(), [](unsigned char c) { return std::isdigit(c) != 0; });
+  return std::chrono::seconds(is_number ? std::stoi(std::string(text)) : 0);
 }
 
 }  // namespace
@@ -230,29 +223,56 @@ HttpResponse http_send(const HttpRequest& request) {
 
 bool is_transient_status(int status) { return status == 408 || status == 429 || status >= 500; }
 
+std::chrono::seconds retry_after(const HttpResponse& response) {
+  if (const std::string& text = response.header("retry-after"); !text.empty()) {
+    return seconds_in(text);
+  }
+  const std::string& limit = response.header("ratelimit");
+  const auto left = limit.find(";r=0;"), time = limit.find(";t=");
+  if (left == std::string::npos || time == std::string::npos) {
+    return std::chrono::seconds(0);
+  }
+  const auto digits = std::string_view(limit).substr(time + 3);
+  return seconds_in(digits.substr(0, digits.find_first_not_of("0123456789")));
+}
+
+std::optional<std::chrono::milliseconds> wait_before_retry(
+    int attempt, std::chrono::seconds asked_for, std::chrono::steady_clock::time_point deadline) {
+  std::chrono::milliseconds wait = asked_for + std::chrono::seconds(1);
+  if (asked_for.count() == 0) {
+    thread_local std::mt19937 random(std::random_device{}());
+    const int ceiling_ms = 1000 << std::clamp(attempt, 0, 3);
+    wait = std::chrono::milliseconds(
+        std::uniform_int_distribution<int>(ceiling_ms / 4, ceiling_ms)(random));
+  }
+  return std::chrono::steady_clock::now() + wait > deadline ? std::nullopt : std::optional(wait);
+}
+
 HttpResponse http_send_with_retries(const HttpRequest& request, int max_tries,
                                     std::chrono::seconds deadline) {
   const auto end = std::chrono::steady_clock::now() + deadline;
   for (int attempt = 0;; ++attempt) {
     const bool last = attempt + 1 >= max_tries;
-    std::chrono::milliseconds wait{0};
+    std::optional<std::chrono::milliseconds> wait;
     try {
       HttpResponse response = http_send(request);
       if (last || !is_transient_status(response.status)) {
         return response;
       }
-      wait = wait_before(attempt, &response);
-      if (std::chrono::steady_clock::now() + wait > end) {
+      wait = wait_before_retry(attempt, retry_after(response), end);
+      if (!wait) {
         return response;
       }
     } catch (const NetworkError& error) {
-      wait = wait_before(attempt, nullptr);
-      if (last || error.code() == "hub.http.tls" || error.code() == "hub.http.too-large" ||
-          std::chrono::steady_clock::now() + wait > end) {
+      wait = wait_before_retry(attempt, std::chrono::seconds(0), end);
+      if (last || error.code() == "hub.http.tls" || error.code() == "hub.http.too-large" || !wait) {
         throw;
       }
     }
-    std::this_thread::sleep_for(wait);
+    if (*wait > kNoticeableWait) {
+      log()->warn("the Hub asks to wait {} s", wait->count() / 1000);
+    }
+    std::this_thread::sleep_for(*wait);
   }
 }
 

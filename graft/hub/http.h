@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -48,6 +49,15 @@ HttpResponse http_send(const HttpRequest& request);
 
 // What http_send's caller may do again: 408, 429 and 5xx.
 bool is_transient_status(int status);
+
+// How long the server asks to be left alone: Retry-After in seconds, or `t` of a RateLimit header
+// that has nothing left (`"api";r=0;t=27`). 0 when it does not say.
+std::chrono::seconds retry_after(const HttpResponse& response);
+
+// The wait before try `attempt` + 2: what the server asks for and a second, or full jitter below 1,
+// 2, 4, 8 s. Nothing when the wait would end after `deadline`.
+std::optional<std::chrono::milliseconds> wait_before_retry(
+    int attempt, std::chrono::seconds asked_for, std::chrono::steady_clock::time_point deadline);
 
 // Sends with up to `max_tries` tries on transient statuses and network errors. Waits with full
 // jitter between 1, 2, 4, 8 s or what Retry-After says, never past `deadline` in all.
