@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <type_traits>
 
 #include <ATen/core/grad_mode.h>
 #include <fmt/format.h>
@@ -56,6 +57,17 @@ class KernelNode final : public torch::autograd::Node {
   KernelBackward backward_;
 };
 
+// Newer torch counts the nodes of a graph in themselves, torch 2.11 with a shared_ptr; that one's
+// deleter takes a deep graph apart without recursion.
+template <typename Node>
+auto own(Node* node) {
+  if constexpr (std::is_base_of_v<c10::intrusive_ptr_target, Node>) {
+    return c10::intrusive_ptr<Node>::unsafe_steal_from_new(node);
+  } else {
+    return std::shared_ptr<Node>(node, [](Node* unused) { deleteNode(unused); });
+  }
+}
+
 }  // namespace
 
 bool needs_gradient(std::initializer_list<const at::Tensor*> inputs) {
@@ -67,8 +79,7 @@ bool needs_gradient(std::initializer_list<const at::Tensor*> inputs) {
 
 void record(const std::string& repository, const Tensors& outputs, const Tensors& inputs,
             const Tensors& saved, KernelBackward backward) {
-  const std::shared_ptr<KernelNode> node(new KernelNode(repository, saved, std::move(backward)),
-                                         torch::autograd::deleteNode);
+  const auto node = own(new KernelNode(repository, saved, std::move(backward)));
   torch::autograd::edge_list edges;
   for (const auto& input : inputs) {
     edges.push_back(torch::autograd::impl::gradient_edge(input));
