@@ -44,6 +44,20 @@ def kernel_table(name, shapes):
             f"{first['runs']} runs.\n\n" + table(head, kernel_rows(path, shapes)))
 
 
+def work_table(name):
+    """Every bfloat16 row that has a peer, with the rate of whichever bounds it."""
+    lines = [row for row in rows(RESULTS / f"h200/kernels_{name}_bench.jsonl")
+             if row["dtype"] == "BFloat16" and row.get("peers")]
+    body = []
+    for row in lines:
+        rate = (f"{row['TFLOPps']:.0f} TFLOP/s" if row.get("TFLOPps", 0) >= 50 else f"{row['GBps']:.0f} GB/s")
+        peers = ", ".join(f"{peer['name']} {peer['median_us']:.1f} µs ({peer['ratio']:.2f}×)" for peer in row["peers"])
+        title = f"`{row['op']}`" + (f", {row['variant'].replace('_', ' ')}" if row["variant"] else "")
+        body.append([title, row["shape"].replace("_", " "), f"{row['median_us']:.1f}", rate, peers])
+    return (f"{lines[0]['machine']}; commit {lines[0]['commit']}; bfloat16; cold L2: {lines[0]['cold_L2']}.\n\n"
+            + table(["op, variant", "shape", "median µs", "rate", "peers, and how many times longer"], body))
+
+
 def cpu_files():
     return sorted(RESULTS.glob("*/smollm2_vs_transformers.jsonl"))
 
@@ -101,7 +115,8 @@ def replace(text, name, body):
 def main():
     parts = {"docs/benchmarks.md": {"rms-norm": kernel_table("rms_norm", RMS_NORM),
                                     "activation": kernel_table("activation", ACTIVATION),
-                                    "rotary": kernel_table("rotary", ROTARY), "cpu": cpu_table(),
+                                    "rotary": kernel_table("rotary", ROTARY), "loss": work_table("loss"),
+                                    "attention": work_table("attention"), "cpu": cpu_table(),
                                     "tokenizer": tokenizer_table()},
              "README.md": {"measured": headline()}}
     stale = 0
