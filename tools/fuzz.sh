@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds the fuzz targets of the file formats, of tokenizer.json and of the template language with clang's libFuzzer and the address and
-# undefined-behaviour sanitizers, and runs each on the test data for some seconds.
+# Builds the fuzz targets of the file formats, of tokenizer.json and of the template language with clang's libFuzzer
+# and the address and undefined-behaviour sanitizers, and runs each on the test data for some seconds.
 #   tools/fuzz.sh [SECONDS] [FOLDER]          defaults: 60, build/fuzz; what breaks a target stays in FOLDER
 set -euo pipefail
 cd "$(dirname "$0")/.."
