@@ -26,23 +26,6 @@
 
 namespace graft_kernels::activation {
 
-Dtype dtype_of(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::BFloat16:
-      return Dtype::kBfloat16;
-    case ScalarType::Half:
-      return Dtype::kFloat16;
-    default:
-      return Dtype::kFloat32;
-  }
-}
-
-void check_like(const char* op, NamedTensor value, NamedTensor like) {
-  check_dtype(op, value, like.tensor.scalar_type(), (std::string("that of ") + like.name).c_str());
-  check_same_device(op, value, like);
-  check_rows(op, value);
-}
-
 namespace {
 
 Problem describe(const char* op, Function function, const Tensor& out) {

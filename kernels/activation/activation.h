@@ -3,13 +3,12 @@
 
 #include <cstdint>
 
+#include "kernels/common/dtype.h"
 #include "kernels/common/row_layout.h"
 
 namespace graft_kernels::activation {
 
 enum class Function : int { kSilu, kGelu, kGeluTanh, kGeluNew, kGeluFast, kGeluQuick };
-
-enum class Dtype : int { kFloat32 = 0, kBfloat16 = 1, kFloat16 = 2 };
 
 // A checked call: out = function(gate), or function(gate) rounded to the dtype and then times up.
 struct Problem {

@@ -7,9 +7,7 @@
 
 namespace graft_kernels::activation {
 
-Dtype dtype_of(const Tensor& tensor);
 // `value` has the dtype and device of `like`, and contiguous rows.
-void check_like(const char* op, NamedTensor value, NamedTensor like);
 
 // out = function(input), element by element.
 Problem check_unary(const char* op, Function function, const Tensor& out, const Tensor& input);

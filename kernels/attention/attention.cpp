@@ -21,24 +21,11 @@ namespace graft_kernels::attention {
 
 namespace {
 
-Dtype dtype_of(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::BFloat16:
-      return Dtype::kBfloat16;
-    case ScalarType::Half:
-      return Dtype::kFloat16;
-    default:
-      return Dtype::kFloat32;
-  }
-}
-
 void check_heads(const char* op, NamedTensor value, NamedTensor query, const char* shape) {
   if (value.tensor.dim() != 4) {
     fail(op, value.name, std::string("shape ") + shape, shape_text(value.tensor));
   }
-  check_dtype(op, value, query.tensor.scalar_type(), "that of query");
-  check_same_device(op, value, query);
-  check_rows(op, value);
+  check_like(op, value, query);
 }
 
 void copy_strides(const Tensor& tensor, int64_t (&strides)[3]) {
@@ -72,14 +59,11 @@ void describe_mask(const char* op, const Tensor& mask, const Tensor& query, int6
              ", 1 or " + std::to_string(expected[2]) + ", " + std::to_string(keys) + "]",
          shape_text(mask));
   }
-  const ScalarType dtype = mask.scalar_type();
-  if (dtype != query.scalar_type() && dtype != ScalarType::Float) {
-    fail(op, "mask", to_text(query.scalar_type()) + " (dtype of query) or float32", to_text(dtype));
-  }
+  check_dtype_or_float32(op, {"mask", mask}, {"query", query});
   check_same_device(op, {"mask", mask}, {"query", query});
   check_rows(op, {"mask", mask});
   problem.mask = read_pointer(mask);
-  problem.float_mask = dtype == ScalarType::Float;
+  problem.float_mask = mask.scalar_type() == ScalarType::Float;
   for (int dim = 0; dim < 3; ++dim) {
     problem.mask_stride[dim] = mask.size(dim) == 1 ? 0 : mask.stride(dim);
   }
@@ -140,6 +124,11 @@ GRAFT_OPS(ops) {
   ops.def(
       "attention(Tensor query, Tensor key, Tensor value, Tensor? mask, float scale, float softcap, "
       "bool causal) -> Tensor");
+  ops.def(
+      "attention_decode_out(Tensor(a!) out, Tensor(b!)? lse, Tensor query, Tensor key, Tensor "
+      "value, "
+      "Tensor? lengths, Tensor? block_table, Tensor? mask, Tensor? sinks, float scale, float "
+      "softcap, int window, bool causal, int splits) -> ()");
 }
 
 GRAFT_OPS_IMPL(Meta, ops) { graft_kernels::attention::MetaOps::implement(ops); }

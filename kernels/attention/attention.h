@@ -3,9 +3,9 @@
 
 #include <cstdint>
 
-namespace graft_kernels::attention {
+#include "kernels/common/dtype.h"
 
-enum class Dtype : int { kFloat32 = 0, kBfloat16 = 1, kFloat16 = 2 };
+namespace graft_kernels::attention {
 
 // Longest head on the CPU: what a task holds on its stack.
 inline constexpr int64_t kMaxHeadDim = 256;

@@ -25,10 +25,6 @@
 
 #include "kernels/attention/attention_decode_ops.h"
 
-// More ops of the package, from a file of their own.
-#define GRAFT_MORE_OPS(ops) GRAFT_MORE_OPS_EXPAND_(TORCH_EXTENSION_NAME, ops)
-#define GRAFT_MORE_OPS_EXPAND_(name, ops) STABLE_TORCH_LIBRARY_FRAGMENT(name, ops)
-
 namespace graft_kernels::attention {
 
 namespace {
@@ -68,15 +64,11 @@ void describe_sinks(const char* op, const Tensor& sinks, const Tensor& query,
   if (sinks.dim() != 1 || sinks.size(0) != query.size(2)) {
     fail(op, "sinks", "shape [" + std::to_string(query.size(2)) + "]", shape_text(sinks));
   }
-  const ScalarType dtype = sinks.scalar_type();
-  if (dtype != query.scalar_type() && dtype != ScalarType::Float) {
-    fail(op, "sinks", to_text(query.scalar_type()) + " (dtype of query) or float32",
-         to_text(dtype));
-  }
+  check_dtype_or_float32(op, {"sinks", sinks}, {"query", query});
   check_same_device(op, {"sinks", sinks}, {"query", query});
   check_rows(op, {"sinks", sinks});
   problem.sinks = read_pointer(sinks);
-  problem.float_sinks = dtype == ScalarType::Float;
+  problem.float_sinks = sinks.scalar_type() == ScalarType::Float;
 }
 
 void describe_lse(const char* op, const Tensor& lse, const Tensor& query, DecodeProblem& problem) {
@@ -139,14 +131,6 @@ DecodeProblem check_decode(const char* op, Arguments arguments, const CacheArgum
 }
 
 }  // namespace graft_kernels::attention
-
-GRAFT_MORE_OPS(ops) {
-  ops.def(
-      "attention_decode_out(Tensor(a!) out, Tensor(b!)? lse, Tensor query, Tensor key, Tensor "
-      "value, "
-      "Tensor? lengths, Tensor? block_table, Tensor? mask, Tensor? sinks, float scale, float "
-      "softcap, int window, bool causal, int splits) -> ()");
-}
 
 GRAFT_OPS_IMPL(Meta, ops) {
   ops.impl("attention_decode_out", TORCH_BOX(&graft_kernels::attention::decode_out_meta));

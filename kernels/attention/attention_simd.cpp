@@ -14,7 +14,6 @@ namespace graft_kernels::GRAFT_ISA {
 
 namespace {
 
-using attention::Dtype;
 using attention::kChunkKeys;
 using attention::kMaxHeadDim;
 using attention::kMaxTaskRows;

@@ -12,6 +12,17 @@ void fail(const char* op, const char* argument, const std::string& expected,
   throw std::runtime_error(text);
 }
 
+Dtype dtype_of(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::BFloat16:
+      return Dtype::kBfloat16;
+    case ScalarType::Half:
+      return Dtype::kFloat16;
+    default:
+      return Dtype::kFloat32;
+  }
+}
+
 std::string to_text(ScalarType dtype) {
   switch (dtype) {
     case ScalarType::Float:
@@ -60,6 +71,14 @@ void check_dtype(const char* op, NamedTensor value, ScalarType dtype, const char
   }
 }
 
+void check_dtype_or_float32(const char* op, NamedTensor value, NamedTensor like) {
+  const ScalarType dtype = value.tensor.scalar_type(), wanted = like.tensor.scalar_type();
+  if (dtype != wanted && dtype != ScalarType::Float) {
+    fail(op, value.name, to_text(wanted) + " (dtype of " + like.name + ") or float32",
+         to_text(dtype));
+  }
+}
+
 void check_same_shape(const char* op, NamedTensor value, NamedTensor like) {
   const auto sizes = value.tensor.sizes();
   const auto wanted = like.tensor.sizes();
@@ -95,6 +114,23 @@ void check_rows(const char* op, NamedTensor value) {
     fail(op, value.name, "a contiguous last dimension (stride 1)",
          "stride " + std::to_string(value.tensor.stride(last)));
   }
+}
+
+void check_like(const char* op, NamedTensor value, NamedTensor like) {
+  check_dtype(op, value, like.tensor.scalar_type(), (std::string("that of ") + like.name).c_str());
+  check_same_device(op, value, like);
+  check_rows(op, value);
+}
+
+void check_vector(const char* op, NamedTensor value, int64_t size, const char* of,
+                  NamedTensor like) {
+  if (value.tensor.dim() != 1 || value.tensor.size(0) != size) {
+    fail(op, value.name, "shape [" + std::to_string(size) + "] (" + of + ")",
+         shape_text(value.tensor));
+  }
+  check_rows(op, value);
+  check_dtype(op, value, like.tensor.scalar_type(), (std::string("that of ") + like.name).c_str());
+  check_same_device(op, value, like);
 }
 
 const void* read_pointer(const Tensor& tensor) {

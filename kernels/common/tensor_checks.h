@@ -8,6 +8,7 @@
 
 #include <torch/csrc/stable/tensor.h>
 
+#include "kernels/common/dtype.h"
 #include "kernels/common/row_layout.h"
 
 namespace graft_kernels {
@@ -24,6 +25,9 @@ struct NamedTensor {
 [[noreturn]] void fail(const char* op, const char* argument, const std::string& expected,
                        const std::string& got);
 
+// The dtype of a tensor that passed check_floating.
+Dtype dtype_of(const Tensor& tensor);
+
 std::string to_text(ScalarType dtype);
 std::string shape_text(const Tensor& tensor);
 std::string device_text(const Tensor& tensor);
@@ -32,10 +36,17 @@ std::string device_text(const Tensor& tensor);
 void check_floating(const char* op, NamedTensor value);
 // `value` has the dtype `dtype`, described as «that of `origin`».
 void check_dtype(const char* op, NamedTensor value, ScalarType dtype, const char* origin);
+// `value` has the dtype of `like`, or float32.
+void check_dtype_or_float32(const char* op, NamedTensor value, NamedTensor like);
 void check_same_shape(const char* op, NamedTensor value, NamedTensor like);
 void check_same_device(const char* op, NamedTensor value, NamedTensor like);
 // The last dimension is contiguous (or has at most one element).
 void check_rows(const char* op, NamedTensor value);
+// The dtype and device of `like`, and a contiguous last dimension.
+void check_like(const char* op, NamedTensor value, NamedTensor like);
+// One element for each of `size`, described as `of`, and what check_like asks for.
+void check_vector(const char* op, NamedTensor value, int64_t size, const char* of,
+                  NamedTensor like);
 // At least one dimension.
 void check_has_rows(const char* op, NamedTensor value);
 

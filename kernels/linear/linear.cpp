@@ -46,18 +46,6 @@ void check_weight(const char* op, const char* name, const Tensor& x, const Tenso
   check_same_device(op, {name, weight}, {"x", x});
 }
 
-void check_bias(const char* op, const Part& part, const Tensor& x) {
-  const Tensor& bias = *part.bias;
-  const char* name = part.bias_name;
-  if (bias.dim() != 1 || bias.size(0) != part.weight.size(0)) {
-    fail(op, name, "shape [" + std::to_string(part.weight.size(0)) + "] (rows of its weight)",
-         shape_text(bias));
-  }
-  check_rows(op, {name, bias});
-  check_dtype(op, {name, bias}, x.scalar_type(), "that of x");
-  check_same_device(op, {name, bias}, {"x", x});
-}
-
 }  // namespace
 
 void check_arguments(const char* op, const Tensor& out, const Tensor& x,
@@ -69,7 +57,8 @@ void check_arguments(const char* op, const Tensor& out, const Tensor& x,
   for (const Part& part : parts) {
     check_weight(op, part.weight_name, x, part.weight);
     if (part.bias) {
-      check_bias(op, part, x);
+      check_vector(op, {part.bias_name, *part.bias}, part.weight.size(0), "rows of its weight",
+                   {"x", x});
     }
     columns += part.weight.size(0);
   }

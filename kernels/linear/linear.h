@@ -3,9 +3,9 @@
 
 #include <cstdint>
 
-namespace graft_kernels::linear {
+#include "kernels/common/dtype.h"
 
-enum class Dtype : int { kFloat32 = 0, kBfloat16 = 1, kFloat16 = 2 };
+namespace graft_kernels::linear {
 
 // Rows of x up to which each weight is read once and used for all of them. Above, the work is a
 // matrix product, which ATen's library does.
@@ -36,13 +36,13 @@ using WidenFunction = void (*)(Dtype dtype, const void* from, float* to, int64_t
 // One entry per instruction set (linear_simd.cpp).
 namespace graft_kernels::plain {
 void linear_columns(const linear::Problem& problem, int64_t begin, int64_t end);
-void linear_widen(linear::Dtype dtype, const void* from, float* to, int64_t count);
+void linear_widen(Dtype dtype, const void* from, float* to, int64_t count);
 }  // namespace graft_kernels::plain
 namespace graft_kernels::avx2 {
 void linear_columns(const linear::Problem& problem, int64_t begin, int64_t end);
-void linear_widen(linear::Dtype dtype, const void* from, float* to, int64_t count);
+void linear_widen(Dtype dtype, const void* from, float* to, int64_t count);
 }  // namespace graft_kernels::avx2
 namespace graft_kernels::avx512 {
 void linear_columns(const linear::Problem& problem, int64_t begin, int64_t end);
-void linear_widen(linear::Dtype dtype, const void* from, float* to, int64_t count);
+void linear_widen(Dtype dtype, const void* from, float* to, int64_t count);
 }  // namespace graft_kernels::avx512

@@ -10,42 +10,30 @@
 
 namespace graft_kernels::linear {
 
-namespace {
-
-// Bytes of weight below which a second thread costs more than it saves.
-constexpr int64_t kGrainBytes = 1 << 17;
-// Rows of weight that are widened at a time: the panel stays in the second-level cache.
-constexpr int64_t kPanelRows = 512;
-
-Dtype dtype_of(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::BFloat16:
-      return Dtype::kBfloat16;
-    case ScalarType::Half:
-      return Dtype::kFloat16;
-    default:
-      return Dtype::kFloat32;
-  }
-}
-
-// Rows of x as float32, one after the other; `storage` holds them where they had to be widened.
-const float* float_rows(const Tensor& x, int64_t rows, int64_t depth,
+const float* float_rows(const char* op, const Tensor& x, int64_t rows, int64_t depth,
                         std::unique_ptr<float[]>& storage) {
   const Dtype dtype = dtype_of(x);
   if (dtype == Dtype::kFloat32 && x.is_contiguous()) {
     return static_cast<const float*>(x.const_data_ptr());
   }
   storage.reset(new float[static_cast<size_t>(rows * depth)]);
-  const RowLayout layout = row_layout("linear", {"x", x});
+  const RowLayout layout = row_layout(op, {"x", x});
   const auto widen =
       choose_isa<WidenFunction>(plain::linear_widen, avx2::linear_widen, avx512::linear_widen);
   const auto* bytes = static_cast<const char*>(x.const_data_ptr());
-  const int64_t element_bytes = dtype == Dtype::kFloat32 ? 4 : 2;
+  const int64_t element_bytes = bytes_of(dtype);
   for (int64_t row = 0; row < rows; ++row) {
     widen(dtype, bytes + layout.offset(row) * element_bytes, storage.get() + row * depth, depth);
   }
   return storage.get();
 }
+
+namespace {
+
+// Bytes of weight below which a second thread costs more than it saves.
+constexpr int64_t kGrainBytes = 1 << 17;
+// Rows of weight that are widened at a time: the panel stays in the second-level cache.
+constexpr int64_t kPanelRows = 512;
 
 // A part's columns as blocks of eight, so that a thread's border does not cost a slower tile.
 struct PartBlocks {
@@ -58,7 +46,7 @@ struct PartBlocks {
 std::vector<PartBlocks> describe_parts(const Tensor& out, const std::vector<Part>& parts,
                                        const Problem& shared) {
   std::vector<PartBlocks> described;
-  const int64_t element_bytes = shared.dtype == Dtype::kFloat32 ? 4 : 2;
+  const int64_t element_bytes = bytes_of(shared.dtype);
   auto* out_bytes = static_cast<char*>(out.mutable_data_ptr());
   int64_t block = 0;
   for (const Part& part : parts) {
@@ -81,7 +69,7 @@ void run_few_rows(const Tensor& out, const Tensor& x, const std::vector<Part>& p
   shared.dtype = dtype_of(x);
   shared.rows = rows;
   shared.depth = x.size(x.dim() - 1);
-  shared.x = float_rows(x, rows, shared.depth, storage);
+  shared.x = float_rows("linear", x, rows, shared.depth, storage);
   shared.out_stride = out.size(out.dim() - 1);
   const std::vector<PartBlocks> described = describe_parts(out, parts, shared);
   const auto run = choose_isa<ColumnsFunction>(plain::linear_columns, avx2::linear_columns,
@@ -95,8 +83,7 @@ void run_few_rows(const Tensor& out, const Tensor& x, const std::vector<Part>& p
       }
     }
   };
-  const int64_t row_bytes =
-      std::max<int64_t>(shared.depth * (shared.dtype == Dtype::kFloat32 ? 4 : 2), 1);
+  const int64_t row_bytes = std::max<int64_t>(shared.depth * bytes_of(shared.dtype), 1);
   const int64_t blocks = described.back().end_block, grain = kGrainBytes / (row_bytes * 8) + 1;
   if (blocks <= grain) {
     return run_blocks(0, blocks);

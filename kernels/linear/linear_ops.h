@@ -1,6 +1,7 @@
 // The package's ops as functions on tensors.
 #pragma once
 
+#include <memory>
 #include <optional>
 #include <vector>
 
@@ -28,6 +29,11 @@ std::vector<Part> join_parts(const Tensor& first, const Tensor& second,
                              const std::optional<Tensor>& first_bias,
                              const std::optional<Tensor>& second_bias,
                              const std::optional<Tensor>& third_bias);
+
+// Rows of x as float32, one after the other, on the CPU; `storage` holds them where they had to be
+// widened or moved together.
+const float* float_rows(const char* op, const Tensor& x, int64_t rows, int64_t depth,
+                        std::unique_ptr<float[]>& storage);
 
 // A new tensor [..., M] of x's dtype.
 Tensor new_output(const Tensor& x, const Tensor& weight);

@@ -11,7 +11,6 @@ namespace graft_kernels::GRAFT_ISA {
 
 namespace {
 
-using linear::Dtype;
 using linear::Problem;
 
 // Elements of one cache line, which is asked for at once.

@@ -72,12 +72,7 @@ const PackedFormat& check_packed_arguments(const char* op, const Tensor& out, co
   check_bytes(op, {"packed", packed}, packed_bytes(format, rows, depth));
   check_same_device(op, {"packed", packed}, {"x", x});
   if (bias) {
-    if (bias->dim() != 1 || bias->size(0) != rows) {
-      fail(op, "bias", "shape [" + std::to_string(rows) + "] (rows)", shape_text(*bias));
-    }
-    check_rows(op, {"bias", *bias});
-    check_dtype(op, {"bias", *bias}, x.scalar_type(), "that of x");
-    check_same_device(op, {"bias", *bias}, {"x", x});
+    check_vector(op, {"bias", *bias}, rows, "rows", {"x", x});
   }
   bool same = out.dim() == x.dim() && out.size(out.dim() - 1) == rows && out.is_contiguous();
   for (int64_t dim = 0; same && dim + 1 < x.dim(); ++dim) {

@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "kernels/common/isa.h"
+#include "kernels/linear/linear_ops.h"
 #include "kernels/linear/packed_ops.h"
 
 namespace graft_kernels::linear {
@@ -18,32 +19,6 @@ struct RoundedRows {
   std::unique_ptr<int8_t[]> codes;
   std::unique_ptr<float[]> scales, sums;
 };
-
-Dtype dtype_of(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::BFloat16:
-      return Dtype::kBfloat16;
-    case ScalarType::Half:
-      return Dtype::kFloat16;
-    default:
-      return Dtype::kFloat32;
-  }
-}
-
-// x as float32, rows one after the other.
-std::unique_ptr<float[]> widen_rows(const Tensor& x, int64_t rows, int64_t depth) {
-  std::unique_ptr<float[]> wide(new float[static_cast<size_t>(rows * depth)]);
-  const Dtype dtype = dtype_of(x);
-  const RowLayout layout = row_layout("packed_linear", {"x", x});
-  const auto widen =
-      choose_isa<WidenFunction>(plain::linear_widen, avx2::linear_widen, avx512::linear_widen);
-  const auto* bytes = static_cast<const char*>(x.const_data_ptr());
-  const int64_t element_bytes = dtype == Dtype::kFloat32 ? 4 : 2;
-  for (int64_t row = 0; row < rows; ++row) {
-    widen(dtype, bytes + layout.offset(row) * element_bytes, wide.get() + row * depth, depth);
-  }
-  return wide;
-}
 
 RoundedRows round_rows(PackedProblem& problem) {
   const auto count = static_cast<size_t>(problem.rows * problem.depth);
@@ -87,12 +62,7 @@ void run(const PackedFormat& format, Tensor& out, const Tensor& x, const Tensor&
   problem.bias = bias ? bias->const_data_ptr() : nullptr;
   problem.out = out.mutable_data_ptr();
   std::unique_ptr<float[]> wide;
-  if (problem.dtype == Dtype::kFloat32 && x.is_contiguous()) {
-    problem.x = static_cast<const float*>(x.const_data_ptr());
-  } else {
-    wide = widen_rows(x, problem.rows, problem.depth);
-    problem.x = wide.get();
-  }
+  problem.x = float_rows("packed_linear", x, problem.rows, problem.depth, wide);
   RoundedRows rounded;
   if (round_x && problem.depth > 0) {
     rounded = round_rows(problem);

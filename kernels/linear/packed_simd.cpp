@@ -11,7 +11,6 @@ namespace graft_kernels::GRAFT_ISA {
 
 namespace {
 
-using linear::Dtype;
 using linear::kPackedColumns;
 using linear::kPackedRows;
 using linear::Offset;

@@ -68,11 +68,10 @@ void check_results(const char* op, NamedTensor value, NamedTensor rows) {
   }
 }
 
-void check_like(const char* op, NamedTensor value, NamedTensor like) {
-  check_same_shape(op, value, like);
-  check_dtype(op, value, like.tensor.scalar_type(), (std::string("that of ") + like.name).c_str());
-  check_same_device(op, value, like);
-  check_rows(op, value);
+// A gradient has the shape of what it is the gradient of, too.
+void check_gradient(const char* op, NamedTensor value, NamedTensor of) {
+  check_same_shape(op, value, of);
+  check_like(op, value, of);
 }
 
 void set_row_values(const char* op, Problem& problem, const std::optional<Tensor>& loss,
@@ -133,14 +132,8 @@ void check_weights(const char* op, const LinearArguments& arguments) {
   check_dtype(op, {"weight", weight}, hidden.scalar_type(), "that of hidden");
   check_same_device(op, {"weight", weight}, {"hidden", hidden});
   if (arguments.bias) {
-    const Tensor& bias = *arguments.bias;
-    if (bias.dim() != 1 || bias.size(0) != weight.size(0)) {
-      fail(op, "bias", "shape [" + std::to_string(weight.size(0)) + "] (rows of weight)",
-           shape_text(bias));
-    }
-    check_rows(op, {"bias", bias});
-    check_dtype(op, {"bias", bias}, hidden.scalar_type(), "that of hidden");
-    check_same_device(op, {"bias", bias}, {"hidden", hidden});
+    check_vector(op, {"bias", *arguments.bias}, weight.size(0), "rows of weight",
+                 {"hidden", hidden});
   }
   if (arguments.chunk_rows < 0) {
     fail(op, "chunk_rows", "0 (chosen by memory) or more", std::to_string(arguments.chunk_rows));
@@ -149,15 +142,15 @@ void check_weights(const char* op, const LinearArguments& arguments) {
 
 void check_gradients(const char* op, const LinearGradients& gradients,
                      const LinearArguments& arguments) {
-  check_like(op, {"grad_hidden", *gradients.hidden}, {"hidden", arguments.hidden});
+  check_gradient(op, {"grad_hidden", *gradients.hidden}, {"hidden", arguments.hidden});
   if (gradients.weight) {
-    check_like(op, {"grad_weight", *gradients.weight}, {"weight", arguments.weight});
+    check_gradient(op, {"grad_weight", *gradients.weight}, {"weight", arguments.weight});
   }
   if (gradients.bias && !arguments.bias) {
     fail(op, "grad_bias", "none (there is no bias)", shape_text(*gradients.bias));
   }
   if (gradients.bias) {
-    check_like(op, {"grad_bias", *gradients.bias}, {"bias", *arguments.bias});
+    check_gradient(op, {"grad_bias", *gradients.bias}, {"bias", *arguments.bias});
   }
 }
 
@@ -166,17 +159,6 @@ void rows_meta(const Problem&, const Tensor&) {}
 void linear_meta(LinearProblem&) {}
 
 }  // namespace
-
-Dtype dtype_of(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::BFloat16:
-      return Dtype::kBfloat16;
-    case ScalarType::Half:
-      return Dtype::kFloat16;
-    default:
-      return Dtype::kFloat32;
-  }
-}
 
 Options check_options(const char* op, int64_t ignore_index, double softcap, double smoothing) {
   if (!(softcap >= 0 && softcap < 3e38)) {
@@ -201,7 +183,7 @@ Problem check_backward(const char* op, const Tensor& grad_logits, const Tensor& 
   Problem problem = check_logits(op, Mode::kBackward, logits, options);
   set_row_values(op, problem, std::nullopt, lse, labels, {"logits", logits});
   set_grad_loss(op, problem, grad_loss, {"logits", logits});
-  check_like(op, {"grad_logits", grad_logits}, {"logits", logits});
+  check_gradient(op, {"grad_logits", grad_logits}, {"logits", logits});
   problem.grad = write_pointer(grad_logits);
   problem.grad_rows = row_layout(op, {"grad_logits", grad_logits});
   return problem;

@@ -4,11 +4,10 @@
 
 #include <cstdint>
 
+#include "kernels/common/dtype.h"
 #include "kernels/common/row_layout.h"
 
 namespace graft_kernels::loss {
-
-enum class Dtype : int { kFloat32 = 0, kBfloat16 = 1, kFloat16 = 2 };
 
 enum class Mode : int {
   kForward = 0,   // loss and lse of each row

@@ -21,8 +21,6 @@ constexpr int64_t kChunkBytes = int64_t{1} << 30;
 constexpr int kReservedShared = 2048;
 constexpr int64_t kMaxGrid = 0x7fffffff;
 
-int64_t bytes_of(Dtype dtype) { return dtype == Dtype::kFloat32 ? 4 : 2; }
-
 bool is_aligned(const void* pointer, const RowLayout& rows, int64_t element_bytes) {
   bool aligned = reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
   for (int dim = 0; dim < rows.num_dims; ++dim) {

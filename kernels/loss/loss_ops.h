@@ -58,7 +58,6 @@ LinearGradients new_gradients(const LinearArguments& arguments, const Tensor& gr
 
 // The rows [begin, begin + count) of a linear problem's logits, to be filled in with the logits.
 Problem chunk_of(const LinearProblem& linear, int64_t begin, int64_t count);
-Dtype dtype_of(const Tensor& tensor);
 // Rows of a chunk whose logits take at most `bytes`, unless the caller says how many.
 int64_t chunk_rows_for(const LinearProblem& linear, int64_t bytes, int64_t row_bytes);
 

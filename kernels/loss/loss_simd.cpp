@@ -10,7 +10,6 @@ namespace graft_kernels::GRAFT_ISA {
 
 namespace {
 
-using loss::Dtype;
 using loss::Mode;
 using loss::Options;
 using loss::Problem;

@@ -23,27 +23,13 @@ namespace graft_kernels::rms_norm {
 
 namespace {
 
-Dtype dtype_of(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::BFloat16:
-      return Dtype::kBfloat16;
-    case ScalarType::Half:
-      return Dtype::kFloat16;
-    default:
-      return Dtype::kFloat32;
-  }
-}
-
 void check_weight(const char* op, const Tensor& x, const Tensor& weight) {
   const int64_t columns = x.size(x.dim() - 1);
   if (weight.dim() != 1 || weight.size(0) != columns) {
     fail(op, "weight", "shape [" + std::to_string(columns) + "] (last dimension of x)",
          shape_text(weight));
   }
-  const ScalarType dtype = weight.scalar_type();
-  if (dtype != x.scalar_type() && dtype != ScalarType::Float) {
-    fail(op, "weight", to_text(x.scalar_type()) + " (dtype of x) or float32", to_text(dtype));
-  }
+  check_dtype_or_float32(op, {"weight", weight}, {"x", x});
   check_rows(op, {"weight", weight});
   check_same_device(op, {"weight", weight}, {"x", x});
 }

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "kernels/common/dtype.h"
 #include "kernels/common/row_layout.h"
 
 namespace graft_kernels::rms_norm {
@@ -16,8 +17,6 @@ enum class Variant : int {
   kZeroCentered = 3,      // cast((1 + float(weight)) * norm(x))
 };
 inline constexpr int kNumVariants = 4;
-
-enum class Dtype : int { kFloat32 = 0, kBfloat16 = 1, kFloat16 = 2 };
 
 // A checked call. Pointers are untyped; `x` gives the dtype of x, residual and sum, `weight` its
 // own. The output has weight's dtype in variant kCastBeforeWeight, else x's.

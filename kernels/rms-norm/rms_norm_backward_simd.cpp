@@ -11,7 +11,6 @@ namespace graft_kernels::GRAFT_ISA {
 namespace {
 
 using rms_norm::BackwardProblem;
-using rms_norm::Dtype;
 using rms_norm::Variant;
 
 // One row: pointers to its elements.

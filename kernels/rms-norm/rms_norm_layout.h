@@ -7,8 +7,6 @@
 
 namespace graft_kernels::rms_norm {
 
-inline int64_t bytes_of(Dtype dtype) { return dtype == Dtype::kFloat32 ? 4 : 2; }
-
 // Do all rows begin at a multiple of 16 bytes?
 inline bool is_aligned(const void* pointer, const RowLayout& rows, int64_t element_bytes) {
   bool aligned = reinterpret_cast<uintptr_t>(pointer) % 16 == 0;

@@ -10,7 +10,6 @@ namespace graft_kernels::GRAFT_ISA {
 
 namespace {
 
-using rms_norm::Dtype;
 using rms_norm::Problem;
 using rms_norm::Variant;
 

@@ -24,17 +24,6 @@ namespace graft_kernels::rotary {
 
 namespace {
 
-Dtype dtype_of(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::BFloat16:
-      return Dtype::kBfloat16;
-    case ScalarType::Half:
-      return Dtype::kFloat16;
-    default:
-      return Dtype::kFloat32;
-  }
-}
-
 void check_four_dims(const char* op, NamedTensor value) {
   if (value.tensor.dim() != 4) {
     fail(op, value.name, "shape [batch, length, heads, head_dim]", shape_text(value.tensor));
@@ -79,11 +68,7 @@ Table describe_table(const char* op, NamedTensor table, NamedTensor cos, const T
              ", even, at least 2, at most " + std::to_string(head_dim) + "]",
          shape_text(t));
   }
-  const ScalarType dtype = t.scalar_type();
-  if (dtype != query.scalar_type() && dtype != ScalarType::Float) {
-    fail(op, table.name, to_text(query.scalar_type()) + " (dtype of query) or float32",
-         to_text(dtype));
-  }
+  check_dtype_or_float32(op, table, {"query", query});
   check_same_shape(op, table, cos);
   check_dtype(op, table, cos.tensor.scalar_type(), "that of cos");
   check_same_device(op, table, {"query", query});

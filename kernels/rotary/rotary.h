@@ -3,9 +3,9 @@
 
 #include <cstdint>
 
-namespace graft_kernels::rotary {
+#include "kernels/common/dtype.h"
 
-enum class Dtype : int { kFloat32 = 0, kBfloat16 = 1, kFloat16 = 2 };
+namespace graft_kernels::rotary {
 
 // Query or key: [batch, length, heads, head_dim], strides in elements, the last dimension dense.
 struct Heads {

@@ -8,7 +8,6 @@ namespace graft_kernels::GRAFT_ISA {
 
 namespace {
 
-using rotary::Dtype;
 using rotary::Heads;
 using rotary::Problem;
 
