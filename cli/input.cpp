@@ -1,6 +1,5 @@
 #include "cli/input.h"
 
-#include <filesystem>
 #include <fstream>
 #include <iostream>
 #include <iterator>
@@ -9,6 +8,7 @@
 #include <unistd.h>
 
 #include "graft/core/error.h"
+#include "graft/core/file_status.h"
 
 namespace graft::cli {
 
@@ -21,14 +21,14 @@ std::string read_text(const std::string& path, std::string_view option) {
     }
     return {std::istreambuf_iterator<char>(std::cin), {}};
   }
-  if (std::filesystem::is_directory(path)) {
-    throw InvalidArgument("cli", "file",
-                          fmt::format("{}: expected a file, got the folder `{}`", option, path));
-  }
   std::ifstream in(path, std::ios::binary);
   if (!in) {
     throw NotFound("cli", "file",
                    fmt::format("{}: expected a readable file, got `{}`", option, path));
+  }
+  if (is_folder(path)) {
+    throw InvalidArgument("cli", "file",
+                          fmt::format("{}: expected a file, got the folder `{}`", option, path));
   }
   return {std::istreambuf_iterator<char>(in), {}};
 }

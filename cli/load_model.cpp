@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cctype>
 #include <charconv>
-#include <filesystem>
 #include <string_view>
 
 #include <fmt/format.h>
@@ -18,17 +17,13 @@
 
 namespace graft::cli {
 
-namespace fs = std::filesystem;
-
 std::optional<layers::KernelConfig> kernel_config(const ModelOptions& options) {
   const std::string& text = options.kernel_config;
   if (text.empty()) {
     return std::nullopt;
   }
-  if (fs::is_regular_file(text)) {
-    return layers::KernelConfig::from_json(read_text(text, "--kernel-config"));
-  }
-  return layers::KernelConfig::from_json(text);
+  const bool is_json = text.find_first_not_of(" \t\r\n") == text.find('{');
+  return layers::KernelConfig::from_json(is_json ? text : read_text(text, "--kernel-config"));
 }
 
 std::shared_ptr<models::CausalLM> load_model(const ModelOptions& options,

@@ -4,6 +4,7 @@
 
 #include "graft/core/env.h"
 #include "graft/core/error.h"
+#include "graft/core/file_status.h"
 #include "graft/hub/cache.h"
 #include "graft/hub/environment.h"
 
@@ -35,10 +36,10 @@ std::string resolve_model(const std::string& argument) {
 fs::path locate_model(const std::string& argument, const std::string& gguf_file,
                       const std::string& revision) {
   const std::string model = resolve_model(argument);
-  if (fs::is_regular_file(model)) {
+  if (is_file(model)) {
     return model;
   }
-  if (fs::is_directory(model)) {
+  if (is_folder(model)) {
     return gguf_file.empty() ? fs::path(model) : fs::path(model) / gguf_file;
   }
   if (!hub::is_repo_id(model) || model.ends_with(".gguf") || model.ends_with(".json")) {
@@ -59,8 +60,6 @@ fs::path locate_model(const std::string& argument, const std::string& gguf_file,
   return gguf_file.empty() ? snapshot->folder : snapshot->folder / gguf_file;
 }
 
-bool is_gguf_file(const fs::path& path) {
-  return path.extension() == ".gguf" && fs::is_regular_file(path);
-}
+bool is_gguf_file(const fs::path& path) { return path.extension() == ".gguf" && is_file(path); }
 
 }  // namespace graft::cli

@@ -7,6 +7,7 @@
 #include <fmt/ranges.h>
 
 #include "graft/core/error.h"
+#include "graft/core/file_status.h"
 #include "graft/generation/generate.h"
 #include "graft/layers/kernelize.h"
 #include "graft/tensor/device.h"
@@ -37,7 +38,7 @@ void on_interrupt(int) {
 
 fs::path model_place(const ModelOptions& model) {
   const fs::path place = locate_model(model.model, model.gguf_file, model.revision);
-  if (is_gguf_file(place) || fs::exists(place / "config.json")) {
+  if (is_gguf_file(place) || is_there(place / "config.json")) {
     return place;
   }
   throw NotFound(
@@ -50,7 +51,7 @@ fs::path model_place(const ModelOptions& model) {
 // A model without a tokenizer can still be driven with ids.
 std::optional<text::Tokenizer> find_tokenizer(const GenerateOptions& options) {
   const fs::path place = model_place(options.model);
-  if (fs::is_directory(place) && !fs::exists(place / "tokenizer.json")) {
+  if (is_folder(place) && !is_there(place / "tokenizer.json")) {
     if (options.prompt_ids) {
       return std::nullopt;
     }
@@ -114,8 +115,8 @@ bool wants_sampling(const GenerateOptions& options) {
 
 generation::GenerationConfig generation_config(const GenerateOptions& options) {
   const fs::path place = model_place(options.model);
-  auto config = fs::is_directory(place) ? generation::GenerationConfig::from_folder(place)
-                                        : generation::GenerationConfig{};
+  auto config = is_folder(place) ? generation::GenerationConfig::from_folder(place)
+                                 : generation::GenerationConfig{};
   // A command without sampling options is greedy, whatever the checkpoint's author liked.
   config.do_sample = wants_sampling(options);
   config.temperature = config.do_sample ? options.temperature.value_or(config.temperature) : 1.0;

@@ -10,6 +10,7 @@
 #include <fmt/format.h>
 
 #include "graft/core/error.h"
+#include "graft/core/file_status.h"
 #include "graft/io/json.h"
 
 namespace graft::generation {
@@ -304,7 +305,7 @@ void read_field(GenerationConfig& config, const Option& option, const json& valu
 
 GenerationConfig GenerationConfig::from_folder(const std::filesystem::path& folder) {
   GenerationConfig config;
-  if (const auto path = folder / "generation_config.json"; std::filesystem::exists(path)) {
+  if (const auto path = folder / "generation_config.json"; is_there(path)) {
     const json object = read_object(path);
     for (const auto& [name, value] : object.items()) {
       if (const Option* option = find_option(name)) {
@@ -319,7 +320,7 @@ GenerationConfig GenerationConfig::from_folder(const std::filesystem::path& fold
       throw FormatError("generation.config", problem->field,
                         fmt::format("`{}`: {}", path.string(), problem->text));
     }
-  } else if (const auto model = folder / "config.json"; std::filesystem::exists(model)) {
+  } else if (const auto model = folder / "config.json"; is_there(model)) {
     const json object = read_object(model);
     for (const char* name : {"eos_token_id", "bos_token_id", "pad_token_id"}) {
       if (object.contains(name)) {

@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 
 #include "graft/core/error.h"
+#include "graft/core/file_status.h"
 #include "graft/core/warn.h"
 #include "graft/hub/cache.h"
 #include "graft/hub/environment.h"
@@ -30,13 +31,13 @@ struct Location {
 Location locate_in_folder(const fs::path& folder, const LoadOptions& options) {
   if (!options.gguf_file.empty()) {
     const fs::path file = folder / options.gguf_file;
-    if (!fs::is_regular_file(file)) {
+    if (!is_file(file)) {
       throw NotFound("models.auto_model", "gguf-file",
                      fmt::format("gguf_file: expected a file `{}`, got none", file.string()));
     }
     return {folder, file};
   }
-  if (!fs::is_regular_file(folder / "config.json")) {
+  if (!is_file(folder / "config.json")) {
     throw NotFound("models.auto_model", "config",
                    fmt::format("`{}`: expected a config.json, got none", folder.string()),
                    "for a GGUF model name the .gguf file itself, or set gguf_file");
@@ -46,14 +47,14 @@ Location locate_in_folder(const fs::path& folder, const LoadOptions& options) {
 
 Location locate(const std::string& name_or_path, const LoadOptions& options) {
   const fs::path path(name_or_path);
-  if (fs::is_regular_file(path)) {
+  if (is_file(path)) {
     if (path.extension() != ".gguf") {
       throw InvalidArgument("models.auto_model", "file",
                             fmt::format("`{}`: expected a folder or a .gguf file", name_or_path));
     }
     return {path.parent_path(), path};
   }
-  if (fs::is_directory(path)) {
+  if (is_folder(path)) {
     return locate_in_folder(path, options);
   }
   if (!hub::is_repo_id(name_or_path)) {
@@ -110,7 +111,7 @@ std::shared_ptr<CausalLM> AutoModelForCausalLM::from_pretrained(const std::strin
     source = std::move(gguf.weights);
   }
   const ConfigReader config(std::move(gguf.config), config_path.string());
-  const ModelFamily& family = find_model_family(config.text("model_type", ""));
+  const ModelFamily& family = config.parsed("model_type", "", &find_model_family);
   const auto model = family.make(config, model_options);
   options.device_map.check_covers(nn::list_weights(*model));
 

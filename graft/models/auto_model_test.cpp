@@ -191,8 +191,9 @@ TEST(AutoModel, RefusesUnknownTypesListingTheKnownOnes) {
   write_config(folder.path(), config);
   const auto load = [&] { AutoModelForCausalLM::from_pretrained(folder.path().string()); };
   EXPECT_EQ(message_of(load),
-            "[models.auto_model] model_type: expected one of `llama`, `mistral`, `qwen2`, `qwen3`, "
-            "`gemma2`, `gemma3_text`, `phi3`, `olmo2`, `smollm3`, got `lama`");
+            "[models.auto_model] `" + (folder.path() / "config.json").string() +
+                "`: model_type: expected one of `llama`, `mistral`, `qwen2`, `qwen3`, "
+                "`gemma2`, `gemma3_text`, `phi3`, `olmo2`, `smollm3`, got `lama`");
   config = tiny_config("llama");
   config["hidden_act"] = "swoosh";
   write_config(folder.path(), config);

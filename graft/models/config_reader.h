@@ -45,7 +45,7 @@ class ConfigReader {
   std::string text(const std::string& key, const std::string& fallback) const;
   // A text that `parse` turns into something else; its errors come out with the file's name.
   template <typename Parse>
-  auto parsed(const std::string& key, const std::string& fallback, Parse&& parse) const {
+  decltype(auto) parsed(const std::string& key, const std::string& fallback, Parse&& parse) const {
     const std::string name = io::excerpt(text(key, fallback));
     try {
       return parse(name);

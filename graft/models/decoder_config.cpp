@@ -219,9 +219,12 @@ nn::RopeParameters read_rope(const ConfigReader& config, const ConfigReader& own
   rope.partial_rotary_factor = own.real("partial_rotary_factor", fraction, outer_fraction);
   const auto rotary_dim =
       static_cast<int64_t>(static_cast<double>(decoder.head_dim) * rope.partial_rotary_factor);
-  if (rotary_dim < 2 || rotary_dim % 2 != 0) {
+  // The dynamic type stretches by a power of dim / (dim - 2).
+  const int64_t least = rope.type == nn::RopeType::kDynamic ? 4 : 2;
+  if (rotary_dim < least || rotary_dim % 2 != 0) {
     config.fail(config.has("head_dim") ? "head_dim" : "partial_rotary_factor",
-                fmt::format("an even number of rotated dimensions (here {})", rotary_dim));
+                fmt::format("an even number of rotated dimensions, {} or more (here {})", least,
+                            rotary_dim));
   }
   rope.max_position_embeddings = decoder.max_position_embeddings;
   const std::string original = "original_max_position_embeddings";

@@ -99,6 +99,25 @@ TEST_F(HostileConfig, RefusesNumbersThatAreOutOfRange) {
   }
 }
 
+TEST_F(HostileConfig, RefusesWhatCannotBeComputedOrIsNotKnown) {
+  refuses(with(R"("head_dim":2,"rope_parameters":{"rope_type":"dynamic","factor":2.0,)"
+               R"("rope_theta":10000.0})"),
+          "models.config.value",
+          "head_dim: expected an even number of rotated dimensions, 4 or more");
+  refuses(with(R"("model_type":"llamb")"), "models.auto_model.model-type",
+          "model_type: expected one of `llama`");
+}
+
+TEST_F(HostileConfig, LoopsOfLinksAreNamed) {
+  for (const char* name : {"config.json", "generation_config.json"}) {
+    fs::remove(folder_.path() / name);
+    fs::create_symlink(name, folder_.path() / name);
+  }
+  EXPECT_EQ(code_of_load(folder_.path().string()), "core.file.status");
+  EXPECT_THAT(text_, HasSubstr("/config.json"));
+  EXPECT_EQ(code_of_load((folder_.path() / "config.json").string()), "core.file.status");
+}
+
 TEST_F(HostileConfig, RefusesKeysThatRepeatAndTextsThatAreNoJson) {
   refuses(R"({"hidden_size":32,"hidden_size":64})", "models.config.duplicate-key",
           "at byte 31: expected unique keys, got `hidden_size` twice");

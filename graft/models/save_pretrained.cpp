@@ -10,6 +10,7 @@
 #include <nlohmann/json.hpp>
 
 #include "graft/core/error.h"
+#include "graft/core/file_status.h"
 #include "graft/io/safetensors.h"
 #include "graft/nn/block.h"
 #include "graft/tensor/device.h"
@@ -51,7 +52,7 @@ void write_config(const CausalLM& model, const fs::path& folder) {
 void copy_beside(const fs::path& from, const fs::path& to) {
   for (const char* name : {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
                            "chat_template.jinja", "generation_config.json"}) {
-    if (fs::is_regular_file(from / name)) {
+    if (is_file(from / name)) {
       fs::copy_file(from / name, to / name, fs::copy_options::overwrite_existing);
     }
   }

@@ -3,6 +3,7 @@
 
 #include <fmt/format.h>
 
+#include "graft/core/file_status.h"
 #include "graft/io/mapped_file.h"
 #include "graft/text/json_fields.h"
 #include "graft/text/tokenizer_parts.h"
@@ -102,14 +103,14 @@ void read_config(const JsonView& config, TokenizerParts& parts) {
 
 void read_tokenizer_config(const std::filesystem::path& folder, TokenizerParts& parts) {
   const auto config = folder / "tokenizer_config.json";
-  if (std::filesystem::is_regular_file(config)) {
+  if (is_file(config)) {
     const std::string text = read_text(config);
     const JsonDocument document(text, config.string());
     read_config(document.root(), parts);
   }
   // The file of its own is the newer place and wins.
   const auto chat = folder / "chat_template.jinja";
-  if (std::filesystem::is_regular_file(chat)) {
+  if (is_file(chat)) {
     parts.chat_template = read_text(chat);
   }
 }

@@ -84,6 +84,8 @@ class Errors(unittest.TestCase):
             (("logits", TINY, "--ids", "1", "--out", "/nowhere/x"), ["/nowhere/x"]),
             (("info", "/nowhere"), ["/nowhere"]),
             (("explain", TINY, "--kernel-config", '{"RMSNorm'), ["JSON"]),
+            (("explain", TINY, "--kernel-config", '{"RMSNorm": "' + "x" * 5000), ["JSON"]),
+            (("explain", TINY, "--kernel-config", "x" * 5000), ["--kernel-config"]),
         ]:
             with self.subTest(arguments=arguments):
                 self.check(arguments, 1, *texts)
