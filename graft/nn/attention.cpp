@@ -9,6 +9,7 @@
 #include <fmt/format.h>
 
 #include "graft/core/error.h"
+#include "graft/nn/attention_name.h"
 
 namespace graft::nn {
 
@@ -128,15 +129,40 @@ at::Tensor attend_one(const at::Tensor& query, const at::Tensor& key, const at::
 }  // namespace
 
 AttentionBackend parse_attention_backend(const std::string& name) {
-  if (name == "sdpa") {
-    return AttentionBackend::kSdpa;
+  const AttentionName parsed = parse_attention_name(name);
+  const auto refuse = [&](const std::string& reason, const std::string& hint) {
+    throw IncompatibleError(
+        "models.attn_implementation", "not-served",
+        fmt::format("attn_implementation: expected one that can be served, got `{}`: {}", name,
+                    reason),
+        hint);
+  };
+  if (parsed.paged) {
+    refuse("`paged|` needs a paged cache, and caches here are contiguous",
+           "leave `paged|` out; a static cache is allocated once for all tokens");
   }
-  if (name == "eager") {
-    return AttentionBackend::kEager;
+  switch (parsed.kind) {
+    case AttentionKind::kEager:
+      return AttentionBackend::kEager;
+    case AttentionKind::kSdpa:
+      break;
+    case AttentionKind::kFlash2:
+    case AttentionKind::kFlash3:
+      refuse("no adapter binds flash-attention's ops",
+             "`sdpa` runs PyTorch's flash attention on CUDA wherever there is no mask");
+      break;
+    case AttentionKind::kGraft:
+      refuse("our package is chosen by kernelize, not by an attn_implementation",
+             "`sdpa` with use_kernels takes it where it holds; `graft explain` shows where");
+      break;
+    case AttentionKind::kKernel:
+      refuse(
+          "kernels are bound by a layer of their layers.json, not by a function of a Python module",
+          fmt::format("with use_kernels, a kernel_config {{\"Attention\": \"{}{}{}:Attention\"}}",
+                      parsed.repository, parsed.ref.empty() ? "" : "@", parsed.ref));
+      break;
   }
-  throw InvalidArgument(
-      "models.attn_implementation", "unknown",
-      fmt::format("attn_implementation: expected `sdpa` or `eager`, got `{}`", name));
+  return AttentionBackend::kSdpa;
 }
 
 AttentionMask build_mask(const MaskRequest& request, int64_t window) {

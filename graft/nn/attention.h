@@ -15,7 +15,11 @@ namespace graft::nn {
 // kEager  matmul, float32 softmax, matmul, rounding after each as transformers' eager path does
 enum class AttentionBackend { kSdpa, kEager };
 
-// Reads `attn_implementation`. Throws InvalidArgument for an unknown one, listing the known ones.
+// The backend that an `attn_implementation` (attention_name.h) asks for.
+//
+// Throws   InvalidArgument `models.attn_implementation.unknown` listing the known ones;
+//          IncompatibleError `models.attn_implementation.not-served` for a name that is right and that
+//          no backend here serves, with the way on. There is no silent change to another one.
 AttentionBackend parse_attention_backend(const std::string& name);
 
 // What one kind of layer (full or sliding) may attend to in one forward pass.

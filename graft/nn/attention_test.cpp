@@ -156,11 +156,31 @@ TEST(AttentionBackend, RefusesAnUnknownNameListingTheKnownOnes) {
     parse_attention_backend("flash");
     FAIL() << "expected InvalidArgument";
   } catch (const InvalidArgument& error) {
-    EXPECT_STREQ(
-        error.what(),
-        "[models.attn_implementation] attn_implementation: expected `sdpa` or `eager`, got "
-        "`flash`");
+    EXPECT_STREQ(error.what(),
+                 "[models.attn_implementation] attn_implementation: expected `eager`, `sdpa`, "
+                 "`flash_attention_2`, `flash_attention_3`, `graft` or "
+                 "`org/repo[@ref][:function]`, got `flash`");
   }
+}
+
+TEST(AttentionBackend, RefusesByNameWithAWayOnWhatItCannotServe) {
+  const auto expect_refused = [](const char* name, const char* way_on) {
+    try {
+      parse_attention_backend(name);
+      FAIL() << "expected IncompatibleError for " << name;
+    } catch (const IncompatibleError& error) {
+      EXPECT_EQ(error.code(), "models.attn_implementation.not-served");
+      const std::string text = error.what();
+      EXPECT_NE(text.find(std::string("got `") + name + "`"), std::string::npos) << text;
+      EXPECT_NE(text.find(way_on), std::string::npos) << text;
+    }
+  };
+  expect_refused("flash_attention_2", "`sdpa`");
+  expect_refused("flash_attention_3", "`sdpa`");
+  expect_refused("graft", "use_kernels");
+  expect_refused("paged|sdpa", "leave `paged|` out");
+  expect_refused("paged|org/repo", "leave `paged|` out");
+  expect_refused("org/repo@v1:fn", R"({"Attention": "org/repo@v1:Attention"})");
 }
 
 }  // namespace
