@@ -1,5 +1,7 @@
 #include "graft/kernel/elf_check.h"
 
+#include <algorithm>
+#include <array>
 #include <cstring>
 #include <optional>
 #include <string_view>
@@ -18,6 +20,21 @@ namespace {
 constexpr std::string_view kOfferedPythonSymbol = "PyModule_Create2";
 constexpr size_t kMaxDynamicEntries = 4096;
 constexpr uint64_t kMaxSymbols = 1 << 22;
+constexpr uint64_t kPageBytes = 4096;
+
+// Libraries that a kernel may ask for, by the beginning of their names: the system's C and C++,
+// PyTorch and CUDA. Whatever else it needs would be found by luck, and run.
+constexpr std::array<std::string_view, 29> kAllowedNeeded = {
+    "libc.so.",           "libm.so.",         "libdl.so.",
+    "librt.so.",          "libpthread.so.",   "ld-linux-x86-64.so.",
+    "libstdc++.so.",      "libgcc_s.so.",     "libgomp.so.",
+    "libgomp-",           "libmvec.so.",      "libtorch.so",
+    "libtorch_cpu.so",    "libtorch_cuda.so", "libtorch_cuda_linalg.so",
+    "libtorch_python.so", "libc10.so",        "libc10_cuda.so",
+    "libcuda.so.1",       "libcudart.so.",    "libcublas.so.",
+    "libcublasLt.so.",    "libcudnn.so.",     "libcufft.so.",
+    "libcurand.so.",      "libcusparse.so.",  "libcusolver.so.",
+    "libnvrtc.so.",       "libnccl.so."};
 
 class ElfReader {
  public:
@@ -63,7 +80,7 @@ class ElfReader {
     const bool right = std::memcmp(header_.e_ident, ELFMAG, SELFMAG) == 0 &&
                        header_.e_ident[EI_CLASS] == ELFCLASS64 &&
                        header_.e_ident[EI_DATA] == ELFDATA2LSB && header_.e_type == ET_DYN &&
-                       header_.e_machine == EM_X86_64;
+                       header_.e_machine == EM_X86_64 && header_.e_phentsize == sizeof(Elf64_Phdr);
     if (!right) {
       fail("format", "expected a 64-bit x86-64 shared library, got another file");
     }
@@ -73,10 +90,17 @@ class ElfReader {
     for (int i = 0; i < header_.e_phnum; ++i) {
       const auto segment =
           at<Elf64_Phdr>(header_.e_phoff + static_cast<uint64_t>(i) * sizeof(Elf64_Phdr));
-      if (segment.p_type == PT_GNU_STACK && (segment.p_flags & PF_X) != 0) {
+      const bool executable = (segment.p_flags & PF_X) != 0;
+      if (segment.p_type == PT_GNU_STACK && executable) {
         fail("executable-stack", "expected a stack without execution, got one that asks for it");
       }
       if (segment.p_type == PT_LOAD) {
+        if (executable && (segment.p_flags & PF_W) != 0) {
+          fail("writable-code", fmt::format("expected code that cannot be written, got a segment "
+                                            "at {:#x} that can be written and executed",
+                                            segment.p_vaddr));
+        }
+        check_load(segment);
         loads_.push_back(segment);
       } else if (segment.p_type == PT_DYNAMIC) {
         dynamic_ = segment;
@@ -84,6 +108,23 @@ class ElfReader {
     }
     if (!dynamic_) {
       fail("format", "expected a dynamic section, got none");
+    }
+  }
+
+  // The loader maps whole pages, a later segment over an earlier one. Only where segments share no
+  // page is what is read here what will be there; and a page beyond the file ends the process.
+  void check_load(const Elf64_Phdr& load) const {
+    const uint64_t size = file_->bytes().size();
+    const bool inside = load.p_offset <= size && load.p_filesz <= size - load.p_offset &&
+                        load.p_filesz <= load.p_memsz &&
+                        load.p_memsz <= UINT64_MAX / 2 - std::min(load.p_vaddr, UINT64_MAX / 2) &&
+                        load.p_vaddr % kPageBytes == load.p_offset % kPageBytes;
+    const bool apart = loads_.empty() || load.p_vaddr / kPageBytes * kPageBytes >=
+                                             loads_.back().p_vaddr + loads_.back().p_memsz;
+    if (!inside || !apart) {
+      fail("format", fmt::format("expected segments inside the file, in order and apart, got one "
+                                 "at {:#x} of {} bytes from offset {}",
+                                 load.p_vaddr, load.p_memsz, load.p_offset));
     }
   }
 
@@ -96,48 +137,100 @@ class ElfReader {
     fail("format", fmt::format("expected address {:#x} inside a segment", address));
   }
 
+  // Names can be looked up only once the table of texts is known, wherever it stands.
   void read_dynamic() {
-    std::vector<uint64_t> needed;
-    const size_t count =
-        std::min<size_t>(dynamic_->p_filesz / sizeof(Elf64_Dyn), kMaxDynamicEntries);
-    for (size_t i = 0; i < count; ++i) {
-      const auto entry = at<Elf64_Dyn>(dynamic_->p_offset + i * sizeof(Elf64_Dyn));
-      switch (entry.d_tag) {
-        case DT_NEEDED:
-          needed.push_back(entry.d_un.d_val);
-          break;
-        case DT_STRTAB:
-          strings_ = to_offset(entry.d_un.d_ptr);
-          break;
-        case DT_SYMTAB:
-          symbols_ = to_offset(entry.d_un.d_ptr);
-          break;
-        case DT_HASH:
-          hash_ = to_offset(entry.d_un.d_ptr);
-          break;
-        case DT_RPATH:
-        case DT_RUNPATH:
-          facts_.has_runpath = true;
-          break;
-        case DT_BIND_NOW:
-          facts_.binds_now = true;
-          break;
-        case DT_FLAGS:
-          facts_.binds_now |= (entry.d_un.d_val & DF_BIND_NOW) != 0;
-          break;
-        case DT_FLAGS_1:
-          facts_.binds_now |= (entry.d_un.d_val & DF_1_NOW) != 0;
-          break;
-        default:
-          break;
+    const uint64_t begin = to_offset(dynamic_->p_vaddr);  // the loader goes by the address as well
+    std::vector<uint64_t> needed, paths;
+    bool ended = false;
+    for (size_t i = 0; i < kMaxDynamicEntries && !ended; ++i) {
+      const auto entry = at<Elf64_Dyn>(begin + i * sizeof(Elf64_Dyn));
+      ended = entry.d_tag == DT_NULL;
+      if (entry.d_tag == DT_NEEDED) {
+        needed.push_back(entry.d_un.d_val);
+      } else if (entry.d_tag == DT_RPATH || entry.d_tag == DT_RUNPATH) {
+        paths.push_back(entry.d_un.d_val);
+      } else {
+        read_entry(entry);
       }
     }
+    if (!ended) {
+      fail("format",
+           fmt::format("expected at most {} dynamic entries, got more", kMaxDynamicEntries));
+    }
     for (const uint64_t offset : needed) {
-      const std::string name(text_at(strings_ + offset));
-      if (name.empty() || name.find('/') != std::string::npos) {
-        fail("needed", fmt::format("expected names of needed libraries, got the path `{}`", name));
+      check_needed(std::string(text_at(strings_ + offset)));
+    }
+    for (const uint64_t offset : paths) {
+      check_runpath(text_at(strings_ + offset));
+    }
+  }
+
+  void read_entry(const Elf64_Dyn& entry) {
+    const uint64_t value = entry.d_un.d_val;
+    switch (entry.d_tag) {
+      case DT_STRTAB:
+        strings_ = to_offset(value);
+        break;
+      case DT_SYMTAB:
+        symbols_ = to_offset(value);
+        break;
+      case DT_HASH:
+        hash_ = to_offset(value);
+        break;
+      case DT_INIT:
+        ++facts_.num_constructors;
+        break;
+      case DT_INIT_ARRAYSZ:
+        facts_.num_constructors += value / sizeof(Elf64_Addr);
+        break;
+      case DT_TEXTREL:
+        refuse_text_relocations();
+        break;
+      case DT_BIND_NOW:
+        facts_.binds_now = true;
+        break;
+      case DT_FLAGS:
+        if ((value & DF_TEXTREL) != 0) {
+          refuse_text_relocations();
+        }
+        facts_.binds_now |= (value & DF_BIND_NOW) != 0;
+        break;
+      case DT_FLAGS_1:
+        facts_.binds_now |= (value & DF_1_NOW) != 0;
+        break;
+      default:
+        break;
+    }
+  }
+
+  [[noreturn]] void refuse_text_relocations() const {
+    fail("text-relocations", "expected code that is never written to, got relocations in it");
+  }
+
+  void check_needed(const std::string& name) {
+    if (name.empty() || name.find('/') != std::string::npos) {
+      fail("needed", fmt::format("expected names of needed libraries, got the path `{}`", name));
+    }
+    if (std::none_of(kAllowedNeeded.begin(), kAllowedNeeded.end(),
+                     [&](std::string_view allowed) { return name.starts_with(allowed); })) {
+      fail("needed",
+           fmt::format("expected to need the system, PyTorch and CUDA alone, got `{}`", name));
+    }
+    facts_.needed.push_back(name);
+  }
+
+  // An empty or relative entry means the working directory: whoever can write there would choose
+  // the code that is loaded.
+  void check_runpath(std::string_view paths) {
+    for (size_t start = 0; start <= paths.size();) {
+      const size_t end = std::min(paths.find(':', start), paths.size());
+      const std::string_view entry = paths.substr(start, end - start);
+      if (!entry.starts_with("/") && !entry.starts_with("$ORIGIN") &&
+          !entry.starts_with("${ORIGIN}")) {
+        fail("runpath", fmt::format("expected absolute paths or $ORIGIN, got `{}`", entry));
       }
-      facts_.needed.push_back(name);
+      facts_.runpath.emplace_back(entry);
+      start = end + 1;
     }
   }
 
