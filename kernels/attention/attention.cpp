@@ -129,6 +129,22 @@ GRAFT_OPS(ops) {
       "value, "
       "Tensor? lengths, Tensor? block_table, Tensor? mask, Tensor? sinks, float scale, float "
       "softcap, int window, bool causal, int splits) -> ()");
+  ops.def(
+      "attention_forward_lse(Tensor query, Tensor key, Tensor value, Tensor? mask, Tensor? sinks, "
+      "float scale, float softcap, int window, bool causal) -> (Tensor, Tensor)");
+  ops.def(
+      "attention_backward(Tensor grad_out, Tensor query, Tensor key, Tensor value, Tensor out, "
+      "Tensor lse, Tensor? mask, float scale, float softcap, int window, bool causal) -> (Tensor, "
+      "Tensor, Tensor)");
+  ops.def(
+      "attention_varlen(Tensor query, Tensor key, Tensor value, Tensor cu_seqlens_q, Tensor "
+      "cu_seqlens_k, Tensor? sinks, float scale, float softcap, int window, bool causal) -> "
+      "(Tensor, "
+      "Tensor)");
+  ops.def(
+      "attention_varlen_backward(Tensor grad_out, Tensor query, Tensor key, Tensor value, Tensor "
+      "out, Tensor lse, Tensor cu_seqlens_q, Tensor cu_seqlens_k, float scale, float softcap, int "
+      "window, bool causal) -> (Tensor, Tensor, Tensor)");
 }
 
 GRAFT_OPS_IMPL(Meta, ops) { graft_kernels::attention::MetaOps::implement(ops); }

@@ -4,8 +4,9 @@ from typing import Optional
 
 import torch
 
-from . import layers
+from . import layers, training
 from ._ops import ops
+from .training import attention_train, attention_varlen
 
 
 def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Optional[torch.Tensor] = None,
@@ -29,4 +30,4 @@ def attention_decode(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     return out
 
 
-__all__ = ["attention", "attention_decode", "layers"]
+__all__ = ["attention", "attention_decode", "attention_train", "attention_varlen", "layers", "training"]
