@@ -1,0 +1,142 @@
+// The gated MLP beside eager steps and float64, on the CPU in every dtype.
+
+#include <cmath>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "kernels/common/test_support.h"
+
+namespace graft_kernels::mlp {
+namespace {
+
+using testing::is_same_bits;
+using testing::largest_error;
+using testing::Package;
+
+struct Inputs {
+  at::Tensor x, gate, up, down;
+  std::optional<at::Tensor> gate_bias, up_bias, down_bias;
+
+  Inputs to(at::ScalarType dtype) const {
+    const auto cast = [&](const std::optional<at::Tensor>& tensor) {
+      return tensor ? std::optional<at::Tensor>(tensor->to(dtype)) : std::nullopt;
+    };
+    return {x.to(dtype),     gate.to(dtype), up.to(dtype),   down.to(dtype),
+            cast(gate_bias), cast(up_bias),  cast(down_bias)};
+  }
+};
+
+class Mlp : public ::testing::TestWithParam<at::ScalarType> {
+ protected:
+  void SetUp() override { at::manual_seed(0); }
+
+  Inputs random(int64_t rows, int64_t hidden, int64_t inner, bool with_bias) const {
+    const auto bias = [&](int64_t size) {
+      return with_bias ? std::optional<at::Tensor>(at::randn({size})) : std::nullopt;
+    };
+    const double scale = 1 / std::sqrt(static_cast<double>(hidden));
+    return Inputs{at::randn({rows, hidden}),
+                  at::randn({inner, hidden}) * scale,
+                  at::randn({inner, hidden}) * scale,
+                  at::randn({hidden, inner}) / std::sqrt(static_cast<double>(inner)),
+                  bias(inner),
+                  bias(inner),
+                  bias(hidden)}
+        .to(GetParam());
+  }
+
+  static at::Tensor eager(const Inputs& in, const std::string& act) {
+    const at::Tensor gate = at::linear(in.x, in.gate, in.gate_bias);
+    const at::Tensor value = act == "silu"   ? at::silu(gate)
+                             : act == "gelu" ? at::gelu(gate)
+                                             : at::gelu(gate, "tanh");
+    return at::linear(value * at::linear(in.x, in.up, in.up_bias), in.down, in.down_bias);
+  }
+
+  static const Package& package() { return Package::for_device("mlp", at::kCPU); }
+
+  static at::Tensor ours(const Inputs& in, const std::string& act) {
+    return package()("mlp", in.x, in.gate, in.up, in.down, act, in.gate_bias, in.up_bias,
+                     in.down_bias)
+        .at(0)
+        .toTensor();
+  }
+
+  // A rounding of the dtype, of the values that the sum has.
+  static double roundoff() {
+    return GetParam() == at::kFloat ? 0x1p-22 : GetParam() == at::kHalf ? 0x1p-11 : 0x1p-8;
+  }
+};
+
+TEST_P(Mlp, IsNoWorseThanTwiceEagerForFewAndManyRows) {
+  for (const auto& [hidden, inner] : {std::pair{1, 1}, {5, 3}, {64, 160}, {576, 1536}, {257, 33}}) {
+    for (const int64_t rows : {1, 2, 3, 4, 7, 16, 17, 600}) {
+      for (const char* act : {"silu", "gelu", "gelu_tanh"}) {
+        const Inputs in = random(rows, hidden, inner, rows % 2 == 1);
+        const at::Tensor exact = eager(in.to(at::kDouble), act);
+        EXPECT_LE(largest_error(ours(in, act), exact),
+                  2 * largest_error(eager(in, act), exact) +
+                      roundoff() * exact.abs().max().item<double>())
+            << act << ", rows " << rows << ", hidden " << hidden << ", inner " << inner;
+      }
+      if (testing::is_small_run() && rows >= 17 && hidden == 576) {
+        break;
+      }
+    }
+  }
+}
+
+TEST_P(Mlp, GivesARowTheSameBitsAloneAndAmongOthersAndOnAnyNumberOfThreads) {
+  const Inputs in = random(16, 576, 1537, true);
+  const at::Tensor together = ours(in, "silu");
+  const int threads = at::get_num_threads();
+  at::set_num_threads(1);
+  const at::Tensor on_one_thread = ours(in, "silu");
+  at::set_num_threads(threads);
+  EXPECT_TRUE(is_same_bits(together, on_one_thread));
+  for (const int64_t row : {0, 5, 15}) {
+    Inputs alone = in;
+    alone.x = in.x.narrow(0, row, 1).contiguous();
+    EXPECT_TRUE(is_same_bits(ours(alone, "silu"), together.narrow(0, row, 1))) << "row " << row;
+  }
+}
+
+TEST_P(Mlp, WritesIntoTheCallersTensorAndTakesNoRowsAtAll) {
+  const Inputs in = random(3, 64, 48, false);
+  const at::Tensor out = at::full_like(in.x, 7);
+  package()("mlp_out", out, in.x, in.gate, in.up, in.down, "gelu", in.gate_bias, in.up_bias,
+            in.down_bias);
+  EXPECT_TRUE(is_same_bits(out, ours(in, "gelu")));
+  EXPECT_EQ(ours(random(0, 64, 48, false), "silu").sizes(), (at::IntArrayRef{0, 64}));
+}
+
+TEST_P(Mlp, RefusalNamesTheArgument) {
+  const auto message = [&](const Inputs& in, const std::string& act) -> std::string {
+    try {
+      ours(in, act);
+    } catch (const std::exception& error) {
+      return error.what();
+    }
+    return "no error";
+  };
+  const Inputs good = random(2, 8, 6, true);
+  Inputs in = good;
+  in.up = at::randn({5, 8}).to(GetParam());
+  EXPECT_THAT(message(in, "silu"), ::testing::HasSubstr("[mlp] up_weight: expected shape [6, 8]"));
+  in = good;
+  in.down = good.down.t();
+  EXPECT_THAT(message(in, "silu"),
+              ::testing::HasSubstr("[mlp] down_weight: expected shape [8, 6]"));
+  in = good;
+  in.gate_bias = at::randn({7}).to(GetParam());
+  EXPECT_THAT(message(in, "silu"), ::testing::HasSubstr("[mlp] gate_bias: expected shape [6]"));
+  EXPECT_THAT(message(good, "relu"),
+              ::testing::HasSubstr("[mlp] act: expected silu, gelu or gelu_tanh, got relu"));
+}
+
+INSTANTIATE_TEST_SUITE_P(Cpu, Mlp, ::testing::Values(at::kFloat, at::kBFloat16, at::kHalf),
+                         [](const auto& info) { return std::string(c10::toString(info.param)); });
+
+}  // namespace
+}  // namespace graft_kernels::mlp
