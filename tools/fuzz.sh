@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds the fuzz targets of the file formats, of tokenizer.json and of the template language with clang's libFuzzer
+# Builds the fuzz targets of the file formats, of libraries, tokenizer.json and the template language with clang's libFuzzer
 # and the address and undefined-behaviour sanitizers, and runs each on the test data for some seconds.
 #   tools/fuzz.sh [SECONDS] [FOLDER]          defaults: 60, build/fuzz; what breaks a target stays in FOLDER
 set -euo pipefail
@@ -27,3 +27,6 @@ fuzz gguf '*.gguf' graft/io/gguf_fuzz.cpp "$folder/objects.a"
 fuzz json '*.json' graft/io/json_fuzz.cpp "$folder/objects.a"
 fuzz tokenizer 'tokenizer.json' graft/text/tokenizer_fuzz.cpp "$folder/objects.a" -lutf8proc -lpcre2-8
 fuzz jinja '*.jinja' graft/text/jinja_fuzz.cpp "$folder/objects.a" -lutf8proc -lpcre2-8
+mkdir -p "$folder/elf.corpus"
+echo 'int answer(void) { return 42; }' | cc -shared -fPIC -nostdlib -x c - -o "$folder/elf.corpus/answer.so"
+fuzz elf '*.so' graft/kernel/elf_check_fuzz.cpp graft/kernel/elf_check.cpp "$folder/objects.a"
