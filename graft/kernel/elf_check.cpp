@@ -22,6 +22,14 @@ constexpr size_t kMaxDynamicEntries = 4096;
 constexpr uint64_t kMaxSymbols = 1 << 22;
 constexpr uint64_t kPageBytes = 4096;
 
+// A build under a sanitizer makes packages that need its runtime, which is in the process already.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr std::array<std::string_view, 3> kSanitizers = {"libasan.so.", "libubsan.so.",
+                                                         "libtsan.so."};
+#else
+constexpr std::array<std::string_view, 0> kSanitizers = {};
+#endif
+
 // Libraries that a kernel may ask for, by the beginning of their names: the system's C and C++,
 // PyTorch and CUDA. Whatever else it needs would be found by luck, and run.
 constexpr std::array<std::string_view, 29> kAllowedNeeded = {
@@ -211,8 +219,9 @@ class ElfReader {
     if (name.empty() || name.find('/') != std::string::npos) {
       fail("needed", fmt::format("expected names of needed libraries, got the path `{}`", name));
     }
-    if (std::none_of(kAllowedNeeded.begin(), kAllowedNeeded.end(),
-                     [&](std::string_view allowed) { return name.starts_with(allowed); })) {
+    const auto begins_name = [&](std::string_view allowed) { return name.starts_with(allowed); };
+    if (std::none_of(kAllowedNeeded.begin(), kAllowedNeeded.end(), begins_name) &&
+        std::none_of(kSanitizers.begin(), kSanitizers.end(), begins_name)) {
       fail("needed",
            fmt::format("expected to need the system, PyTorch and CUDA alone, got `{}`", name));
     }

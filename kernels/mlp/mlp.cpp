@@ -4,7 +4,7 @@
 // gate, up weights   [I, H]    x's dtype                    contiguous, read where they lie
 // down weight        [H, I]    x's dtype                    likewise
 // biases             [I], [I], [H]                          may be absent
-// act                silu (SwiGLU), gelu or gelu_tanh (GeGLU)
+// act                0 silu (SwiGLU), 1 gelu, 2 gelu_tanh (GeGLU)
 // Sums are kept in float32; gate, up, the activation, the product and out are rounded to the dtype,
 // as separate eager steps leave them.
 // Throws   std::runtime_error `[op] argument: expected …, got …`
@@ -40,17 +40,12 @@ void check_bias(const char* op, const char* name, const std::optional<Tensor>& b
   }
 }
 
-Function function_of(const char* op, const std::string& act) {
-  if (act == "silu") {
-    return Function::kSilu;
+// A number and no name: libtorch 2.11 leaks every string that an op of the stable ABI is given.
+Function function_of(const char* op, int64_t act) {
+  if (act < 0 || act > static_cast<int64_t>(Function::kGeluTanh)) {
+    fail(op, "act", "0 (silu), 1 (gelu) or 2 (gelu_tanh)", std::to_string(act));
   }
-  if (act == "gelu") {
-    return Function::kGelu;
-  }
-  if (act == "gelu_tanh") {
-    return Function::kGeluTanh;
-  }
-  fail(op, "act", "silu, gelu or gelu_tanh", act);
+  return static_cast<Function>(act);
 }
 
 // Meta tensors have no memory: the checks are all there is to do.
@@ -96,10 +91,10 @@ using MetaOps = Ops<&run_meta>;
 GRAFT_OPS(ops) {
   ops.def(
       "mlp_out(Tensor! out, Tensor x, Tensor gate_weight, Tensor up_weight, Tensor down_weight, "
-      "str "
+      "int "
       "act, Tensor? gate_bias, Tensor? up_bias, Tensor? down_bias) -> ()");
   ops.def(
-      "mlp(Tensor x, Tensor gate_weight, Tensor up_weight, Tensor down_weight, str act, Tensor? "
+      "mlp(Tensor x, Tensor gate_weight, Tensor up_weight, Tensor down_weight, int act, Tensor? "
       "gate_bias, Tensor? up_bias, Tensor? down_bias) -> Tensor");
 }
 

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <optional>
-#include <string>
 
 #include "kernels/common/registration.h"
 #include "kernels/common/tensor_checks.h"
@@ -16,7 +15,7 @@ struct Arguments {
   const Tensor& gate_weight;
   const Tensor& up_weight;
   const Tensor& down_weight;
-  const std::string& act;
+  int64_t act;
   const std::optional<Tensor>& gate_bias;
   const std::optional<Tensor>& up_bias;
   const std::optional<Tensor>& down_bias;
@@ -32,7 +31,7 @@ Tensor new_output(const char* op, const Tensor& x);
 template <void (*kRun)(Tensor& out, const Arguments& arguments, Function function)>
 struct Ops {
   static void mlp_out(Tensor out, const Tensor& x, const Tensor& gate_weight,
-                      const Tensor& up_weight, const Tensor& down_weight, std::string act,
+                      const Tensor& up_weight, const Tensor& down_weight, int64_t act,
                       const std::optional<Tensor>& gate_bias, const std::optional<Tensor>& up_bias,
                       const std::optional<Tensor>& down_bias) {
     const Arguments arguments{x,   gate_weight, up_weight, down_weight,
@@ -40,9 +39,8 @@ struct Ops {
     kRun(out, arguments, check_arguments("mlp_out", out, arguments));
   }
   static Tensor mlp(const Tensor& x, const Tensor& gate_weight, const Tensor& up_weight,
-                    const Tensor& down_weight, std::string act,
-                    const std::optional<Tensor>& gate_bias, const std::optional<Tensor>& up_bias,
-                    const std::optional<Tensor>& down_bias) {
+                    const Tensor& down_weight, int64_t act, const std::optional<Tensor>& gate_bias,
+                    const std::optional<Tensor>& up_bias, const std::optional<Tensor>& down_bias) {
     Tensor out = new_output("mlp", x);
     const Arguments arguments{x,   gate_weight, up_weight, down_weight,
                               act, gate_bias,   up_bias,   down_bias};

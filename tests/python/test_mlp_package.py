@@ -40,6 +40,16 @@ class Layers(unittest.TestCase):
                 torch.testing.assert_close(compiled(x), module(x), rtol=1e-4, atol=1e-5)
 
 
+class Function(unittest.TestCase):
+    def test_activations_by_name(self):
+        torch.manual_seed(0)
+        x, gate, up, down = torch.randn(3, 8), torch.randn(6, 8), torch.randn(6, 8), torch.randn(8, 6)
+        for act, function in (("silu", torch.nn.functional.silu), ("gelu", torch.nn.functional.gelu)):
+            torch.testing.assert_close(KERNEL.mlp(x, gate, up, down, act), (function(x @ gate.T) * (x @ up.T)) @ down.T)
+        with self.assertRaisesRegex(ValueError, "act: expected one of silu, gelu, gelu_tanh, got relu"):
+            KERNEL.mlp(x, gate, up, down, "relu")
+
+
 class Schemas(unittest.TestCase):
     def test_every_op(self):
         torch.manual_seed(0)
@@ -48,7 +58,7 @@ class Schemas(unittest.TestCase):
         for biases in ((None, None, None), (bias, bias, torch.randn(8))):
             for name, made in (("mlp", ()), ("mlp_out", (torch.empty_like(x),))):
                 op = getattr(KERNEL.ops, name)
-                torch.library.opcheck(getattr(op, "default", op), (*made, x, *weights, "silu", *biases),
+                torch.library.opcheck(getattr(op, "default", op), (*made, x, *weights, 0, *biases),
                                       test_utils=("test_schema", "test_faketensor", "test_autograd_registration"))
 
 

@@ -3,10 +3,18 @@ import torch.nn as nn
 
 from ._ops import ops
 
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh")  # in the order of the op's numbers
+
+
+def number_of(act: str) -> int:
+    if act not in ACTIVATIONS:
+        raise ValueError(f"[mlp] act: expected one of {', '.join(ACTIVATIONS)}, got {act}")
+    return ACTIVATIONS.index(act)
+
 
 def _mlp(module: nn.Module, x: torch.Tensor, act: str) -> torch.Tensor:
     gate, up, down = module.gate_proj, module.up_proj, module.down_proj
-    return ops.mlp(x.contiguous(), gate.weight, up.weight, down.weight, act, gate.bias, up.bias, down.bias)
+    return ops.mlp(x.contiguous(), gate.weight, up.weight, down.weight, number_of(act), gate.bias, up.bias, down.bias)
 
 
 class SwiGLUMLP(nn.Module):
