@@ -1,5 +1,6 @@
 // Files that are broken or hostile, one case per line of the table of known attacks.
 #include <chrono>
+#include <ctime>
 #include <filesystem>
 #include <fstream>
 #include <functional>
@@ -144,9 +145,10 @@ TEST(HostileTokenizer, StopsExpressionsThatExplode) {
   const std::string text = std::string(28, 'a') + "b";
   size_t begin = 0;
   size_t end = 0;
-  const auto started = std::chrono::steady_clock::now();
+  // The processor's time: what others do on the machine meanwhile is no matter of the limit's.
+  const std::clock_t started = std::clock();
   EXPECT_THROW(regex.find(text, 0, &begin, &end), FormatError);
-  EXPECT_LT(std::chrono::steady_clock::now() - started, std::chrono::milliseconds(50));
+  EXPECT_LT(std::clock() - started, CLOCKS_PER_SEC / 20);
   EXPECT_THROW(Regex("(a"), FormatError);
   EXPECT_THROW(Regex(std::string(1 << 20, 'a')), FormatError);
   EXPECT_THROW(Regex("[a&&b]"), FormatError);
