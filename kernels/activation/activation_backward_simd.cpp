@@ -132,14 +132,7 @@ void span_of_dtype(const BackwardProblem& problem, int64_t begin, int64_t end) {
 }  // namespace
 
 void activation_backward_span(const BackwardProblem& problem, int64_t begin, int64_t end) {
-  switch (problem.dtype) {
-    case Dtype::kFloat32:
-      return span_of_dtype<float>(problem, begin, end);
-    case Dtype::kBfloat16:
-      return span_of_dtype<Bf16>(problem, begin, end);
-    case Dtype::kFloat16:
-      return span_of_dtype<Fp16>(problem, begin, end);
-  }
+  with_type(problem.dtype, [&]<typename T>(T*) { span_of_dtype<T>(problem, begin, end); });
 }
 
 }  // namespace graft_kernels::GRAFT_ISA

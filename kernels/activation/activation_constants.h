@@ -1,16 +1,13 @@
-// The functions' constants as eager evaluation sees them: double in the model's code, float in the
-// product.
+// The functions' constants (see common/activation_constants.h).
 #pragma once
 
 #include "kernels/activation/activation.h"
+#include "kernels/common/activation_constants.h"
 
 namespace graft_kernels::activation {
 
-inline constexpr float kSqrtHalf = 0.70710678118654752440;
-inline constexpr float kSqrtTwoOverPi = 0.79788456080286535588;
 inline constexpr float kInverseSqrtTwoPi = 0.39894228040143267794;
 inline constexpr float kFastScale = 0.7978845608;
-inline constexpr float kCubic = 0.044715;
 inline constexpr float kQuickScale = 1.702;
 
 // Functions that exist as the gate of a product.

@@ -3,6 +3,7 @@
 
 #include "kernels/activation/activation_backward_ops.h"
 #include "kernels/common/isa.h"
+#include "kernels/common/parallel.h"
 
 namespace graft_kernels::activation {
 
@@ -20,11 +21,7 @@ void run_spans(const AnyProblem& problem, AnySpanFunction<AnyProblem> span) {
   if (elements == 0) {
     return;
   }
-  if (elements <= kGrainElements) {
-    return span(problem, 0, elements);
-  }
-  torch::stable::parallel_for(0, elements, kGrainElements,
-                              [&](int64_t begin, int64_t end) { span(problem, begin, end); });
+  spread(elements, kGrainElements, [&](int64_t begin, int64_t end) { span(problem, begin, end); });
 }
 
 void run_cpu(const Problem& problem, const Tensor&) {

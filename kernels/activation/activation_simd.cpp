@@ -15,13 +15,11 @@ template <Function kFunction, typename T>
 Float apply(Float x) {
   const Float one = splat(1.0F);
   if constexpr (kFunction == Function::kSilu) {
-    return x / (one + exp(-x));
+    return silu(x);
   } else if constexpr (kFunction == Function::kGelu) {
-    return x * splat(0.5F) * (one + erf(x * splat(kSqrtHalf)));
+    return gelu(x);
   } else if constexpr (kFunction == Function::kGeluTanh) {
-    const Float cube = x * x * x;
-    const Float inner = splat(kSqrtTwoOverPi) * multiply_add(splat(kCubic), cube, x);
-    return splat(0.5F) * x * (one + tanh(inner));
+    return gelu_tanh(x);
   } else if constexpr (kFunction == Function::kGeluNew) {
     const Float cube = round_to<T>(round_to<T>(x * x) * x);
     const Float sum = round_to<T>(x + round_to<T>(cube * splat(kCubic)));
@@ -105,14 +103,7 @@ void span_of_dtype(const Problem& problem, int64_t begin, int64_t end) {
 }  // namespace
 
 void activation_span(const Problem& problem, int64_t begin, int64_t end) {
-  switch (problem.dtype) {
-    case Dtype::kFloat32:
-      return span_of_dtype<float>(problem, begin, end);
-    case Dtype::kBfloat16:
-      return span_of_dtype<Bf16>(problem, begin, end);
-    case Dtype::kFloat16:
-      return span_of_dtype<Fp16>(problem, begin, end);
-  }
+  with_type(problem.dtype, [&]<typename T>(T*) { span_of_dtype<T>(problem, begin, end); });
 }
 
 }  // namespace graft_kernels::GRAFT_ISA

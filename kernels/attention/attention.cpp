@@ -113,6 +113,20 @@ Problem check_problem(const char* op, const Arguments& arguments) {
   return problem;
 }
 
+Sinks check_sinks(const char* op, const std::optional<Tensor>& sinks, const Tensor& query) {
+  if (!sinks) {
+    return {};
+  }
+  const int64_t heads = query.size(query.dim() - 2);
+  if (sinks->dim() != 1 || sinks->size(0) != heads) {
+    fail(op, "sinks", "shape [" + std::to_string(heads) + "]", shape_text(*sinks));
+  }
+  check_dtype_or_float32(op, {"sinks", *sinks}, {"query", query});
+  check_same_device(op, {"sinks", *sinks}, {"query", query});
+  check_rows(op, {"sinks", *sinks});
+  return {read_pointer(*sinks), sinks->scalar_type() == ScalarType::Float};
+}
+
 using MetaOps = Ops<&run_meta>;
 
 }  // namespace graft_kernels::attention

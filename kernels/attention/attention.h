@@ -11,8 +11,16 @@ namespace graft_kernels::attention {
 inline constexpr int64_t kMaxHeadDim = 256;
 // Rows (queries times heads that share a key) of one task.
 inline constexpr int64_t kMaxTaskRows = 16;
+// Multiplications below which a second thread costs more than it saves.
+inline constexpr int64_t kGrainMultiplications = 1 << 19;
 // Keys of one task. Fixed, so that results do not depend on the number of threads.
 inline constexpr int64_t kChunkKeys = 256;
+
+// A score of each query head that takes weight and has no value.
+struct Sinks {
+  const void* values = nullptr;  // [Hq], or absent
+  bool is_float = false;         // float32 beside 16-bit heads
+};
 
 // A checked call. B batch, S queries, T keys, Hq query heads, Hk key heads (Hq = groups * Hk), D head
 // size. Strides in elements, D dense.

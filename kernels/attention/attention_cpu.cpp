@@ -6,13 +6,11 @@
 
 #include "kernels/attention/attention_ops.h"
 #include "kernels/common/isa.h"
+#include "kernels/common/parallel.h"
 
 namespace graft_kernels::attention {
 
 namespace {
-
-// Multiplications below which a second thread costs more than it saves.
-constexpr int64_t kGrainMultiplications = 1 << 19;
 
 void run_cpu(const Problem& problem) {
   const int64_t blocks = problem.blocks();
@@ -31,15 +29,9 @@ void run_cpu(const Problem& problem) {
   const int64_t rows = std::min(problem.rows(), kMaxTaskRows);
   const int64_t keys = std::min(problem.keys, kChunkKeys);
   const int64_t grain = kGrainMultiplications / (2 * rows * keys * problem.head_dim + 1) + 1;
-  if (tasks <= grain) {
-    run_tasks(problem, partial, 0, tasks);
-    return merge(problem, partial, 0, blocks);
-  }
-  torch::stable::parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) {
-    run_tasks(problem, partial, begin, end);
-  });
-  torch::stable::parallel_for(
-      0, blocks, grain, [&](int64_t begin, int64_t end) { merge(problem, partial, begin, end); });
+  spread(tasks, grain,
+         [&](int64_t begin, int64_t end) { run_tasks(problem, partial, begin, end); });
+  spread(blocks, grain, [&](int64_t begin, int64_t end) { merge(problem, partial, begin, end); });
 }
 
 }  // namespace

@@ -59,18 +59,6 @@ void describe_table(const char* op, const Tensor& table, const Arguments& argume
   problem.base.keys = table.size(1) * arguments.key.size(2);
 }
 
-void describe_sinks(const char* op, const Tensor& sinks, const Tensor& query,
-                    DecodeProblem& problem) {
-  if (sinks.dim() != 1 || sinks.size(0) != query.size(2)) {
-    fail(op, "sinks", "shape [" + std::to_string(query.size(2)) + "]", shape_text(sinks));
-  }
-  check_dtype_or_float32(op, {"sinks", sinks}, {"query", query});
-  check_same_device(op, {"sinks", sinks}, {"query", query});
-  check_rows(op, {"sinks", sinks});
-  problem.sinks = read_pointer(sinks);
-  problem.float_sinks = sinks.scalar_type() == ScalarType::Float;
-}
-
 void describe_lse(const char* op, const Tensor& lse, const Tensor& query, DecodeProblem& problem) {
   const int64_t batch = query.size(0), queries = query.size(1), heads = query.size(2);
   const bool fits = lse.dim() == 3 && lse.size(0) == batch && lse.size(1) == heads &&
@@ -119,9 +107,7 @@ DecodeProblem check_decode(const char* op, Arguments arguments, const CacheArgum
     check_int32_rows(op, {"lengths", *cache.lengths}, 1, problem.base.batch, arguments.query);
     problem.lengths = static_cast<const int32_t*>(read_pointer(*cache.lengths));
   }
-  if (cache.sinks) {
-    describe_sinks(op, *cache.sinks, arguments.query, problem);
-  }
+  problem.sinks = check_sinks(op, cache.sinks, arguments.query);
   if (cache.lse) {
     describe_lse(op, *cache.lse, arguments.query, problem);
   }

@@ -20,8 +20,7 @@ struct DecodeProblem {
   const int32_t* table = nullptr;    // [B, pages of a row]; absent: keys lie in one piece
   int64_t table_stride = 0;
   int32_t page_keys = 1;
-  const void* sinks = nullptr;  // [Hq] a score that takes weight and has no value, or absent
-  bool float_sinks = false;
+  Sinks sinks;
   int32_t window = 0;      // query s sees this many keys back, itself included; 0: all
   float* lse = nullptr;    // [B, Hq, S] or absent
   int32_t splits = 1;      // parts of the keys, each a block of threads

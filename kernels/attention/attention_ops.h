@@ -22,8 +22,10 @@ struct Arguments {
   bool paged = false;  // keys and values [pages, Hk, page, D]: their batch is not the query's
 };
 
-// Throws std::runtime_error `[op] argument: expected …, got …`.
+// Both throw std::runtime_error `[op] argument: expected …, got …`.
 Problem check_problem(const char* op, const Arguments& arguments);
+// query [..., Hq, D]; sinks [Hq] or absent.
+Sinks check_sinks(const char* op, const std::optional<Tensor>& sinks, const Tensor& query);
 
 // The two ops for a device whose work is done by kRun.
 template <void (*kRun)(const Problem&)>

@@ -140,10 +140,10 @@ __device__ __forceinline__ RowResult finish_row(const DecodeProblem& problem, in
                                                 float largest, float sum) {
   float origin = origin_of(largest);
   float factor = 1.0F;
-  if (problem.sinks != nullptr) {
-    const float sink =
-        kLog2E * (problem.float_sinks ? static_cast<const float*>(problem.sinks)[head]
-                                      : to_float(static_cast<const T*>(problem.sinks)[head]));
+  if (problem.sinks.values != nullptr) {
+    const float sink = kLog2E * (problem.sinks.is_float
+                                     ? static_cast<const float*>(problem.sinks.values)[head]
+                                     : to_float(static_cast<const T*>(problem.sinks.values)[head]));
     const float together = origin_of(fmaxf(largest, sink));
     factor = sum == 0.0F ? 0.0F : exp2f(origin - together);
     sum = sum * factor + exp2f(sink - together);

@@ -57,6 +57,15 @@ void widen_rows(const T* from, int64_t stride, int64_t count, int64_t size, floa
   }
 }
 
+// scores[j] += mask[j] for `keys` of them; what is masked becomes -infinity, whatever the score was.
+template <typename M>
+void add_mask(const M* mask, int64_t keys, float* scores) {
+  for (int64_t j = 0; j < keys; ++j) {
+    const float bias = load_partial<M>(mask + j, 1)[0];
+    scores[j] = bias == kMinusInfinity ? kMinusInfinity : scores[j] + bias;
+  }
+}
+
 // scores[row][key] = query . key for whole blocks of keys; what lies beyond `keys` is not read later.
 void multiply_keys(const float* query, int64_t rows, const float* keys, int64_t width,
                    float* scores) {
@@ -156,18 +165,6 @@ void add_values(const float* weights, const float* values, int64_t keys, int64_t
   }
   for (; i < width; i += kLanes) {
     add_columns<1>(weights, values + i, keys, width, sums + i, head_dim - i);
-  }
-}
-
-template <typename Function>
-void with_type(Dtype dtype, const Function& function) {
-  switch (dtype) {
-    case Dtype::kFloat32:
-      return function(static_cast<float*>(nullptr));
-    case Dtype::kBfloat16:
-      return function(static_cast<Bf16*>(nullptr));
-    case Dtype::kFloat16:
-      return function(static_cast<Fp16*>(nullptr));
   }
 }
 

@@ -69,18 +69,6 @@ void load_queries(const Problem& problem, const Task& task, float* query) {
   }
 }
 
-template <typename M>
-void add_mask(const Problem& problem, const Task& task, RowPlace place, int64_t first_key,
-              int64_t keys, float* scores) {
-  const M* mask = static_cast<const M*>(problem.mask) + task.batch * problem.mask_stride[0] +
-                  place.head * problem.mask_stride[1] + place.position * problem.mask_stride[2] +
-                  first_key;
-  for (int64_t j = 0; j < keys; ++j) {
-    const float bias = load_partial<M>(mask + j, 1)[0];
-    scores[j] = bias == kMinusInfinity ? kMinusInfinity : scores[j] + bias;
-  }
-}
-
 // Scale, cap and masks. Keys that a row does not see, and those beyond the end, become -infinity.
 template <typename T>
 void finish_scores(const Problem& problem, const Task& task, int64_t row, int64_t first_key,
@@ -94,8 +82,10 @@ void finish_scores(const Problem& problem, const Task& task, int64_t row, int64_
     store(scores + j, score);
   }
   if (problem.mask != nullptr) {
-    problem.float_mask ? add_mask<float>(problem, task, place, first_key, keys, scores)
-                       : add_mask<T>(problem, task, place, first_key, keys, scores);
+    const int64_t at = task.batch * problem.mask_stride[0] + place.head * problem.mask_stride[1] +
+                       place.position * problem.mask_stride[2] + first_key;
+    problem.float_mask ? add_mask(static_cast<const float*>(problem.mask) + at, keys, scores)
+                       : add_mask(static_cast<const T*>(problem.mask) + at, keys, scores);
   }
   int64_t seen = keys;
   if (problem.causal) {
@@ -169,13 +159,7 @@ void merge_block(const Problem& problem, const Partial& partial, int64_t block) 
     const RowPlace place = place_of(problem, task.key_head, task.first_row + row);
     T* out = static_cast<T*>(problem.out) + task.batch * problem.out_stride[0] +
              place.position * problem.out_stride[1] + place.head * problem.out_stride[2];
-    int64_t i = 0;
-    for (; i + kLanes <= head_dim; i += kLanes) {
-      store(out + i, load(total + i) * splat(inverse));
-    }
-    if (i < head_dim) {
-      store_partial(out + i, load_partial(total + i, head_dim - i) * splat(inverse), head_dim - i);
-    }
+    store_scaled(out, total, inverse, head_dim);
   }
 }
 

@@ -40,22 +40,6 @@ void describe_options(const char* op, const TrainOptions& options, TrainProblem&
   problem.base.causal = options.causal;
 }
 
-void describe_sinks(const char* op, const std::optional<Tensor>& sinks, const Tensor& query,
-                    TrainProblem& problem) {
-  if (!sinks) {
-    return;
-  }
-  const int64_t heads = query.size(query.dim() - 2);
-  if (sinks->dim() != 1 || sinks->size(0) != heads) {
-    fail(op, "sinks", "shape [" + std::to_string(heads) + "]", shape_text(*sinks));
-  }
-  check_dtype_or_float32(op, {"sinks", *sinks}, {"query", query});
-  check_same_device(op, {"sinks", *sinks}, {"query", query});
-  check_rows(op, {"sinks", *sinks});
-  problem.sinks = read_pointer(*sinks);
-  problem.float_sinks = sinks->scalar_type() == ScalarType::Float;
-}
-
 void describe_lse(const char* op, const Tensor& lse, const Tensor& query, TrainProblem& problem) {
   const Tensor expected = new_lse(query);
   check_same_shape(op, {"lse", lse}, {"[batch, heads, length] of query", expected});
@@ -112,7 +96,7 @@ TrainProblem check_train(const char* op, const TrainInputs& in, const TrainOptio
   problem.base = check_problem(op, {in.out, in.query, in.key, in.value, in.mask, options.scale,
                                     options.softcap, options.causal});
   describe_options(op, options, problem);
-  describe_sinks(op, in.sinks, in.query, problem);
+  problem.sinks = check_sinks(op, in.sinks, in.query);
   describe_lse(op, in.lse, in.query, problem);
   return problem;
 }
@@ -151,7 +135,7 @@ TrainProblem check_packed(const char* op, const TrainInputs& in, const TrainOpti
   copy_strides(in.value, true, base.value_stride);
   copy_strides(in.out, false, base.out_stride);
   describe_options(op, options, problem);
-  describe_sinks(op, in.sinks, in.query, problem);
+  problem.sinks = check_sinks(op, in.sinks, in.query);
   describe_lse(op, in.lse, in.query, problem);
   return problem;
 }

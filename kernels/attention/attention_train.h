@@ -13,9 +13,8 @@ inline constexpr int64_t kGradKeys = 32;
 // base.out is written by the forward and read by the backward; so is lse. Strides in elements.
 struct TrainProblem {
   Problem base;
-  int64_t window = 0;           // a query sees this many keys back, itself included; 0: all
-  const void* sinks = nullptr;  // [Hq] a score that takes weight and has no value, or absent
-  bool float_sinks = false;
+  int64_t window = 0;  // a query sees this many keys back, itself included; 0: all
+  Sinks sinks;
   float* lse = nullptr;            // [B, Hq, S], positions dense
   int64_t lse_stride[2] = {};      // batch, head
   float* delta = nullptr;          // like lse: sum over a row of grad_out * out

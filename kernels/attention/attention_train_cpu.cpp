@@ -3,38 +3,33 @@
 
 #include "kernels/attention/attention_train_ops.h"
 #include "kernels/common/isa.h"
+#include "kernels/common/parallel.h"
 
 namespace graft_kernels::attention {
 
 namespace {
 
-// Multiplications below which a second thread costs more than it saves.
-constexpr int64_t kGrainMultiplications = 1 << 19;
-
-void spread(TrainFunction work, const TrainProblem& problem, int64_t tasks, int64_t cost) {
-  const int64_t grain = kGrainMultiplications / (cost + 1) + 1;
-  if (tasks <= grain) {
-    return work(problem, 0, tasks);
-  }
-  torch::stable::parallel_for(0, tasks, grain,
-                              [&](int64_t begin, int64_t end) { work(problem, begin, end); });
+// cost: multiplications of one task
+void run_tasks(TrainFunction work, const TrainProblem& problem, int64_t tasks, int64_t cost) {
+  spread(tasks, kGrainMultiplications / (cost + 1) + 1,
+         [&](int64_t begin, int64_t end) { work(problem, begin, end); });
 }
 
 void run_dense(const TrainProblem& problem) {
   const Problem& base = problem.base;
   const int64_t row_cost = 2 * kMaxTaskRows * base.keys * base.head_dim;
   if (!problem.backward) {
-    return spread(
+    return run_tasks(
         choose_isa<TrainFunction>(plain::attention_train_forward, avx2::attention_train_forward,
                                   avx512::attention_train_forward),
         problem, base.blocks(), row_cost);
   }
-  spread(choose_isa<TrainFunction>(plain::attention_grad_queries, avx2::attention_grad_queries,
-                                   avx512::attention_grad_queries),
-         problem, base.blocks(), row_cost);
-  spread(choose_isa<TrainFunction>(plain::attention_grad_keys, avx2::attention_grad_keys,
-                                   avx512::attention_grad_keys),
-         problem, problem.key_tasks(), 4 * kGradKeys * base.rows() * base.head_dim);
+  run_tasks(choose_isa<TrainFunction>(plain::attention_grad_queries, avx2::attention_grad_queries,
+                                      avx512::attention_grad_queries),
+            problem, base.blocks(), row_cost);
+  run_tasks(choose_isa<TrainFunction>(plain::attention_grad_keys, avx2::attention_grad_keys,
+                                      avx512::attention_grad_keys),
+            problem, problem.key_tasks(), 4 * kGradKeys * base.rows() * base.head_dim);
 }
 
 // Never falling, from 0 to `last`.

@@ -95,20 +95,6 @@ void load_keys(const Problem& base, const void* from, const int64_t (&stride)[3]
               static_cast<size_t>((kBlockKeys - keys) * width) * sizeof(float));
 }
 
-template <typename M>
-void add_bias(const Problem& base, const Rows& rows, int64_t row, int64_t first, int64_t keys,
-              float* scores) {
-  const int64_t at = rows.first + row;
-  const M* mask =
-      element<const M>(base.mask, base.mask_stride, rows.batch,
-                       rows.key_head * base.groups + at % base.groups, at / base.groups) +
-      first;
-  for (int64_t j = 0; j < keys; ++j) {
-    const float bias = load_partial<M>(mask + j, 1)[0];
-    scores[j] = bias == kMinusInfinity ? kMinusInfinity : scores[j] + bias;
-  }
-}
-
 // Scale, cap and masks of one row; -infinity where it may not see. slopes: derivative of the cap.
 template <typename T>
 void finish_row(const TrainProblem& problem, const Rows& rows, int64_t row, int64_t first,
@@ -125,8 +111,13 @@ void finish_row(const TrainProblem& problem, const Rows& rows, int64_t row, int6
     store(slopes + j, slope);
   }
   if (base.mask != nullptr) {
-    base.float_mask ? add_bias<float>(base, rows, row, first, keys, scores)
-                    : add_bias<T>(base, rows, row, first, keys, scores);
+    const int64_t at = rows.first + row, head = rows.key_head * base.groups + at % base.groups;
+    const auto mask_of = [&]<typename M>(const M*) {
+      return element<const M>(base.mask, base.mask_stride, rows.batch, head, at / base.groups) +
+             first;
+    };
+    base.float_mask ? add_mask(mask_of(static_cast<const float*>(nullptr)), keys, scores)
+                    : add_mask(mask_of(static_cast<const T*>(nullptr)), keys, scores);
   }
   const Sight sight = sight_of(problem, (rows.first + row) / base.groups);
   for (int64_t j = 0; j < kBlockKeys; ++j) {
@@ -142,10 +133,11 @@ void finish_forward(const TrainProblem& problem, const Rows& rows, int64_t row, 
   const Problem& base = problem.base;
   const int64_t at = rows.first + row, head = rows.key_head * base.groups + at % base.groups;
   float largest = held[0], sum = held[1], factor = 1.0F;
-  if (problem.sinks != nullptr) {
-    const float sink = problem.float_sinks
-                           ? static_cast<const float*>(problem.sinks)[head]
-                           : load_partial<T>(static_cast<const T*>(problem.sinks) + head, 1)[0];
+  if (problem.sinks.values != nullptr) {
+    const float sink =
+        problem.sinks.is_float
+            ? static_cast<const float*>(problem.sinks.values)[head]
+            : load_partial<T>(static_cast<const T*>(problem.sinks.values) + head, 1)[0];
     const float together = sink > largest ? sink : largest;
     if (together != kMinusInfinity) {
       factor = largest == kMinusInfinity ? 0.0F : exp(splat(largest - together))[0];
@@ -154,30 +146,9 @@ void finish_forward(const TrainProblem& problem, const Rows& rows, int64_t row, 
     }
   }
   const float inverse = sum == 0.0F ? 0.0F : factor / sum;
-  scale_row(held + 2, inverse, base.head_dim);
   *statistic(problem, problem.lse, rows, row) = sum == 0.0F ? kMinusInfinity : largest + logf(sum);
   T* out = element<T>(base.out, base.out_stride, rows.batch, at / base.groups, head);
-  int64_t i = 0;
-  for (; i + kLanes <= base.head_dim; i += kLanes) {
-    store(out + i, load(held + 2 + i));
-  }
-  if (i < base.head_dim) {
-    store_partial(out + i, load_partial(held + 2 + i, base.head_dim - i), base.head_dim - i);
-  }
-}
-
-template <typename T>
-void store_rows(const float* from, int64_t width, int64_t count, int64_t size, float factor, T* to,
-                int64_t stride) {
-  for (int64_t row = 0; row < count; ++row, from += width, to += stride) {
-    int64_t i = 0;
-    for (; i + kLanes <= size; i += kLanes) {
-      store(to + i, load(from + i) * splat(factor));
-    }
-    if (i < size) {
-      store_partial(to + i, load_partial(from + i, size - i) * splat(factor), size - i);
-    }
-  }
+  store_scaled(out, held + 2, inverse, base.head_dim);
 }
 
 struct ForwardScratch {
@@ -293,7 +264,7 @@ void grad_queries_block(const TrainProblem& problem, int64_t block) {
     const int64_t at = rows.first + row;
     T* to = element<T>(problem.grad_query, problem.grad_query_stride, rows.batch, at / base.groups,
                        rows.key_head * base.groups + at % base.groups);
-    store_rows(sums + row * width, width, 1, base.head_dim, base.scale, to, 0);
+    store_scaled(to, sums + row * width, base.scale, base.head_dim);
   }
 }
 
@@ -334,14 +305,16 @@ void grad_keys_block(const TrainProblem& problem, int64_t task) {
       add_values(turned, s.query, rows.count, base.head_dim, key_sums + key * width);
     }
   }
-  store_rows(
-      key_sums, width, keys, base.head_dim, base.scale,
-      element<T>(problem.grad_key, problem.grad_key_stride, rows.batch, rows.key_head, first),
-      problem.grad_key_stride[2]);
-  store_rows(
-      value_sums, width, keys, base.head_dim, 1.0F,
-      element<T>(problem.grad_value, problem.grad_value_stride, rows.batch, rows.key_head, first),
-      problem.grad_value_stride[2]);
+  T* grad_key =
+      element<T>(problem.grad_key, problem.grad_key_stride, rows.batch, rows.key_head, first);
+  T* grad_value =
+      element<T>(problem.grad_value, problem.grad_value_stride, rows.batch, rows.key_head, first);
+  for (int64_t key = 0; key < keys; ++key) {
+    store_scaled(grad_key + key * problem.grad_key_stride[2], key_sums + key * width, base.scale,
+                 base.head_dim);
+    store_scaled(grad_value + key * problem.grad_value_stride[2], value_sums + key * width, 1.0F,
+                 base.head_dim);
+  }
 }
 
 }  // namespace

@@ -119,7 +119,7 @@ const char* why_not_sm90(const DecodeProblem& problem, int compute_capability) {
     return "few queries: dividing the keys is faster";
   }
   if (base.mask != nullptr || problem.lengths != nullptr || problem.table != nullptr ||
-      problem.sinks != nullptr || problem.window > 0 || base.softcap > 0.0F ||
+      problem.sinks.values != nullptr || problem.window > 0 || base.softcap > 0.0F ||
       !(base.scale > 0.0F)) {
     return "no mask, lengths, pages, sinks, window or soft cap, and a positive scale";
   }

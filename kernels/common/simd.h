@@ -9,6 +9,8 @@
 
 #include <immintrin.h>
 
+#include "kernels/common/dtype.h"
+
 #ifndef GRAFT_ISA
 #define GRAFT_ISA plain  // for editors and clang-tidy
 #endif
@@ -231,6 +233,43 @@ static inline float sum_lanes(Float value) {
     }
   }
   return value[0];
+}
+
+// Calls fn with a null pointer of the dtype's storage type.
+template <typename Fn>
+static inline void with_type(Dtype dtype, const Fn& fn) {
+  switch (dtype) {
+    case Dtype::kFloat32:
+      return fn(static_cast<float*>(nullptr));
+    case Dtype::kBfloat16:
+      return fn(static_cast<Bf16*>(nullptr));
+    case Dtype::kFloat16:
+      return fn(static_cast<Fp16*>(nullptr));
+  }
+}
+
+// `count` elements as float32.
+template <typename T>
+static inline void widen_span(const T* from, float* to, int64_t count) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    store(to + i, load<T>(from + i));
+  }
+  if (i < count) {
+    store_partial(to + i, load_partial<T>(from + i, count - i), count - i);
+  }
+}
+
+// `count` elements, each times factor, rounded to T.
+template <typename T>
+static inline void store_scaled(T* to, const float* from, float factor, int64_t count) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    store(to + i, load(from + i) * splat(factor));
+  }
+  if (i < count) {
+    store_partial(to + i, load_partial(from + i, count - i) * splat(factor), count - i);
+  }
 }
 
 }  // namespace graft_kernels::GRAFT_ISA

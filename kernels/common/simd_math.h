@@ -1,7 +1,9 @@
 // exp, tanh, erf and the logistic function on float vectors of one instruction set: at most 2 units
-// in the last place from the exact value. Included by *_simd.cpp alone (see simd.h).
+// in the last place from the exact value; and the activations that several packages have. Included by
+// *_simd.cpp alone (see simd.h).
 #pragma once
 
+#include "kernels/common/activation_constants.h"
 #include "kernels/common/simd.h"
 
 namespace graft_kernels::GRAFT_ISA {
@@ -75,6 +77,18 @@ static inline Float erf(Float x) {
   outer = copy_sign(splat(1.0F) - exp(outer), x);
   outer = select(size > splat(4.0F), copy_sign(splat(1.0F), x), outer);
   return select(size > splat(0.927734375F), outer, inner);
+}
+
+static inline Float silu(Float x) { return x / (splat(1.0F) + exp(-x)); }
+
+static inline Float gelu(Float x) {
+  return x * splat(0.5F) * (splat(1.0F) + erf(x * splat(kSqrtHalf)));
+}
+
+static inline Float gelu_tanh(Float x) {
+  const Float cube = x * x * x;
+  const Float inner = splat(kSqrtTwoOverPi) * multiply_add(splat(kCubic), cube, x);
+  return splat(0.5F) * x * (splat(1.0F) + tanh(inner));
 }
 
 }  // namespace graft_kernels::GRAFT_ISA

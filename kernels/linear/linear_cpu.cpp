@@ -5,7 +5,9 @@
 #include <algorithm>
 #include <memory>
 
+#include "kernels/common/aten.h"
 #include "kernels/common/isa.h"
+#include "kernels/common/parallel.h"
 #include "kernels/linear/linear_ops.h"
 
 namespace graft_kernels::linear {
@@ -85,30 +87,7 @@ void run_few_rows(const Tensor& out, const Tensor& x, const std::vector<Part>& p
   };
   const int64_t row_bytes = std::max<int64_t>(shared.depth * bytes_of(shared.dtype), 1);
   const int64_t blocks = described.back().end_block, grain = kGrainBytes / (row_bytes * 8) + 1;
-  if (blocks <= grain) {
-    return run_blocks(0, blocks);
-  }
-  torch::stable::parallel_for(0, blocks, grain, run_blocks);
-}
-
-Tensor aten_linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
-  std::array<StableIValue, 3> stack{torch::stable::detail::from(x),
-                                    torch::stable::detail::from(weight),
-                                    torch::stable::detail::from(bias)};
-  TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("aten::linear", "", stack.data(), TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
-}
-
-// out = x weight^T, both matrices, written where it belongs.
-void aten_product(Tensor& out, const Tensor& x, const Tensor& weight) {
-  Tensor rows = weight;
-  std::array<StableIValue, 3> stack{
-      torch::stable::detail::from(x),
-      torch::stable::detail::from(torch::stable::transpose(rows, 0, 1)),
-      torch::stable::detail::from(out)};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
-  torch::stable::detail::to<Tensor>(stack[0]);  // the answer is `out` again: take it off the stack
+  spread(blocks, grain, run_blocks);
 }
 
 void run_many_rows(Tensor& out, const Tensor& x, const Tensor& weight,
@@ -119,7 +98,8 @@ void run_many_rows(Tensor& out, const Tensor& x, const Tensor& weight,
   if (direct && !bias && out.is_contiguous()) {
     const int64_t depth = weight.size(1), columns = weight.size(0);
     Tensor matrix = torch::stable::view(out, {out.numel() / columns, columns});
-    aten_product(matrix, torch::stable::reshape(x, {out.numel() / columns, depth}), weight);
+    aten_product(matrix, torch::stable::reshape(x, {out.numel() / columns, depth}),
+                 transposed(weight));
     return;
   }
   if (direct) {

@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "kernels/common/isa.h"
+#include "kernels/common/parallel.h"
 #include "kernels/linear/linear_ops.h"
 #include "kernels/linear/packed_ops.h"
 
@@ -72,11 +73,7 @@ void run(const PackedFormat& format, Tensor& out, const Tensor& x, const Tensor&
   const int64_t count = (problem.columns + kPackedRows - 1) / kPackedRows;
   const int64_t group_bytes = problem.depth / kPackedColumns * format.chunk_bytes() * problem.rows;
   const int64_t grain = kGrainBytes / (group_bytes + 1) + 1;
-  if (count <= grain) {
-    return groups(problem, 0, count);
-  }
-  torch::stable::parallel_for(0, count, grain,
-                              [&](int64_t begin, int64_t end) { groups(problem, begin, end); });
+  spread(count, grain, [&](int64_t begin, int64_t end) { groups(problem, begin, end); });
 }
 
 void packed_linear_out(Tensor out, const Tensor& x, const Tensor& packed, int64_t type,

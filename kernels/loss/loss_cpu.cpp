@@ -6,6 +6,7 @@
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 
 #include "kernels/common/isa.h"
+#include "kernels/common/parallel.h"
 #include "kernels/loss/loss_aten.h"
 #include "kernels/loss/loss_ops.h"
 
@@ -35,11 +36,7 @@ void check_labels(const Problem& problem) {
 void compute_rows(const Problem& problem) {
   const auto rows = choose_isa<RowsFunction>(plain::loss_rows, avx2::loss_rows, avx512::loss_rows);
   const int64_t grain = kGrainElements / problem.columns + 1;
-  if (problem.rows <= grain) {
-    return rows(problem, 0, problem.rows);
-  }
-  torch::stable::parallel_for(0, problem.rows, grain,
-                              [&](int64_t begin, int64_t end) { rows(problem, begin, end); });
+  spread(problem.rows, grain, [&](int64_t begin, int64_t end) { rows(problem, begin, end); });
 }
 
 void rows_cpu(const Problem& problem, const Tensor&) {
@@ -106,7 +103,7 @@ void fill_logits(const LinearProblem& linear, Tensor& logits, const Tensor& hidd
       add_product(part, widen(rows_of(*linear.bias, begin, panel.size(0))), hidden,
                   transposed(panel));
     } else {
-      product(part, hidden, transposed(panel));
+      aten_product(part, hidden, transposed(panel));
     }
   });
 }
@@ -119,13 +116,13 @@ void spread_gradient(const LinearProblem& linear, Tensor& gradient, const Tensor
                     : torch::stable::new_empty(own, own.sizes(), ScalarType::Float);
   for_each_panel(linear, [&](int64_t begin, const Tensor& panel) {
     const Tensor part = torch::stable::narrow(gradient, 1, begin, panel.size(0));
-    begin == 0 ? product(wide, part, panel) : add_product(wide, wide, part, panel);
+    begin == 0 ? aten_product(wide, part, panel) : add_product(wide, wide, part, panel);
   });
   if (own.scalar_type() != ScalarType::Float) {
     torch::stable::copy_(own, wide);
   }
   if (sums.weight) {
-    first == 0 ? product(*sums.weight, transposed(gradient), hidden)
+    first == 0 ? aten_product(*sums.weight, transposed(gradient), hidden)
                : add_product(*sums.weight, *sums.weight, transposed(gradient), hidden);
   }
   if (sums.bias) {

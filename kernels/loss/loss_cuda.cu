@@ -117,10 +117,10 @@ void zero_gradients(LinearProblem& linear, std::optional<Tensor>& bias_sum) {
 void spread_gradient(LinearProblem& linear, const Tensor& gradient, const Tensor& hidden,
                      int64_t begin, std::optional<Tensor>& bias_sum) {
   Tensor own = rows_of(*linear.grad_hidden, begin, hidden.size(0));
-  product(own, gradient, linear.weight);
+  aten_product(own, gradient, linear.weight);
   if (linear.grad_weight) {
     Tensor& sum = *linear.grad_weight;
-    begin == 0 ? product(sum, transposed(gradient), hidden)
+    begin == 0 ? aten_product(sum, transposed(gradient), hidden)
                : add_product(sum, sum, transposed(gradient), hidden);
   }
   if (bias_sum) {
@@ -145,7 +145,7 @@ void linear_cuda(LinearProblem& linear) {
     if (linear.bias) {
       add_product(logits, *linear.bias, hidden, transposed(linear.weight));
     } else {
-      product(logits, hidden, transposed(linear.weight));
+      aten_product(logits, hidden, transposed(linear.weight));
     }
     Problem chunk = chunk_of(linear, begin, count);
     chunk.logits = chunk.grad = logits.mutable_data_ptr();

@@ -191,14 +191,7 @@ void rows_of(const Problem& problem, int64_t begin, int64_t end) {
 }  // namespace
 
 void loss_rows(const Problem& problem, int64_t begin, int64_t end) {
-  switch (problem.dtype) {
-    case Dtype::kFloat32:
-      return rows_of<float>(problem, begin, end);
-    case Dtype::kBfloat16:
-      return rows_of<Bf16>(problem, begin, end);
-    case Dtype::kFloat16:
-      return rows_of<Fp16>(problem, begin, end);
-  }
+  with_type(problem.dtype, [&]<typename T>(T*) { rows_of<T>(problem, begin, end); });
 }
 
 }  // namespace graft_kernels::GRAFT_ISA

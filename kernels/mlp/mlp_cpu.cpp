@@ -2,10 +2,11 @@
 // rows: ATen's float32 products on blocks of rows, so that gate and up never exist for all of them.
 
 #include <algorithm>
-#include <array>
 #include <memory>
 
+#include "kernels/common/aten.h"
 #include "kernels/common/isa.h"
+#include "kernels/common/parallel.h"
 #include "kernels/mlp/mlp_ops.h"
 
 namespace graft_kernels::mlp {
@@ -24,13 +25,9 @@ const void* pointer_of(const std::optional<Tensor>& tensor) {
 }
 
 // Spreads columns over threads by the bytes of weight that each of them reads.
-void spread(const Problem& problem, int64_t column_bytes, ColumnsFunction run) {
+void run_columns(const Problem& problem, int64_t column_bytes, ColumnsFunction run) {
   const int64_t grain = kGrainBytes / std::max<int64_t>(column_bytes, 1) + 8;
-  if (problem.columns <= grain) {
-    return run(problem, 0, problem.columns);
-  }
-  torch::stable::parallel_for(0, problem.columns, grain,
-                              [&](int64_t begin, int64_t end) { run(problem, begin, end); });
+  spread(problem.columns, grain, [&](int64_t begin, int64_t end) { run(problem, begin, end); });
 }
 
 void run_few_rows(Tensor& out, const Arguments& arguments, Function function, int64_t rows) {
@@ -52,25 +49,17 @@ void run_few_rows(Tensor& out, const Arguments& arguments, Function function, in
   problem.up_bias = pointer_of(arguments.up_bias);
   problem.gate = halves.get();
   problem.up = halves.get() + rows * inner;
-  spread(problem, 2 * hidden * bytes_of(problem.dtype),
-         choose_isa<ColumnsFunction>(plain::mlp_gate_up, avx2::mlp_gate_up, avx512::mlp_gate_up));
+  run_columns(
+      problem, 2 * hidden * bytes_of(problem.dtype),
+      choose_isa<ColumnsFunction>(plain::mlp_gate_up, avx2::mlp_gate_up, avx512::mlp_gate_up));
   problem.depth = inner;
   problem.columns = hidden;
   problem.x = halves.get();
   problem.weight = arguments.down_weight.const_data_ptr();
   problem.bias = pointer_of(arguments.down_bias);
   problem.out = out.mutable_data_ptr();
-  spread(problem, inner * bytes_of(problem.dtype),
-         choose_isa<ColumnsFunction>(plain::mlp_down, avx2::mlp_down, avx512::mlp_down));
-}
-
-Tensor linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
-  std::array<StableIValue, 3> stack{torch::stable::detail::from(x),
-                                    torch::stable::detail::from(weight),
-                                    torch::stable::detail::from(bias)};
-  TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("aten::linear", "", stack.data(), TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
+  run_columns(problem, inner * bytes_of(problem.dtype),
+              choose_isa<ColumnsFunction>(plain::mlp_down, avx2::mlp_down, avx512::mlp_down));
 }
 
 Tensor widened(const Tensor& tensor) { return torch::stable::to(tensor, ScalarType::Float); }
@@ -105,11 +94,11 @@ void run_many_rows(Tensor& out, const Arguments& arguments, Function function, i
   for (int64_t begin = 0; begin < rows; begin += kBlockRows) {
     const int64_t count = std::min(kBlockRows, rows - begin);
     const Tensor x = widened(torch::stable::narrow(all, 0, begin, count));
-    Tensor gate = rounded(linear(x, gate_weight, gate_bias), dtype);
-    const Tensor up = rounded(linear(x, up_weight, up_bias), dtype);
+    Tensor gate = rounded(aten_linear(x, gate_weight, gate_bias), dtype);
+    const Tensor up = rounded(aten_linear(x, up_weight, up_bias), dtype);
     activate_all(dtype_of(arguments.x), function, gate, up);
     Tensor target = torch::stable::narrow(outs, 0, begin, count);
-    torch::stable::copy_(target, linear(gate, down_weight, down_bias));
+    torch::stable::copy_(target, aten_linear(gate, down_weight, down_bias));
   }
 }
 

@@ -151,27 +151,14 @@ void sum_parts(const BackwardProblem& problem, int64_t begin, int64_t end) {
 
 void rms_norm_backward_part(const BackwardProblem& problem, int64_t part) {
   const bool float_weight = problem.weight_dtype == Dtype::kFloat32;
-  switch (problem.x_dtype) {
-    case Dtype::kFloat32:
-      return backward_part_of<float, float>(problem, part);
-    case Dtype::kBfloat16:
-      return float_weight ? backward_part_of<Bf16, float>(problem, part)
-                          : backward_part_of<Bf16, Bf16>(problem, part);
-    case Dtype::kFloat16:
-      return float_weight ? backward_part_of<Fp16, float>(problem, part)
-                          : backward_part_of<Fp16, Fp16>(problem, part);
-  }
+  with_type(problem.x_dtype, [&]<typename T>(T*) {
+    float_weight ? backward_part_of<T, float>(problem, part)
+                 : backward_part_of<T, T>(problem, part);
+  });
 }
 
 void rms_norm_backward_weight(const BackwardProblem& problem, int64_t begin, int64_t end) {
-  switch (problem.weight_dtype) {
-    case Dtype::kFloat32:
-      return sum_parts<float>(problem, begin, end);
-    case Dtype::kBfloat16:
-      return sum_parts<Bf16>(problem, begin, end);
-    case Dtype::kFloat16:
-      return sum_parts<Fp16>(problem, begin, end);
-  }
+  with_type(problem.weight_dtype, [&]<typename T>(T*) { sum_parts<T>(problem, begin, end); });
 }
 
 }  // namespace graft_kernels::GRAFT_ISA

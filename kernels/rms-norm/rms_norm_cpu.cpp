@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "kernels/common/isa.h"
+#include "kernels/common/parallel.h"
 #include "kernels/rms-norm/rms_norm_backward_ops.h"
 
 namespace graft_kernels::rms_norm {
@@ -20,11 +21,7 @@ void run_cpu(const Problem& problem, const Tensor&) {
   const RowsFunction rows =
       choose_isa<RowsFunction>(plain::rms_norm_rows, avx2::rms_norm_rows, avx512::rms_norm_rows);
   const int64_t grain = kGrainElements / problem.columns + 1;
-  if (problem.rows <= grain) {
-    return rows(problem, 0, problem.rows);
-  }
-  torch::stable::parallel_for(0, problem.rows, grain,
-                              [&](int64_t begin, int64_t end) { rows(problem, begin, end); });
+  spread(problem.rows, grain, [&](int64_t begin, int64_t end) { rows(problem, begin, end); });
 }
 
 // Rows that share one partial sum of the weight's gradient; never a matter of how many threads

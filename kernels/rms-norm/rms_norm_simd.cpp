@@ -130,16 +130,9 @@ void rows_of(const Problem& problem, int64_t begin, int64_t end) {
 
 void rms_norm_rows(const Problem& problem, int64_t begin, int64_t end) {
   const bool float_weight = problem.weight_dtype == Dtype::kFloat32;
-  switch (problem.x_dtype) {
-    case Dtype::kFloat32:
-      return rows_of<float, float>(problem, begin, end);
-    case Dtype::kBfloat16:
-      return float_weight ? rows_of<Bf16, float>(problem, begin, end)
-                          : rows_of<Bf16, Bf16>(problem, begin, end);
-    case Dtype::kFloat16:
-      return float_weight ? rows_of<Fp16, float>(problem, begin, end)
-                          : rows_of<Fp16, Fp16>(problem, begin, end);
-  }
+  with_type(problem.x_dtype, [&]<typename T>(T*) {
+    float_weight ? rows_of<T, float>(problem, begin, end) : rows_of<T, T>(problem, begin, end);
+  });
 }
 
 }  // namespace graft_kernels::GRAFT_ISA

@@ -2,6 +2,7 @@
 // over ATen's threads.
 
 #include "kernels/common/isa.h"
+#include "kernels/common/parallel.h"
 #include "kernels/rotary/rotary_ops.h"
 
 namespace graft_kernels::rotary {
@@ -21,11 +22,7 @@ void run_cpu(const Problem& problem, const Tensor&) {
   const auto run =
       choose_isa<TokensFunction>(plain::rotary_tokens, avx2::rotary_tokens, avx512::rotary_tokens);
   const int64_t grain = kGrainElements / elements + 1;
-  if (tokens <= grain) {
-    return run(problem, 0, tokens);
-  }
-  torch::stable::parallel_for(0, tokens, grain,
-                              [&](int64_t begin, int64_t end) { run(problem, begin, end); });
+  spread(tokens, grain, [&](int64_t begin, int64_t end) { run(problem, begin, end); });
 }
 
 }  // namespace

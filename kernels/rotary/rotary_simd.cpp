@@ -114,16 +114,10 @@ void tokens_of(const Problem& problem, int64_t begin, int64_t end) {
 }  // namespace
 
 void rotary_tokens(const Problem& problem, int64_t begin, int64_t end) {
-  switch (problem.dtype) {
-    case Dtype::kFloat32:
-      return tokens_of<float, float>(problem, begin, end);
-    case Dtype::kBfloat16:
-      return problem.float_tables ? tokens_of<Bf16, float>(problem, begin, end)
-                                  : tokens_of<Bf16, Bf16>(problem, begin, end);
-    case Dtype::kFloat16:
-      return problem.float_tables ? tokens_of<Fp16, float>(problem, begin, end)
-                                  : tokens_of<Fp16, Fp16>(problem, begin, end);
-  }
+  with_type(problem.dtype, [&]<typename T>(T*) {
+    problem.float_tables ? tokens_of<T, float>(problem, begin, end)
+                         : tokens_of<T, T>(problem, begin, end);
+  });
 }
 
 }  // namespace graft_kernels::GRAFT_ISA

@@ -22,10 +22,13 @@ def _sinks_grad(grad, out, lse, sinks):
 
 
 class _Attention(torch.autograd.Function):
+    """places: the mask, or where packed sequences of queries and of keys begin."""
+
     @staticmethod
-    def forward(ctx, query, key, value, mask, sinks, options):
-        out, lse = ops.attention_forward_lse(query, key, value, mask, sinks, *options)
-        ctx.save_for_backward(query, key, value, out, lse, mask, sinks)
+    def forward(ctx, options, query, key, value, sinks, *places):
+        op = ops.attention_forward_lse if len(places) == 1 else ops.attention_varlen
+        out, lse = op(query, key, value, *places, sinks, *options)
+        ctx.save_for_backward(query, key, value, out, lse, sinks, *places)
         ctx.options = options
         ctx.mark_non_differentiable(lse)
         return out, lse
@@ -33,28 +36,16 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad, _):
-        query, key, value, out, lse, mask, sinks = ctx.saved_tensors
+        query, key, value, out, lse, sinks, *places = ctx.saved_tensors
+        op = ops.attention_backward if len(places) == 1 else ops.attention_varlen_backward
         grad = _rows(grad)
-        grads = ops.attention_backward(grad, query, key, value, out, lse, mask, *ctx.options)
-        return (*grads, None, _sinks_grad(grad, out, lse, sinks), None)
+        grads = op(grad, query, key, value, out, lse, *places, *ctx.options)
+        return (None, *grads, _sinks_grad(grad, out, lse, sinks), *(None for _ in places))
 
 
-class _Varlen(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, query, key, value, starts_q, starts_k, sinks, options):
-        out, lse = ops.attention_varlen(query, key, value, starts_q, starts_k, sinks, *options)
-        ctx.save_for_backward(query, key, value, out, lse, starts_q, starts_k, sinks)
-        ctx.options = options
-        ctx.mark_non_differentiable(lse)
-        return out, lse
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad, _):
-        query, key, value, out, lse, starts_q, starts_k, sinks = ctx.saved_tensors
-        grad = _rows(grad)
-        grads = ops.attention_varlen_backward(grad, query, key, value, out, lse, starts_q, starts_k, *ctx.options)
-        return (*grads, None, None, _sinks_grad(grad, out, lse, sinks), None)
+def _attend(query, key, value, sinks, places, scale, softcap, window, causal):
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    return _Attention.apply((scale, softcap, window, causal), _rows(query), _rows(key), _rows(value), sinks, *places)
 
 
 def attention_train(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Optional[torch.Tensor] = None,
@@ -63,17 +54,14 @@ def attention_train(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
     """query [B, S, Hq, D], key and value [B, Hk, T, D] -> out like query, lse [B, Hq, S] (no gradient through it)."""
     if mask is not None and mask.requires_grad:
         raise ValueError("[attention] mask: expected a tensor without gradient, got one that requires it")
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    return _Attention.apply(_rows(query), _rows(key), _rows(value), mask, sinks, (scale, softcap, window, causal))
+    return _attend(query, key, value, sinks, (mask,), scale, softcap, window, causal)
 
 
 def attention_varlen(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cu_seqlens_q: torch.Tensor,
                      cu_seqlens_k: torch.Tensor, sinks: Optional[torch.Tensor] = None,
                      scale: Optional[float] = None, softcap: float = 0.0, window: int = 0, causal: bool = False):
     """query [N, Hq, D], key and value [M, Hk, D], starts int32 -> out like query, lse [Hq, N]."""
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    return _Varlen.apply(_rows(query), _rows(key), _rows(value), cu_seqlens_q, cu_seqlens_k, sinks,
-                         (scale, softcap, window, causal))
+    return _attend(query, key, value, sinks, (cu_seqlens_q, cu_seqlens_k), scale, softcap, window, causal)
 
 
 __all__ = ["attention_train", "attention_varlen"]
