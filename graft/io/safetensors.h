@@ -72,8 +72,9 @@ class SafetensorsFile {
 // name, header padded to 8 bytes. The file appears under its name only when it is whole and on
 // disk; who maps an older file of that name keeps it.
 // Throws   InvalidArgument `io.safetensors.tensor` for a tensor whose name, shape or bytes do not
-//          fit the format, or two of one name; Error `io.safetensors.write` with the system's
-//          reason.
+//          fit the format, or two of one name, `io.safetensors.not-a-file` for a device or folder;
+//          NotFound `core.file.status` for a loop of links; Error `io.safetensors.write` with the
+//          system's reason.
 void write_safetensors(const std::filesystem::path& path, std::vector<TensorView> tensors,
                        const std::map<std::string, std::string>& metadata = {});
 

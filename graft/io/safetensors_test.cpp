@@ -100,6 +100,10 @@ TEST_F(Safetensors, WritesWholeFilesOrNone) {
   refuse({{"x", ScalarType::kF32, {2}, bytes}, {"x", ScalarType::kF32, {2}, bytes}});
   EXPECT_EQ(SafetensorsFile::open(path).tensors().size(), 1);
   EXPECT_THROW(write_safetensors(folder_ / "absent" / "a", {}), Error);
+  EXPECT_THROW(write_safetensors("/dev/null", {}), InvalidArgument);
+  fs::create_symlink("loop", folder_ / "loop");
+  EXPECT_THROW(write_safetensors(folder_ / "loop", {}), NotFound);
+  fs::remove(folder_ / "loop");
   EXPECT_EQ(std::distance(fs::directory_iterator(folder_), {}), 1);  // nothing temporary is left
 }
 

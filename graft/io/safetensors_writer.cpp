@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "graft/core/error.h"
+#include "graft/core/file_status.h"
 #include "graft/io/excerpt.h"
 #include "graft/io/safetensors.h"
 
@@ -137,7 +138,7 @@ void write_safetensors(const fs::path& path, std::vector<TensorView> tensors,
                        const std::map<std::string, std::string>& metadata) {
   check_tensors(path, tensors, metadata);
   // The file is made beside and renamed: over a device (/dev/null) that would remove the device.
-  if (fs::exists(path) && !fs::is_regular_file(path)) {
+  if (is_there(path) && !is_file(path)) {
     throw InvalidArgument("io.safetensors", "not-a-file",
                           fmt::format("`{}`: expected a file or a new name", path.string()));
   }
