@@ -32,6 +32,16 @@ class CudaScope {
 
   cudaStream_t stream() const { return stream_; }
 
+  // Whether a launch may overlap the end of the one before (overlap.cuh): from Hopper on, and inside a
+  // capture alone. There the order of launches is fixed, and none that writes weights stands between the
+  // kernels that read them ahead.
+  bool may_overlap() const {
+    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+    return cudaStreamIsCapturing(stream_, &status) == cudaSuccess &&
+           status == cudaStreamCaptureStatusActive &&
+           attribute(cudaDevAttrComputeCapabilityMajor) >= 9;
+  }
+
   int attribute(cudaDeviceAttr which) const {
     int value = 0;
     check_cuda(cudaDeviceGetAttribute(&value, which, device_), "cudaDeviceGetAttribute");
@@ -43,5 +53,22 @@ class CudaScope {
   torch::stable::accelerator::DeviceGuard guard_;
   cudaStream_t stream_ = nullptr;
 };
+
+// Launches a kernel that calls wait_for_previous() so that it overlaps the one before, where it may.
+template <typename... Parameters>
+void launch_overlapping(const CudaScope& scope, void (*kernel)(Parameters...), unsigned blocks,
+                        unsigned threads, size_t shared_bytes, const Parameters&... arguments) {
+  cudaLaunchAttribute overlap{};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = blocks;
+  config.blockDim = threads;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = scope.stream();
+  config.attrs = &overlap;
+  config.numAttrs = scope.may_overlap() ? 1 : 0;
+  check_cuda(cudaLaunchKernelEx(&config, kernel, arguments...), "cudaLaunchKernelEx");
+}
 
 }  // namespace graft_kernels

@@ -65,6 +65,10 @@ inline const std::string& why_no_cuda() {
   return reason;
 }
 
+// libtorch asks once which devices there are, whoever asks first: its CUDA part has to be there before any
+// test or benchmark begins.
+inline const bool has_asked_for_cuda = (why_no_cuda(), true);
+
 // One loaded variant of a package; loaded once per process and never unloaded.
 class Package {
  public:

@@ -7,7 +7,7 @@
 // Sums are kept in float32 and rounded once. A joined product has the bits of the separate ones; few
 // rows of x then cost one parallel region.
 // Throws   std::runtime_error `[op] argument: expected …, got …`
-// Devices  cpu
+// Devices  cpu, cuda
 // Autograd no, deterministic yes (independent of threads), thread-safe yes
 // Source   torch.nn.functional.linear
 

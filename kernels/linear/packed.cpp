@@ -10,8 +10,10 @@
 // With round_x a result lies within the sum over k of |weight[m][k]| * s / 2 of the exact one, s being
 // the largest |x| of k's 32 columns / 127, but for float32 rounding. A row of x with a value that is
 // not finite gives NaN then.
+// On CUDA, more than 16 rows of x take the product of the weight's values rounded to x's dtype; x is not
+// rounded then.
 // Throws   std::runtime_error `[op] argument: expected …, got …`
-// Devices  cpu
+// Devices  cpu, cuda; pack_weight: cpu (pack, then move)
 // Autograd no, deterministic yes (independent of threads), thread-safe yes
 // Source   ggml's block formats; torch.nn.functional.linear on the unpacked weight
 

@@ -1,4 +1,4 @@
-// Packed weights against gguf-py's unpacked values and float64 on the CPU.
+// Packed weights against gguf-py's unpacked values and float64, on every device.
 
 #include <fstream>
 #include <iterator>
@@ -28,6 +28,7 @@ at::Tensor stored(const std::string& name) {
 struct Type {
   const char* name;
   int64_t number;
+  at::DeviceType device;
 };
 
 // A weight as ggml stores it, as laid out by the package, and as plain numbers.
@@ -37,8 +38,13 @@ struct Weight {
 
 class PackedLinear : public ::testing::TestWithParam<Type> {
  protected:
-  void SetUp() override { at::manual_seed(11); }
-  static const Package& package() { return Package::get("linear", testing::kCpuVariant); }
+  void SetUp() override {
+    if (GetParam().device == at::kCUDA && !testing::why_no_cuda().empty()) {
+      GTEST_SKIP() << testing::why_no_cuda();
+    }
+    at::manual_seed(11);
+  }
+  static const Package& package() { return Package::for_device("linear", GetParam().device); }
 
   // Rows of blocks drawn from the nine of the data.
   static Weight draw(int64_t rows, int64_t blocks_in_row) {
@@ -54,11 +60,15 @@ class PackedLinear : public ::testing::TestWithParam<Type> {
     return weight;
   }
 
+  // Weights are packed on the CPU and computed with on the device; results are compared on the CPU.
   static at::Tensor apply(const at::Tensor& x, const Weight& weight, bool round_x,
-                          const c10::IValue& bias = {}) {
-    return package()("packed_linear", x, weight.packed, GetParam().number, weight.values.size(0),
-                     bias, round_x)[0]
-        .toTensor();
+                          const at::Tensor& bias = {}) {
+    const at::Device device(GetParam().device);
+    return package()("packed_linear", x.to(device), weight.packed.to(device), GetParam().number,
+                     weight.values.size(0),
+                     bias.defined() ? c10::IValue(bias.to(device)) : c10::IValue(), round_x)[0]
+        .toTensor()
+        .cpu();
   }
 };
 
@@ -133,7 +143,7 @@ TEST_P(PackedLinear, GivesARowTheSameBitsWhateverStandsBesideItAndOnAnyNumberOfT
     EXPECT_TRUE(is_same_bits(apply(x.narrow(0, row, 1), weight, true), all.narrow(0, row, 1)));
   }
   const int threads = at::get_num_threads();
-  for (int run = 0; run < 250; ++run) {
+  for (int run = 0; run < (testing::is_small_run() ? 5 : 250); ++run) {
     at::set_num_threads(1 + run % 2);
     ASSERT_TRUE(is_same_bits(apply(x, weight, true), all)) << run;
   }
@@ -187,11 +197,29 @@ TEST_P(PackedLinear, NamesTheArgumentThatIsWrong) {
   });
 }
 
-INSTANTIATE_TEST_SUITE_P(Types, PackedLinear,
-                         ::testing::Values(Type{"Q4_0", 2}, Type{"Q4_1", 3}, Type{"Q5_0", 6},
-                                           Type{"Q5_1", 7}, Type{"Q8_0", 8}, Type{"Q4_K", 12},
-                                           Type{"Q5_K", 13}, Type{"Q6_K", 14}),
-                         [](const auto& instance) { return std::string(instance.param.name); });
+std::vector<Type> types() {
+  std::vector<Type> all;
+  for (const at::DeviceType device : {at::kCPU, at::kCUDA}) {
+    for (const auto& [name, number] : {std::pair<const char*, int64_t>{"Q4_0", 2},
+                                       {"Q4_1", 3},
+                                       {"Q5_0", 6},
+                                       {"Q5_1", 7},
+                                       {"Q8_0", 8},
+                                       {"Q4_K", 12},
+                                       {"Q5_K", 13},
+                                       {"Q6_K", 14}}) {
+      all.push_back({name, number, device});
+    }
+  }
+  return all;
+}
+
+INSTANTIATE_TEST_SUITE_P(Types, PackedLinear, ::testing::ValuesIn(types()),
+                         [](const auto& instance) {
+                           return std::string(instance.param.device == at::kCUDA ? "cuda_"
+                                                                                 : "cpu_") +
+                                  instance.param.name;
+                         });
 
 }  // namespace
 }  // namespace graft_kernels::linear

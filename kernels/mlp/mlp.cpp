@@ -8,7 +8,7 @@
 // Sums are kept in float32; gate, up, the activation, the product and out are rounded to the dtype,
 // as separate eager steps leave them.
 // Throws   std::runtime_error `[op] argument: expected …, got …`
-// Devices  cpu
+// Devices  cpu, cuda
 // Autograd no, deterministic yes (independent of threads), thread-safe yes
 // Source   transformers' LlamaMLP and GemmaMLP
 

@@ -1,4 +1,4 @@
-"""The linear layer on the CPU: y = x weight^T + bias, weights read where they lie, sums in float32."""
+"""The linear layer: y = x weight^T + bias, weights read where they lie, sums in float32."""
 
 from typing import Optional
 

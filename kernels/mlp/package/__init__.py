@@ -1,4 +1,4 @@
-"""The gated MLP (SwiGLU, GeGLU) in one call, for inference on the CPU."""
+"""The gated MLP (SwiGLU, GeGLU) in one call, for inference."""
 
 from . import layers
 from ._ops import ops

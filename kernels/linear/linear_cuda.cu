@@ -1,0 +1,107 @@
+// The linear layer on CUDA. Few rows of a 16-bit dtype: our own products, bound by reading the weights
+// once. All else: ATen's matrix product.
+
+#include <vector>
+
+#include "kernels/common/aten.h"
+#include "kernels/common/few_rows_launch.h"
+#include "kernels/linear/linear_ops.h"
+
+namespace graft_kernels::linear {
+
+namespace {
+
+bool takes_few_rows(const Tensor& x, const RowLayout& layout, const std::vector<Part>& parts,
+                    int64_t rows, int64_t columns) {
+  bool fits = layout.num_dims == 1 && columns < INT32_MAX &&
+              few_rows::takes_input(x, rows, rows > 1 ? layout.stride[0] : 0);
+  for (const Part& part : parts) {
+    fits = fits && few_rows::takes_weight(part.weight);
+  }
+  return fits;
+}
+
+void run_few_rows(const Tensor& out, const Tensor& x, const RowLayout& layout,
+                  const std::vector<Part>& parts, int64_t rows) {
+  few_rows::LinearProblem problem;
+  int end = 0;
+  for (size_t index = 0; index < few_rows::kMaxParts; ++index) {
+    if (index < parts.size()) {
+      const Part& part = parts[index];
+      end += static_cast<int>(part.weight.size(0));
+      problem.parts[index].weight = part.weight.const_data_ptr();
+      problem.parts[index].bias = part.bias ? part.bias->const_data_ptr() : nullptr;
+    }
+    problem.parts[index].end = end;
+  }
+  problem.x = x.const_data_ptr();
+  problem.x_stride = layout.stride[0];
+  problem.rows = static_cast<int>(rows);
+  problem.depth = static_cast<int>(x.size(x.dim() - 1));
+  problem.out = out.mutable_data_ptr();
+  problem.out_stride = end;
+  few_rows::launch_linear(CudaScope(x), dtype_of(x), problem);
+}
+
+void run_many_rows(Tensor& out, const Tensor& x, const Part& part) {
+  if (part.bias || !out.is_contiguous()) {
+    torch::stable::copy_(out, aten_linear(x, part.weight, part.bias));
+    return;
+  }
+  const int64_t depth = part.weight.size(1), columns = part.weight.size(0);
+  Tensor matrix = torch::stable::view(out, {out.numel() / columns, columns});
+  aten_product(matrix, torch::stable::reshape(x, {out.numel() / columns, depth}),
+               transposed(part.weight));
+}
+
+void run(const char* op, Tensor& out, const Tensor& x, const std::vector<Part>& parts) {
+  check_arguments(op, out, x, parts);
+  const int64_t rows = count_rows(x);
+  if (rows == 0 || out.numel() == 0) {
+    return;
+  }
+  const RowLayout layout = row_layout(op, {"x", x});
+  if (takes_few_rows(x, layout, parts, rows, out.size(out.dim() - 1))) {
+    return run_few_rows(out, x, layout, parts, rows);
+  }
+  int64_t column = 0;
+  for (const Part& part : parts) {
+    const int64_t columns = part.weight.size(0);
+    if (columns > 0) {
+      Tensor target =
+          parts.size() == 1 ? out : torch::stable::narrow(out, out.dim() - 1, column, columns);
+      run_many_rows(target, x, part);
+    }
+    column += columns;
+  }
+}
+
+void linear_out(Tensor out, const Tensor& x, const Tensor& weight,
+                const std::optional<Tensor>& bias) {
+  run("linear_out", out, x, {{weight, bias}});
+}
+
+void linear_join_out(Tensor out, const Tensor& x, const Tensor& first, const Tensor& second,
+                     const std::optional<Tensor>& third, const std::optional<Tensor>& first_bias,
+                     const std::optional<Tensor>& second_bias,
+                     const std::optional<Tensor>& third_bias) {
+  run("linear_join_out", out, x,
+      join_parts(first, second, third, first_bias, second_bias, third_bias));
+}
+
+Tensor linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
+  check_has_rows("linear", {"x", x});
+  Tensor out = new_output(x, weight);
+  run("linear", out, x, {{weight, bias}});
+  return out;
+}
+
+}  // namespace
+
+}  // namespace graft_kernels::linear
+
+GRAFT_OPS_IMPL(CUDA, ops) {
+  ops.impl("linear_out", TORCH_BOX(&graft_kernels::linear::linear_out));
+  ops.impl("linear", TORCH_BOX(&graft_kernels::linear::linear));
+  ops.impl("linear_join_out", TORCH_BOX(&graft_kernels::linear::linear_join_out));
+}

@@ -1,0 +1,174 @@
+// The linear layer on packed weights, on CUDA. Few rows of x: unpacked in registers, bound by reading the
+// packed weight once. Many rows: panels of the weight are unpacked to x's dtype for ATen's product.
+
+#include <algorithm>
+#include <type_traits>
+
+#include "kernels/common/aten.h"
+#include "kernels/common/cuda_launch.h"
+#include "kernels/linear/packed_kernel.cuh"
+#include "kernels/linear/packed_ops.h"
+
+namespace graft_kernels::linear {
+
+namespace {
+
+// Elements of weight that are unpacked at a time.
+constexpr int64_t kPanelElements = int64_t{1} << 27;
+
+template <typename Body>
+void with_type(Dtype dtype, const Body& body) {
+  switch (dtype) {
+    case Dtype::kFloat32:
+      return body(float{});
+    case Dtype::kBfloat16:
+      return body(Bf16{});
+    case Dtype::kFloat16:
+      return body(Fp16{});
+  }
+}
+
+// Calls body with the index of `format` as a constant. Q5_0 and Q8_0 are laid out alike.
+template <int kIndex = 0, typename Body>
+void with_format(const PackedFormat& format, const Body& body) {
+  if constexpr (kIndex < static_cast<int>(std::size(kPackedFormats))) {
+    constexpr bool kIsQ50 = kPackedFormats[kIndex].type == 6;
+    if constexpr (!kIsQ50) {
+      const bool serves_q50 = kPackedFormats[kIndex].type == 8 && format.type == 6;
+      if (kPackedFormats[kIndex].type == format.type || serves_q50) {
+        return body(std::integral_constant<int, kIndex>());
+      }
+    }
+    with_format<kIndex + 1>(format, body);
+  }
+}
+
+// Memory that a kernel fills for the next: x as bytes with scales, or as float32.
+struct Prepared {
+  Tensor codes, scales, values;
+};
+
+Prepared prepare(const CudaScope& scope, const Tensor& x, bool round_x,
+                 PackedCudaProblem& problem) {
+  const int64_t depth = x.size(1), blocks = x.size(0) * problem.chunks;
+  Prepared prepared;
+  if (round_x) {
+    prepared.codes = torch::stable::new_empty(x, {x.size(0) * depth}, ScalarType::Char);
+    prepared.scales = torch::stable::new_empty(x, {blocks}, ScalarType::Float);
+    problem.codes = static_cast<const int8_t*>(prepared.codes.const_data_ptr());
+    problem.scales = static_cast<const float*>(prepared.scales.const_data_ptr());
+  } else {
+    prepared.values = torch::stable::new_empty(x, {x.size(0) * depth}, ScalarType::Float);
+    problem.values = static_cast<const float*>(prepared.values.const_data_ptr());
+  }
+  constexpr unsigned kThreads = 256;
+  const auto grid = static_cast<unsigned>((blocks * 32 + kThreads - 1) / kThreads);
+  with_type(problem.dtype, [&](auto type) {
+    using T = decltype(type);
+    launch_overlapping(scope, prepare_kernel<T>, grid, kThreads, 0,
+                       static_cast<const T*>(x.const_data_ptr()), x.stride(0),
+                       static_cast<int>(depth), blocks, const_cast<int8_t*>(problem.codes),
+                       const_cast<float*>(problem.scales), const_cast<float*>(problem.values));
+  });
+  return prepared;
+}
+
+template <int kFormat, bool kRounded>
+void launch_few_rows(const CudaScope& scope, const PackedCudaProblem& problem) {
+  const auto kernel = kRounded && problem.rows == 1 ? packed_kernel<kFormat, true, 1>
+                                                    : packed_kernel<kFormat, kRounded, kPassRows>;
+  launch_overlapping(scope, kernel,
+                     static_cast<unsigned>((problem.columns + kPackedRows - 1) / kPackedRows),
+                     kPackedThreads, 0, problem);
+}
+
+void run_few_rows(const CudaScope& scope, const PackedFormat& format, const Tensor& out,
+                  const Tensor& x, const Tensor& packed, const std::optional<Tensor>& bias,
+                  bool round_x) {
+  PackedCudaProblem problem;
+  problem.dtype = dtype_of(x);
+  problem.rows = static_cast<int>(x.size(0));
+  problem.chunks = static_cast<int>(x.size(1) / kPackedColumns);
+  problem.columns = static_cast<int>(out.size(out.dim() - 1));
+  problem.packed = static_cast<const uint8_t*>(packed.const_data_ptr());
+  problem.bias = bias ? bias->const_data_ptr() : nullptr;
+  problem.out = out.mutable_data_ptr();
+  const Prepared prepared = prepare(scope, x, round_x, problem);
+  with_format(format, [&](auto index) {
+    constexpr int kFormat = decltype(index)::value;
+    round_x ? launch_few_rows<kFormat, true>(scope, problem)
+            : launch_few_rows<kFormat, false>(scope, problem);
+  });
+}
+
+void run_many_rows(const CudaScope& scope, const PackedFormat& format, Tensor& out, const Tensor& x,
+                   const Tensor& packed, const std::optional<Tensor>& bias) {
+  const int64_t depth = x.size(1), columns = out.size(out.dim() - 1);
+  const int64_t chunks = depth / kPackedColumns;
+  const int64_t panel_rows =
+      std::max(kPanelElements / depth / kPackedRows, int64_t{1}) * kPackedRows;
+  const Tensor panel = torch::stable::new_empty(x, {std::min(panel_rows, columns), depth});
+  Tensor matrix = torch::stable::view(out, {x.size(0), columns});
+  const auto* bytes = static_cast<const uint8_t*>(packed.const_data_ptr());
+  for (int64_t begin = 0; begin < columns; begin += panel_rows) {
+    const int64_t count = std::min(panel_rows, columns - begin);
+    const uint8_t* from = bytes + begin / kPackedRows * chunks * format.chunk_bytes();
+    with_format(format, [&](auto index) {
+      with_type(dtype_of(x), [&](auto type) {
+        using T = decltype(type);
+        unpack_kernel<decltype(index)::value, T>
+            <<<static_cast<unsigned>((count + kPackedRows - 1) / kPackedRows), kPackedThreads, 0,
+               scope.stream()>>>(from, static_cast<int>(chunks), count,
+                                 static_cast<T*>(panel.mutable_data_ptr()));
+        check_cuda(cudaGetLastError(), "unpack_kernel");
+      });
+    });
+    Tensor weight = panel, target = torch::stable::narrow(matrix, 1, begin, count);
+    std::optional<Tensor> part_bias;
+    if (bias) {
+      Tensor whole = *bias;
+      part_bias = torch::stable::narrow(whole, 0, begin, count);
+    }
+    torch::stable::copy_(target,
+                         aten_linear(x, torch::stable::narrow(weight, 0, 0, count), part_bias));
+  }
+}
+
+void run(const PackedFormat& format, Tensor& out, const Tensor& x, const Tensor& packed,
+         const std::optional<Tensor>& bias, bool round_x) {
+  if (out.numel() == 0) {
+    return;
+  }
+  const CudaScope scope(x);
+  const Tensor rows = torch::stable::reshape(x, {count_rows(x), x.size(x.dim() - 1)});
+  if (rows.size(0) <= kMaxPackedRows &&
+      reinterpret_cast<uintptr_t>(read_pointer(packed)) % 16 == 0) {
+    return run_few_rows(scope, format, out, rows, packed, bias, round_x);
+  }
+  run_many_rows(scope, format, out, rows, packed, bias);
+}
+
+void packed_linear_out(Tensor out, const Tensor& x, const Tensor& packed, int64_t type,
+                       int64_t rows, const std::optional<Tensor>& bias, bool round_x) {
+  const PackedFormat& format =
+      check_packed_arguments("packed_linear_out", out, x, packed, type, rows, bias);
+  run(format, out, x, packed, bias, round_x);
+}
+
+Tensor packed_linear(const Tensor& x, const Tensor& packed, int64_t type, int64_t rows,
+                     const std::optional<Tensor>& bias, bool round_x) {
+  Tensor out = new_packed_output("packed_linear", x, rows);
+  const PackedFormat& format =
+      check_packed_arguments("packed_linear", out, x, packed, type, rows, bias);
+  run(format, out, x, packed, bias, round_x);
+  return out;
+}
+
+}  // namespace
+
+}  // namespace graft_kernels::linear
+
+GRAFT_OPS_IMPL(CUDA, ops) {
+  ops.impl("packed_linear_out", TORCH_BOX(&graft_kernels::linear::packed_linear_out));
+  ops.impl("packed_linear", TORCH_BOX(&graft_kernels::linear::packed_linear));
+}

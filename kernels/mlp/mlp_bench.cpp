@@ -1,0 +1,59 @@
+// The gated MLP beside ATen's products with separate activation.
+
+#include "kernels/common/bench_harness.h"
+
+namespace {
+
+using graft_kernels::testing::Harness;
+using graft_kernels::testing::Package;
+using graft_kernels::testing::Row;
+
+constexpr int64_t kSilu = 0;
+
+void bench(Harness& harness, at::ScalarType dtype, int64_t rows, int64_t hidden, int64_t inner) {
+  const Package& package = Package::for_device("mlp", harness.device());
+  const at::TensorOptions options = at::TensorOptions(harness.device()).dtype(dtype);
+  const at::Tensor x = at::randn({rows, hidden}, options);
+  const at::Tensor gate = at::randn({inner, hidden}, options) / 64;
+  const at::Tensor up = at::randn({inner, hidden}, options) / 64;
+  const at::Tensor down = at::randn({hidden, inner}, options) / 128;
+  const at::Tensor out = at::empty_like(x);
+  const auto eager = [&] {
+    return at::linear(at::silu(at::linear(x, gate)) * at::linear(x, up), down);
+  };
+  Row row;
+  row.op = "mlp";
+  row.variant = "silu";
+  row.dtype = c10::toString(dtype);
+  row.shape = std::to_string(rows) + "x" + std::to_string(hidden) + "x" + std::to_string(inner);
+  row.bytes = (2 * x.numel() + 3 * gate.numel()) * static_cast<int64_t>(x.element_size());
+  row.flops = 6.0 * static_cast<double>(rows) * static_cast<double>(gate.numel());
+  row.work = [&] {
+    package("mlp_out", out, x, gate, up, down, kSilu, c10::IValue(), c10::IValue(), c10::IValue());
+  };
+  row.peers = {{"eager", [&] { eager(); }}};
+  row.difference = [&] {
+    row.work();
+    const at::Tensor expected = eager();
+    return (out - expected).abs().max().item<double>() / expected.abs().max().item<double>();
+  };
+  row.tolerance = dtype == at::kFloat ? 1e-5 : 0x1p-6;
+  harness.run(row);
+}
+
+}  // namespace
+
+int main() {
+  return graft_kernels::testing::run_benchmarks([](Harness& harness) {
+    at::NoGradGuard no_grad;
+    if (harness.device().is_cuda()) {
+      for (const int64_t rows : {1, 4, 16, 8192}) {
+        bench(harness, at::kBFloat16, rows, 2048, 8192);
+        bench(harness, at::kBFloat16, rows, 4096, 14336);
+      }
+    } else {
+      bench(harness, at::kBFloat16, 1, 576, 1536);
+      bench(harness, at::kFloat, 1, 576, 1536);
+    }
+  });
+}
