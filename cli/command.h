@@ -29,6 +29,10 @@ void add_doctor(CLI::App& app, Chosen& chosen);
 void add_info(CLI::App& app, Chosen& chosen);
 void add_download(CLI::App& app, Chosen& chosen);
 void add_hub(CLI::App& app, Chosen& chosen);
+void add_kernels(CLI::App& app, Chosen& chosen);
+
+// Commands below `kernels`.
+void add_kernels_trust(CLI::App& kernels, Chosen& chosen);
 
 // Options that several commands share.
 void add_common_options(CLI::App& command, CommonOptions& options);

@@ -29,7 +29,8 @@ constexpr char kFooter[] =
     "interrupted";
 
 constexpr void (*kCommands[])(CLI::App&, Chosen&) = {
-    add_generate, add_tokenize, add_logits, add_explain, add_info, add_doctor, add_download, add_hub,
+    add_generate, add_tokenize, add_logits,   add_explain, add_info,
+    add_doctor,   add_kernels,  add_download, add_hub,
 };
 
 void set_log_level(const CommonOptions& common) {

@@ -86,6 +86,29 @@ struct HubServeOptions {
   uint64_t page_size = 1000;
 };
 
+struct TrustChangeOptions {
+  CommonOptions common;
+  std::vector<std::string> names;
+  std::vector<std::string> commits;
+  std::vector<std::string> signers;
+  std::string note;
+  bool dry_run = false;
+};
+
+struct TrustJournalOptions {
+  CommonOptions common;
+  std::string repository;
+  size_t last = 0;  // 0: all
+};
+
+struct TrustCheckOptions {
+  CommonOptions common;
+  std::string folder;
+  std::string repository;
+  std::string commit;
+  bool trusted_publisher = false;
+};
+
 struct TokenizeOptions {
   CommonOptions common;
   std::string model;

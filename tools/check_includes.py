@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Checks the include order of the rooms: core <- hub, io, text <- tensor <- kernel <- layers <- nn
+"""Checks the include order of the rooms: core <- hub, io <- text, trust <- tensor <- kernel <- layers <- nn
 <- models <- generation <- cli, python. Torch headers stay out of the base rooms, graft's headers
 out of kernels/."""
 
@@ -8,8 +8,8 @@ import re
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-BASE = ["core", "hub", "io", "text"]
-ORDER = {"core": 0, "hub": 1, "io": 1, "text": 2, "tensor": 3, "kernel": 4, "layers": 5, "nn": 6,
+BASE = ["core", "hub", "io", "text", "trust"]
+ORDER = {"core": 0, "hub": 1, "io": 1, "text": 2, "trust": 2, "tensor": 3, "kernel": 4, "layers": 5, "nn": 6,
          "models": 7, "generation": 8}
 # hub and io stand side by side: neither includes the other. text reads GGUF vocabularies through io.
 FORBIDDEN = {("hub", "io"), ("io", "hub"), ("text", "hub")}

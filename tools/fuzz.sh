@@ -19,7 +19,7 @@ fuzz() {  # NAME PATTERN-OF-SEEDS TARGET-SOURCE LIBRARIES…
     "$folder/$name.corpus" 2>&1 | grep -a 'Done\|ERROR\|SUMMARY\|runtime error'
 }
 # Every source once, one per processor; the targets take from the archive what they use.
-sources "$PWD"/graft/{io,core,text} |
+sources "$PWD"/graft/{io,core,text,trust} "$PWD"/graft/hub/disk.cpp |
   (cd "$folder/objects" && xargs -P "$(nproc)" -n 1 clang++ "${flags[@]}" -fsanitize=fuzzer-no-link -c)
 rm -f "$folder/objects.a" && ar rcs "$folder/objects.a" "$folder"/objects/*.o
 fuzz safetensors '*.safetensors' graft/io/safetensors_fuzz.cpp "$folder/objects.a"
@@ -27,6 +27,7 @@ fuzz gguf '*.gguf' graft/io/gguf_fuzz.cpp "$folder/objects.a"
 fuzz json '*.json' graft/io/json_fuzz.cpp "$folder/objects.a"
 fuzz tokenizer 'tokenizer.json' graft/text/tokenizer_fuzz.cpp "$folder/objects.a" -lutf8proc -lpcre2-8
 fuzz jinja '*.jinja' graft/text/jinja_fuzz.cpp "$folder/objects.a" -lutf8proc -lpcre2-8
+fuzz bundle '*.sigstore' graft/trust/sigstore/bundle_fuzz.cpp "$folder/objects.a" -lcrypto
 mkdir -p "$folder/elf.corpus"
 echo 'int answer(void) { return 42; }' | cc -shared -fPIC -nostdlib -x c - -o "$folder/elf.corpus/answer.so"
 fuzz elf '*.so' graft/kernel/elf_check_fuzz.cpp graft/kernel/elf_check.cpp "$folder/objects.a"

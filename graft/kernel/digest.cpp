@@ -16,10 +16,12 @@ namespace fs = std::filesystem;
 
 constexpr size_t kMaxEntries = 4096;
 
+// What Python leaves beside its sources is no part of a package. Bytecode elsewhere is: Python would
+// run it without a source.
 bool is_hashed(const std::string& relative) {
-  const bool bytecode =
-      relative.ends_with(".pyc") || relative.find("__pycache__/") != std::string::npos;
-  return !bytecode && relative != "metadata.json" && relative != "metadata.json.sigstore";
+  const bool left_by_python =
+      relative.starts_with("__pycache__/") || relative.find("/__pycache__/") != std::string::npos;
+  return !left_by_python && relative != "metadata.json" && relative != "metadata.json.sigstore";
 }
 
 // A link may point inside the variant, or, in the Hub's cache, to the blobs of its own repository

@@ -11,7 +11,7 @@ namespace graft::kernel {
 
 // Compares every file of a variant folder with its digest, both ways: missing, unknown and changed
 // files, links that leave the repository, and what is no regular file. Left out: metadata.json,
-// metadata.json.sigstore, `__pycache__`, `*.pyc`.
+// metadata.json.sigstore, folders `__pycache__`.
 // Returns all violations; none means that the folder is what was published. Reads every file once.
 std::vector<std::string> digest_violations(const std::filesystem::path& folder,
                                            const Digest& digest);

@@ -1,0 +1,11 @@
+#include "cli/command.h"
+
+namespace graft::cli {
+
+void add_kernels(CLI::App& app, Chosen& chosen) {
+  auto* kernels = app.add_subcommand("kernels", "Kernel packages");
+  kernels->require_subcommand(1);
+  add_kernels_trust(*kernels, chosen);
+}
+
+}  // namespace graft::cli
