@@ -100,11 +100,11 @@ void expect_no_flip_is_accepted(const std::string& name) {
       0);
 }
 
-TEST(TrustSuite, NoFlippedByteOfASignedMetadataOrItsBundleIsAccepted) {
+TEST(TrustSuiteProperty, NoFlippedByteOfASignedMetadataOrItsBundleIsAccepted) {
   expect_no_flip_is_accepted("format-0.3");
 }
 
-TEST(TrustSuite, NoFlippedByteIsAcceptedInTheOldestFormat) {
+TEST(TrustSuiteProperty, NoFlippedByteIsAcceptedInTheOldestFormat) {
   expect_no_flip_is_accepted("format-0.1");
 }
 
