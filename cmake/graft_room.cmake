@@ -47,5 +47,5 @@ function(graft_test target)
   # One process per test program: libtorch takes longer to start than most cases take to run.
   add_test(NAME ${prefix} COMMAND ${target})
   set_tests_properties(${prefix} PROPERTIES TIMEOUT 900 LABELS cpu
-    SKIP_REGULAR_EXPRESSION "^$")
+    SKIP_REGULAR_EXPRESSION "^$" ENVIRONMENT "GRAFT_TRUST_JOURNAL=${CMAKE_BINARY_DIR}/test_trust.jsonl")
 endfunction()

@@ -11,6 +11,7 @@
 #include "graft/kernel/digest.h"
 #include "graft/kernel/elf_check.h"
 #include "graft/kernel/published_layers.h"
+#include "graft/kernel/trust.h"
 
 // Kernel libraries carry an entry point for Python, which nobody calls here; one bound with `-z
 // now` still wants the symbol that the entry point uses.
@@ -114,11 +115,22 @@ void check_id_is_free(const std::string& repository, const std::string& id,
                   repository, id));
 }
 
+TrustQuestion trust_question(const std::string& repository, const Resolution& resolution) {
+  TrustQuestion question;
+  question.repository = repository;
+  question.source = resolution.source;
+  question.commit = resolution.commit;
+  question.folder = resolution.folder;
+  question.metadata = &resolution.metadata;
+  return question;
+}
+
 std::shared_ptr<const LoadedKernel> open_kernel(const std::string& repository,
                                                 const Resolution& resolution) {
   const std::string& id = resolution.metadata.id;
   const fs::path library = find_library(resolution.folder, id, repository);
   verify_digest(repository, resolution);
+  require_trusted(trust_question(repository, resolution), TrustStage::kLoad, {});
   auto kernel = std::make_shared<LoadedKernel>();
   kernel->layers = read_layers(resolution.folder);
   check_elf(library);

@@ -9,6 +9,7 @@
 
 #include "graft/core/error.h"
 #include "graft/io/json.h"
+#include "graft/trust/encoding.h"
 
 namespace graft::kernel {
 
@@ -18,6 +19,7 @@ namespace fs = std::filesystem;
 using nlohmann::json;
 
 constexpr size_t kMaxMetadataBytes = 1 << 20;
+constexpr size_t kMaxFiles = 4096;
 
 // Typed access to one JSON object, with errors that name file and key.
 class Fields {
@@ -111,14 +113,19 @@ Digest parse_digest(const Fields& fields) {
   if (!files.is_object()) {
     fields.fail("type", "`files`: expected an object");
   }
+  if (files.size() > kMaxFiles) {
+    fields.fail("digest", fmt::format("`files`: expected at most {}, got {}", kMaxFiles,
+                                      files.size()));
+  }
   for (const auto& [path, hash] : files.items()) {
-    // 32 or 64 bytes in base64.
-    const size_t hash_size = digest.algorithm == "sha256" ? 44 : 88;
+    const size_t hash_bytes = digest.algorithm == "sha256" ? 32 : 64;
+    const auto decoded =
+        hash.is_string() ? trust::decode_base64(hash.get_ref<const std::string&>()) : std::nullopt;
     const bool safe = !path.empty() && path[0] != '/' && path.find('\\') == std::string::npos &&
                       path.find('\0') == std::string::npos &&
                       fs::path(path).lexically_normal() == fs::path(path) &&
                       !path.starts_with("..") && path.back() != '/';
-    if (!safe || !hash.is_string() || hash.get_ref<const std::string&>().size() != hash_size) {
+    if (!safe || !decoded || decoded->size() != hash_bytes) {
       fields.fail("digest",
                   fmt::format("`files`: expected relative paths inside the variant with a base64 "
                               "hash each, got `{}`: {}",

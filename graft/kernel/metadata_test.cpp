@@ -112,11 +112,27 @@ TEST_F(MetadataFile, RefusesDigestPathsThatLeaveTheFolder) {
 
 TEST_F(MetadataFile, RefusesHashesOfAnotherAlgorithmOrLength) {
   EXPECT_EQ(code_of(with_file("a", "short")), "kernel.metadata.digest");
+  EXPECT_EQ(code_of(with_file("a", std::string(44, '='))), "kernel.metadata.digest");
+  EXPECT_EQ(code_of(with_file("a", std::string(44, '-'))), "kernel.metadata.digest");
+  std::string other_bits = kHash;  // two bits that no byte takes up: a second spelling
+  other_bits[42] = 'V';
+  EXPECT_EQ(code_of(with_file("a", other_bits)), "kernel.metadata.digest");
   EXPECT_EQ(code_of(with_file("a", 7)), "kernel.metadata.digest");
   EXPECT_EQ(code_of(with("digest", {{"algorithm", "md5"}, {"files", json::object()}})),
             "kernel.metadata.digest");
   EXPECT_EQ(code_of(with("digest", {{"algorithm", "sha512"}, {"files", {{"a", kHash}}}})),
             "kernel.metadata.digest");
+}
+
+TEST_F(MetadataFile, RefusesMoreFilesThanAPackageHas) {
+  json files = json::object();
+  for (int i = 0; i < 4097; ++i) {
+    files["f" + std::to_string(i)] = kHash;
+  }
+  EXPECT_EQ(code_of(with("digest", {{"algorithm", "sha256"}, {"files", files}})),
+            "kernel.metadata.digest");
+  files.erase("f0");
+  EXPECT_EQ(code_of(with("digest", {{"algorithm", "sha256"}, {"files", files}})), "accepted");
 }
 
 TEST(Architectures, FollowTheRulesOfCuda) {

@@ -326,8 +326,9 @@ class Decision {
   }
 
   Verdict finished() {
-    const bool is_fetch =
-        candidate_.origin == Origin::kHub && verdict_.allowed && !candidate_.commit.empty();
+    // A signature that is still to be seen vouches for nothing yet.
+    const bool is_fetch = candidate_.origin == Origin::kHub && verdict_.allowed &&
+                          verdict_.reason != Reason::kSigned && !candidate_.commit.empty();
     if (options_.record && (has_content() || is_fetch)) {
       record();
     }
@@ -360,29 +361,6 @@ class Decision {
 };
 
 }  // namespace
-
-const char* to_text(Reason reason) {
-  constexpr const char* kTexts[] = {"embedded",
-                                    "local",
-                                    "allowed",
-                                    "signed",
-                                    "trusted-publisher",
-                                    "allowed-before",
-                                    "denied",
-                                    "unknown-publisher",
-                                    "not-asked",
-                                    "broken-signature",
-                                    "wrong-signer",
-                                    "no-signature",
-                                    "signature-gone",
-                                    "signer-changed",
-                                    "not-this-commit",
-                                    "rolled-back",
-                                    "content-changed",
-                                    "cycle",
-                                    "too-far"};
-  return kTexts[static_cast<size_t>(reason)];
-}
 
 Verdict decide(const Candidate& candidate, const TrustOptions& options) {
   const Policy policy = options.policy ? *options.policy : read_policy();

@@ -310,6 +310,11 @@ TEST_F(TrustSuite, OfflineAfterAFetchThatWasAllowedIsAccepted) {
   EXPECT_EQ(reason(candidate("org/name", unsigned_package("a"))), "+allowed-before");
 }
 
+TEST_F(TrustSuite, FetchInHopeOfASignatureVouchesForNothing) {
+  EXPECT_EQ(reason(candidate("kernels-community/relu", {})), "+signed");
+  EXPECT_EQ(reason(candidate("kernels-community/relu", unsigned_package("a"))), "-not-asked");
+}
+
 TEST_F(TrustSuite, DeniedRepositoryAndCommit) {
   const auto folder = unsigned_package("a");
   policy(R"({"schema": 1, "allow": {"org/*": {}}, "deny": {"org/name": {}, ")" + kSecond +

@@ -10,7 +10,7 @@
 #include <string_view>
 #include <vector>
 
-#include "graft/trust/sigstore/certificate_check.h"
+#include "graft/trust/sigstore/signer.h"
 
 namespace graft::trust {
 

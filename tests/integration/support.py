@@ -1,5 +1,6 @@
 """What the integration tests share: the built program, the demo model, ways to run a command."""
 
+import atexit
 import importlib.util
 import json
 import os
@@ -18,6 +19,9 @@ MODELS = ROOT / "tests/data/models"
 TINY = MODELS / "llama"  # config.json and 97 kB of weights, no tokenizer
 HAS_GPU = pathlib.Path("/dev/nvidiactl").exists()
 PROMPT = "The capital of France is"
+# What tests load is nobody's business afterwards.
+JOURNAL = pathlib.Path(tempfile.gettempdir()) / f"graft-trust-{os.getpid()}.jsonl"
+atexit.register(lambda: [path.unlink(missing_ok=True) for path in (JOURNAL, pathlib.Path(f"{JOURNAL}.lock"))])
 SWAPPED_LAYERS = {"Attention", "Linear", "RMSNorm", "SiluAndMul", "rotary_pos_emb"}  # of a Llama on the CPU
 
 
@@ -35,7 +39,7 @@ def environment(changes=None):
     """This process's variables without those that would change what the program does."""
     names = ("USE_HUB_KERNELS", "DISABLE_KERNEL_MAPPING", "LOCAL_KERNELS", "GRAFT_DEMO_MODEL", "GRAFT_LOG")
     kept = {name: value for name, value in os.environ.items() if name not in names}
-    return {**kept, "GRAFT_DEMO_MODEL": str(demo_model()), **(changes or {})}
+    return {**kept, "GRAFT_DEMO_MODEL": str(demo_model()), "GRAFT_TRUST_JOURNAL": str(JOURNAL), **(changes or {})}
 
 
 def run(*arguments, env=None, timeout=300, **options):

@@ -16,7 +16,7 @@ class Trust(unittest.TestCase):
         self.scratch = tempfile.TemporaryDirectory()
         self.root = pathlib.Path(self.scratch.name)
         self.env = {"XDG_CONFIG_HOME": str(self.root / "config"), "XDG_STATE_HOME": str(self.root / "state"),
-                    "GRAFT_TRUSTED_ROOT": str(self.root / "trusted_root.json")}
+                    "GRAFT_TRUST_JOURNAL": str(self.root / "state/trust.jsonl"), "GRAFT_TRUSTED_ROOT": str(self.root / "trusted_root.json")}
         self.policy = self.root / "config/graft/trust.json"
 
     def tearDown(self):

@@ -5,19 +5,10 @@
 #include <string>
 #include <vector>
 
+#include "graft/trust/sigstore/signer.h"
 #include "graft/trust/sigstore/trusted_root.h"
 
 namespace graft::trust::sigstore {
-
-// Who signed, as the certificate says it. Empty where it does not say.
-struct Signer {
-  std::string subject;            // e.g. the workflow's URI, or an e-mail address
-  std::string issuer;             // who vouched for the subject (OpenID Connect)
-  std::string source_repository;  // e.g. `https://github.com/org/repo`
-  std::string source_ref;         // e.g. `refs/heads/main`
-  std::string source_commit;
-  std::string build_signer;  // workflow file and ref that signed
-};
 
 // Who a certificate is for. A field whose encoding is broken, and issuers that contradict each
 // other, throw IntegrityError `trust.signature.identity`.

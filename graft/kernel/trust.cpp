@@ -1,0 +1,118 @@
+#include "graft/kernel/trust.h"
+
+#include <chrono>
+#include <map>
+#include <mutex>
+#include <optional>
+
+#include "graft/core/error.h"
+#include "graft/hub/environment.h"
+
+namespace graft::kernel {
+
+namespace {
+
+using std::chrono::steady_clock;
+
+constexpr std::chrono::minutes kWordStays{10};
+constexpr std::chrono::seconds kAnswersStay{60};
+
+trust::Origin origin_of(const std::string& source) {
+  if (source == "embedded hub") {
+    return trust::Origin::kEmbedded;
+  }
+  return source == "LOCAL_KERNELS" || source == "path" ? trust::Origin::kLocal
+                                                       : trust::Origin::kHub;
+}
+
+trust::Candidate candidate_of(const TrustQuestion& question, TrustStage stage) {
+  trust::Candidate candidate;
+  candidate.repository = question.repository;
+  candidate.origin = origin_of(question.source);
+  candidate.ref = question.ref;
+  candidate.commit = question.commit;
+  if (stage == TrustStage::kLoad) {
+    candidate.folder = question.folder;
+    candidate.variant = question.folder.filename().string();
+  }
+  return candidate;
+}
+
+// An entry that stands in the policy already may be narrower than the caller's word, and wins.
+trust::Policy with_callers_word(const TrustPolicy& word, const std::string& repository) {
+  trust::Policy policy = trust::read_policy();
+  for (const std::string& name : word.repositories) {
+    policy.allow.try_emplace(name);
+  }
+  if (word.trust_all && policy.allowed(repository) == nullptr) {
+    policy.allow.try_emplace(repository);
+  }
+  return policy;
+}
+
+// The Hub's words of the last minutes, so that between fetch and load nothing is asked twice.
+class Words {
+ public:
+  static Words& instance() {
+    static Words words;
+    return words;
+  }
+  std::optional<bool> of(const std::string& key) {
+    const std::lock_guard lock(mutex_);
+    const auto found = words_.find(key);
+    const bool holds =
+        found != words_.end() && steady_clock::now() - found->second.second < kWordStays;
+    return holds ? std::optional(found->second.first) : std::nullopt;
+  }
+  void note(const std::string& key, bool trusted) {
+    const std::lock_guard lock(mutex_);
+    words_[key] = {trusted, steady_clock::now()};
+  }
+
+ private:
+  std::mutex mutex_;
+  std::map<std::string, std::pair<bool, steady_clock::time_point>> words_;
+};
+
+// The Hub's word on the publisher; nothing where a load cannot have it.
+std::optional<bool> ask_hub(const TrustQuestion& question, TrustStage stage) {
+  const std::string organisation = question.repository.substr(0, question.repository.find('/'));
+  const std::string key = hub::endpoint() + " " + organisation;
+  if (const auto known = Words::instance().of(key)) {
+    return known;
+  }
+  if (hub::offline()) {
+    return std::nullopt;
+  }
+  hub::ClientOptions options;
+  options.answers_stay = kAnswersStay;
+  try {
+    const bool trusted = question.client != nullptr
+                             ? question.client->is_trusted_publisher(organisation)
+                             : hub::Client(options).is_trusted_publisher(organisation);
+    Words::instance().note(key, trusted);
+    return trusted;
+  } catch (const NetworkError&) {
+    if (stage == TrustStage::kFetch) {
+      throw;
+    }
+    return std::nullopt;
+  }
+}
+
+}  // namespace
+
+trust::Verdict require_trusted(const TrustQuestion& question, TrustStage stage,
+                               const TrustPolicy& policy) {
+  trust::Candidate candidate = candidate_of(question, stage);
+  trust::TrustOptions options;
+  options.policy = with_callers_word(policy, question.repository);
+  options.record = false;
+  if (trust::decide(candidate, options).reason == trust::Reason::kNotAsked) {
+    candidate.trusted_publisher = ask_hub(question, stage);
+  }
+  options.record = question.record;
+  return trust::require_trust(candidate, options);
+}
+
+}  // namespace graft::kernel
