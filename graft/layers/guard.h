@@ -12,8 +12,8 @@ namespace graft::layers {
 
 // Why the candidate may not be used, or an empty text. Refused: an error above twice the
 // reference's own (plus half a unit in the last place of the largest value), another shape or
-// dtype, NaN where the reference has none or none where it has one, an exception. Shapes include
-// one row, odd sizes, strided rows, zero rows. The gradients of a kernel that has a backward are held
+// dtype, NaN or infinity where neither the reference nor float64 has it or none where both have it, an
+// exception. Shapes include one row, odd sizes, strided rows, zero rows. The gradients of a kernel that has a backward are held
 // against the reference's in the same way. Takes about a millisecond on the CPU; deterministic.
 std::string guard(const RmsNorm::Spec& spec, const RmsNorm::Kernel& candidate,
                   const RmsNorm::Kernel& reference, at::ScalarType dtype, at::Device device);

@@ -53,8 +53,8 @@ class Reference : public ::testing::TestWithParam<Case> {
     return std::string(GetParam().dtype == at::kBFloat16 ? "bf16." : "") + (eager ? "" : "sdpa.");
   }
 
-  // How far a value may be off. Both sides run the same operations of one library, so on the
-  // processor that recorded the values (32-bit sums in the order of AVX-512) nothing may differ.
+  // How far a value may be off. Both sides run the same operations of one library, so on a
+  // processor like the one that recorded the values nothing may differ.
   // One operation is another by intent: a single query under sdpa takes the heads that share a key
   // as one product, which sums in another order (11 units seen); in bfloat16 that stays below the
   // rounding. Elsewhere sums have another order everywhere: without AVX up to 23 units were seen
@@ -68,7 +68,7 @@ class Reference : public ::testing::TestWithParam<Case> {
   }
 
   static bool as_recorded() {
-    return at::get_cpu_capability() == "AVX512" && __builtin_cpu_is("intel") != 0;
+    return at::get_cpu_capability() == "AVX512" && testing::sums_as_recorded();
   }
 
   void expect_same(const at::Tensor& got, const at::Tensor& expected, const std::string& what,

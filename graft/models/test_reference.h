@@ -70,6 +70,41 @@ class ReferenceModel {
   io::SafetensorsFile file_;
 };
 
+// Whether libtorch sums here in the order of the processor that recorded the references: one layer's
+// attention, from recorded inputs through plain ATen, gives the recorded bits. MKL picks its kernels by
+// model of processor, so that the instruction set alone does not tell.
+inline bool sums_as_recorded() {
+  static const bool same = [] {
+    const ReferenceModel llama("llama");
+    const auto weights = io::SafetensorsFile::open(std::filesystem::path(GRAFT_TEST_DATA) /
+                                                   "models" / "llama" / "model.safetensors");
+    const auto weight = [&](const std::string& name) {
+      const io::TensorView& view = *weights.find("model.layers.0.self_attn." + name + ".weight");
+      return at::from_blob(const_cast<std::byte*>(view.bytes.data()), view.shape, at::kFloat)
+          .clone();
+    };
+    const std::string layer = "prefill.layers.0.";
+    const at::Tensor x = llama[layer + "input_layernorm"];
+    const at::Tensor query = llama[layer + "self_attn.q_rope"],
+                     narrow = llama[layer + "self_attn.k_rope"];
+    const int64_t length = query.size(2), head_dim = query.size(3), kv_heads = narrow.size(1);
+    const auto widen = [&](const at::Tensor& heads) {
+      return heads.repeat_interleave(query.size(1) / kv_heads, 1);
+    };
+    const at::Tensor value =
+        at::linear(x, weight("v_proj")).view({-1, length, kv_heads, head_dim}).transpose(1, 2);
+    const at::Tensor mask =
+        at::full({length, length}, std::numeric_limits<float>::lowest()).triu(1);
+    const at::Tensor scores = at::matmul(query, widen(narrow).transpose(2, 3)) *
+                                  std::pow(static_cast<double>(head_dim), -0.5) +
+                              mask;
+    const at::Tensor heads = at::matmul(at::softmax(scores, -1), widen(value)).transpose(1, 2);
+    return at::equal(at::linear(heads.reshape(x.sizes()), weight("o_proj")),
+                     llama[layer + "self_attn"]);
+  }();
+  return same;
+}
+
 // The largest difference, in units of the last place that the largest expected value has in the
 // expected tensor's dtype: 1 means that the largest value is off by its last bit.
 inline double units_in_the_last_place(const at::Tensor& got, const at::Tensor& expected) {
