@@ -29,9 +29,12 @@ void add_doctor(CLI::App& app, Chosen& chosen);
 void add_info(CLI::App& app, Chosen& chosen);
 void add_download(CLI::App& app, Chosen& chosen);
 void add_hub(CLI::App& app, Chosen& chosen);
+void add_plan(CLI::App& app, Chosen& chosen);
 void add_kernels(CLI::App& app, Chosen& chosen);
 
 // Commands below `kernels`.
+void add_kernels_packages(CLI::App& kernels, Chosen& chosen);
+void add_kernels_lock(CLI::App& kernels, Chosen& chosen);
 void add_kernels_trust(CLI::App& kernels, Chosen& chosen);
 
 // Options that several commands share.

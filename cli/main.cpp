@@ -22,6 +22,7 @@ constexpr char kFooter[] =
     "  graft generate --prompt \"The capital of France is\"     text from the demo model\n"
     "  graft generate MODEL --chat \"Hello\" --device cuda      a folder, a .gguf file or a Hub "
     "id\n"
+    "  graft plan MODEL --kernel-config FILE                  the same before anything is fetched\n"
     "  graft explain MODEL --device cuda                      which kernel each layer gets, and "
     "why\n"
     "  graft doctor                                           what this machine offers\n"
@@ -29,8 +30,8 @@ constexpr char kFooter[] =
     "interrupted";
 
 constexpr void (*kCommands[])(CLI::App&, Chosen&) = {
-    add_generate, add_tokenize, add_logits,   add_explain, add_info,
-    add_doctor,   add_kernels,  add_download, add_hub,
+    add_generate, add_tokenize, add_logits,  add_plan,     add_explain,
+    add_info,     add_doctor,   add_kernels, add_download, add_hub,
 };
 
 void set_log_level(const CommonOptions& common) {

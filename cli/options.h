@@ -63,6 +63,27 @@ struct ExplainOptions {
   std::string mode = "inference";
 };
 
+struct PlanOptions {
+  CommonOptions common;
+  ModelOptions model;
+  std::string mode = "inference";
+  bool trust_remote_code = false;
+};
+
+// What the commands below `kernels` that deal with packages share.
+struct KernelsOptions {
+  CommonOptions common;
+  std::vector<std::string> kernels;  // `org/repo[@ref]` or the absolute path of a folder
+  std::string lock;                  // a kernels.lock; of `lock`: the one to write
+  std::string project;               // folder with pyproject.toml
+  std::string other_lock;            // of `diff`
+  std::string device = "cpu";
+  bool trust_remote_code = false;
+  bool allow_rollback = false;
+  bool all = false;  // all versions
+  bool dry_run = false;
+};
+
 struct DoctorOptions {
   CommonOptions common;
 };

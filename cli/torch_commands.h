@@ -11,6 +11,14 @@ struct TorchCommands {
   int (*logits)(const LogitsOptions&);
   int (*explain)(const ExplainOptions&);
   int (*doctor)(const DoctorOptions&);
+  int (*plan)(const PlanOptions&);
+  int (*kernels_get)(const KernelsOptions&);
+  int (*kernels_list)(const KernelsOptions&);
+  int (*kernels_info)(const KernelsOptions&);
+  int (*kernels_variants)(const KernelsOptions&);
+  int (*kernels_lock)(const KernelsOptions&);
+  int (*kernels_verify)(const KernelsOptions&);
+  int (*kernels_diff)(const KernelsOptions&);
 };
 
 // Opens libgraft_commands.so beside the program and returns its table.

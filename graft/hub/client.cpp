@@ -111,7 +111,9 @@ std::map<std::string, std::string> parse_refs(const json& list, const std::strin
 Client::Client(ClientOptions options)
     : endpoint_(options.endpoint.empty() ? hub::endpoint() : std::move(options.endpoint)),
       token_(options.token ? *options.token : hub::token().value_or("")),
-      answers_stay_(options.answers_stay) {}
+      answers_stay_(options.answers_stay),
+      max_tries_(options.max_tries),
+      deadline_(options.deadline) {}
 
 void Client::throw_status(const HttpResponse& response, const std::string& what) {
   const std::string& code = response.header("x-error-code");
@@ -162,7 +164,7 @@ HttpRequest Client::api_request(const std::string& url) const {
 }
 
 HttpResponse Client::get_api(const std::string& url, const std::string& what) const {
-  HttpResponse response = http_send_with_retries(api_request(url));
+  HttpResponse response = http_send_with_retries(api_request(url), max_tries_, deadline_);
   if (response.status != 200) {
     throw_status(response, what);
   }
@@ -231,6 +233,21 @@ std::string Client::tree_url(RepoType type, std::string_view repo_id, std::strin
 }
 
 template <typename Visitor>
+std::string Client::visit_page(const std::string& url, const std::string& what,
+                               const Visitor& visit) const {
+  const HttpResponse response = get_api(url, what);
+  const json answer = parse_answer(response.body, what);
+  if (!answer.is_array()) {
+    throw_not_the_hub(what, "an answer that is no list");
+  }
+  for (const auto& entry : answer) {
+    visit(text_field(entry, "type", what), entry);
+  }
+  const auto next = next_page(response);
+  return next.empty() ? "" : resolve_location(url, next);
+}
+
+template <typename Visitor>
 void Client::visit_tree(const std::string& first_url, const std::string& what,
                         const Visitor& visit) const {
   std::string url = first_url;
@@ -238,30 +255,57 @@ void Client::visit_tree(const std::string& first_url, const std::string& what,
     if (page == kMaxPages) {
       throw_not_the_hub(what, fmt::format("more than {} pages", kMaxPages));
     }
-    const HttpResponse response = get_api(url, what);
-    const json answer = parse_answer(response.body, what);
-    if (!answer.is_array()) {
-      throw_not_the_hub(what, "an answer that is no list");
-    }
-    for (const auto& entry : answer) {
-      visit(text_field(entry, "type", what), entry);
-    }
-    const auto next = next_page(response);
-    url = next.empty() ? "" : resolve_location(url, next);
+    url = visit_page(url, what, visit);
   }
 }
+
+namespace {
+
+std::string files_of(std::string_view repo_id, std::string_view commit) {
+  return fmt::format("files of `{}`@`{}`", repo_id, commit);
+}
+
+// Adds the files of a tree to a list.
+auto collect_into(std::vector<RepoFile>& files, const std::string& what) {
+  return [&files, &what](const std::string& kind, const json& entry) {
+    if (kind == "file") {
+      files.push_back(parse_file(entry, what));
+    }
+  };
+}
+
+}  // namespace
 
 std::vector<RepoFile> Client::list_files(RepoType type, std::string_view repo_id,
                                          std::string_view commit, std::string_view folder) const {
   require_repo_id(repo_id);
-  const auto what = fmt::format("files of `{}`@`{}`", repo_id, commit);
+  const auto what = files_of(repo_id, commit);
   std::vector<RepoFile> files;
   visit_tree(tree_url(type, repo_id, commit, folder) + "?recursive=true&expand=false", what,
-             [&](const std::string& kind, const json& entry) {
-               if (kind == "file") {
-                 files.push_back(parse_file(entry, what));
-               }
-             });
+             collect_into(files, what));
+  return files;
+}
+
+std::optional<std::vector<RepoFile>> Client::list_few_files(RepoType type, std::string_view repo_id,
+                                                            std::string_view commit,
+                                                            std::string_view folder) const {
+  require_repo_id(repo_id);
+  const auto what = files_of(repo_id, commit);
+  std::vector<RepoFile> files;
+  const bool is_all =
+      visit_page(tree_url(type, repo_id, commit, folder) + "?recursive=true&expand=false", what,
+                 collect_into(files, what))
+          .empty();
+  return is_all ? std::optional(std::move(files)) : std::nullopt;
+}
+
+std::vector<RepoFile> Client::list_folder(RepoType type, std::string_view repo_id,
+                                          std::string_view commit, std::string_view folder) const {
+  require_repo_id(repo_id);
+  const auto what = files_of(repo_id, commit);
+  std::vector<RepoFile> files;
+  visit_tree(tree_url(type, repo_id, commit, folder) + "?recursive=false&expand=false", what,
+             collect_into(files, what));
   return files;
 }
 

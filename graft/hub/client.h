@@ -22,6 +22,9 @@ struct ClientOptions {
   // How long the lists of refs and the word on a publisher are taken from memory
   // (private_folder()/answers) instead of being asked for anew; 0: never.
   std::chrono::seconds answers_stay{0};
+  // Of one question to the API (files have limits of their own, download.h).
+  int max_tries = 5;
+  std::chrono::seconds deadline{60};
 };
 
 // One file of a commit.
@@ -68,6 +71,15 @@ class Client {
   std::vector<RepoFile> list_files(RepoType type, std::string_view repo_id, std::string_view commit,
                                    std::string_view folder = {}) const;
 
+  // The same where one page holds them all; nothing where more would be needed. Network: one request.
+  std::optional<std::vector<RepoFile>> list_few_files(RepoType type, std::string_view repo_id,
+                                                      std::string_view commit,
+                                                      std::string_view folder) const;
+
+  // Files directly in `folder` (empty: the root) of a commit. Network: as list_files.
+  std::vector<RepoFile> list_folder(RepoType type, std::string_view repo_id,
+                                    std::string_view commit, std::string_view folder = {}) const;
+
   // Names of the folders directly in `folder` of a commit. Network: as list_files.
   std::vector<std::string> list_folders(RepoType type, std::string_view repo_id,
                                         std::string_view commit, std::string_view folder) const;
@@ -94,6 +106,10 @@ class Client {
   HttpRequest api_request(const std::string& url) const;
   HttpResponse get_api(const std::string& url, const std::string& what) const;
   std::string get_remembered(const std::string& url, const std::string& what) const;
+  // Returns the URL of the next page; empty at the end.
+  template <typename Visitor>
+  std::string visit_page(const std::string& url, const std::string& what,
+                         const Visitor& visit) const;
   template <typename Visitor>
   void visit_tree(const std::string& url, const std::string& what, const Visitor& visit) const;
   std::string tree_url(RepoType type, std::string_view repo_id, std::string_view commit,
@@ -102,6 +118,8 @@ class Client {
   std::string endpoint_;
   std::string token_;
   std::chrono::seconds answers_stay_;
+  int max_tries_;
+  std::chrono::seconds deadline_;
 };
 
 }  // namespace graft::hub

@@ -85,20 +85,6 @@ fs::path kernel_file(const fs::path& repo, const std::string& commit) {
   return repo / "trees" / (commit + ".graft.json");
 }
 
-KernelListing variants_of(const std::vector<RepoFile>& files) {
-  KernelListing listing;
-  for (const RepoFile& file : files) {
-    const auto end = file.path.find('/', kBuild.size());
-    if (file.path.starts_with(kBuild) && end != std::string::npos) {
-      listing.files[file.path.substr(kBuild.size(), end - kBuild.size())].push_back(file);
-    }
-  }
-  for (const auto& [name, unused] : listing.files) {
-    listing.variants.push_back(name);
-  }
-  return listing;
-}
-
 }  // namespace
 
 std::optional<std::vector<RepoFile>> read_tree(const fs::path& repo, const std::string& commit) {
@@ -112,12 +98,26 @@ void write_tree(const fs::path& repo, const std::string& commit,
              {{"format_version", kFormatVersion}, {"files", to_json(files)}});
 }
 
+KernelListing kernel_listing_of(const std::vector<RepoFile>& files) {
+  KernelListing listing;
+  for (const RepoFile& file : files) {
+    const auto end = file.path.find('/', kBuild.size());
+    if (file.path.starts_with(kBuild) && end != std::string::npos) {
+      listing.files[file.path.substr(kBuild.size(), end - kBuild.size())].push_back(file);
+    }
+  }
+  for (const auto& [name, unused] : listing.files) {
+    listing.variants.push_back(name);
+  }
+  return listing;
+}
+
 std::optional<KernelListing> read_kernel_listing(const fs::path& repo, const std::string& commit) {
   const json content = read_file(kernel_file(repo, commit));
   if (!content.contains("variants") || !content["variants"].is_array() ||
       !content.contains("files") || !content["files"].is_object()) {
     const auto tree = read_tree(repo, commit);
-    return tree ? std::optional(variants_of(*tree)) : std::nullopt;
+    return tree ? std::optional(kernel_listing_of(*tree)) : std::nullopt;
   }
   KernelListing listing;
   for (const auto& name : content["variants"]) {

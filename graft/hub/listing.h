@@ -29,6 +29,9 @@ struct KernelListing {
   std::map<std::string, std::vector<RepoFile>> files;  // of some variants: all below build/<name>/
 };
 
+// What the files of build/ say: all variants, and the files of each.
+KernelListing kernel_listing_of(const std::vector<RepoFile>& files);
+
 // What is known of a kernel repository's commit, from our own file or from Python's.
 std::optional<KernelListing> read_kernel_listing(const std::filesystem::path& repo,
                                                  const std::string& commit);

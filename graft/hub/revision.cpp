@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <charconv>
 #include <fstream>
+#include <iterator>
 #include <map>
 #include <vector>
 
@@ -20,7 +21,7 @@ namespace {
 namespace fs = std::filesystem;
 using Refs = std::map<std::string, std::string>;
 
-constexpr std::string_view kDefaultVersion = "v1";
+constexpr int64_t kDefaultVersion = 1;
 
 std::vector<std::string> names_of(const Refs& refs) {
   std::vector<std::string> names;
@@ -28,6 +29,14 @@ std::vector<std::string> names_of(const Refs& refs) {
     names.push_back(name);
   }
   return names;
+}
+
+std::vector<int64_t> numbers_of(const std::map<int64_t, std::string>& versions) {
+  std::vector<int64_t> numbers;
+  for (const auto& [number, unused] : versions) {
+    numbers.push_back(number);
+  }
+  return numbers;
 }
 
 // The tag that a specifier chooses.
@@ -47,24 +56,31 @@ std::optional<Refs::value_type> best_tag(const Refs& tags, std::string_view spec
   return best ? std::optional(of_versions[*best]) : std::nullopt;
 }
 
-Revision version_of(const Refs& branches, std::string_view repo_id, int64_t version) {
-  std::optional<int64_t> newest;
-  const std::string* commit = nullptr;
-  std::vector<int64_t> known;
+// `wanted` absent: v1, or the highest where there is no v1.
+Revision version_of(const Refs& branches, std::string_view repo_id, std::optional<int64_t> wanted) {
+  std::map<int64_t, std::string> known;
   for (const auto& [name, target] : branches) {
     if (const auto number = version_branch(name)) {
-      known.push_back(*number);
-      newest = std::max(newest.value_or(0), *number);
-      commit = *number == version ? &target : commit;
+      known.emplace(*number, target);
     }
   }
-  if (commit == nullptr) {
-    std::sort(known.begin(), known.end());
-    throw NotFound("hub.revision", "version",
-                   fmt::format("`{}`: expected version {}, got the versions {}", repo_id, version,
-                               known.empty() ? "(none)" : fmt::to_string(fmt::join(known, ", "))));
+  const auto found = wanted                            ? known.find(*wanted)
+                     : known.contains(kDefaultVersion) ? known.find(kDefaultVersion)
+                     : known.empty()                   ? known.end()
+                                                       : std::prev(known.end());
+  if (found == known.end()) {
+    throw NotFound(
+        "hub.revision", "version",
+        fmt::format("`{}`: expected {}, got the versions {}", repo_id,
+                    wanted ? fmt::format("version {}", *wanted) : "a version",
+                    known.empty() ? "(none)" : fmt::to_string(fmt::join(numbers_of(known), ", "))),
+        known.empty()
+            ? ""
+            : fmt::format("name one of them as `{}@v{}`", repo_id, known.rbegin()->first));
   }
-  return {*commit, fmt::format("v{}", version), *newest > version ? newest : std::nullopt};
+  const int64_t newest = known.rbegin()->first;
+  return {found->second, fmt::format("v{}", found->first),
+          newest > found->first ? std::optional(newest) : std::nullopt};
 }
 
 // The version that a snapshot's variants name, by any one of them.
@@ -82,22 +98,25 @@ std::optional<int64_t> version_in(const fs::path& snapshot) {
   return std::nullopt;
 }
 
-std::optional<Revision> newest_snapshot_of(const fs::path& repo, int64_t version) {
-  std::optional<Revision> newest;
-  fs::file_time_type newest_time;
+// The newest snapshot of each version in the cache, by the number in its metadata.json: `kernels`
+// fetches versions by their commits and writes no ref.
+std::map<int64_t, Revision> cached_versions(const fs::path& repo) {
+  std::map<int64_t, Revision> versions;
+  std::map<int64_t, fs::file_time_type> times;
   std::error_code status;
   for (const auto& entry : fs::directory_iterator(repo / "snapshots", status)) {
     const std::string commit = entry.path().filename().string();
-    if (!is_commit(commit) || version_in(entry.path()) != version) {
+    const auto version = is_commit(commit) ? version_in(entry.path()) : std::nullopt;
+    if (!version) {
       continue;
     }
     const auto time = fs::last_write_time(entry.path(), status);
-    if (!newest || time > newest_time) {
-      newest = Revision{commit, fmt::format("v{}", version), std::nullopt};
-      newest_time = time;
+    if (!versions.contains(*version) || time > times[*version]) {
+      versions[*version] = {commit, fmt::format("v{}", *version), std::nullopt};
+      times[*version] = time;
     }
   }
-  return newest;
+  return versions;
 }
 
 // Refs of the cache whose names are tags of versions.
@@ -143,8 +162,8 @@ Revision resolve_revision(const Client& client, RepoType type, std::string_view 
     return {best->second, best->first, std::nullopt};
   }
   if (type == RepoType::kKernel) {
-    if (const auto version = version_branch(ref.empty() ? kDefaultVersion : ref)) {
-      return version_of(client.list_refs(type, repo_id).branches, repo_id, *version);
+    if (const auto version = version_branch(ref); version || ref.empty()) {
+      return version_of(client.list_refs(type, repo_id).branches, repo_id, version);
     }
   }
   const std::string name(ref.empty() ? std::string_view("main") : ref);
@@ -160,12 +179,21 @@ std::optional<Revision> find_revision(const fs::path& cache, RepoType type,
     return there ? std::optional(Revision{best->second, best->first, std::nullopt}) : std::nullopt;
   }
   const bool is_kernel = type == RepoType::kKernel;
-  const std::string name(!ref.empty() ? ref : is_kernel ? kDefaultVersion : "main");
+  const std::string default_name = is_kernel ? fmt::format("v{}", kDefaultVersion) : "main";
+  const std::string name = ref.empty() ? default_name : std::string(ref);
   if (const auto snapshot = find_snapshot(cache, type, repo_id, name)) {
     return Revision{snapshot->commit, is_commit(name) ? "" : name, std::nullopt};
   }
   const auto version = is_kernel ? version_branch(name) : std::nullopt;
-  return version ? newest_snapshot_of(repo, *version) : std::nullopt;
+  if (!version) {
+    return std::nullopt;
+  }
+  const auto versions = cached_versions(repo);
+  if (const auto found = versions.find(*version); found != versions.end()) {
+    return found->second;
+  }
+  // Nobody named a version: the highest that is here will do.
+  return ref.empty() && !versions.empty() ? std::optional(versions.rbegin()->second) : std::nullopt;
 }
 
 }  // namespace graft::hub

@@ -1,6 +1,7 @@
 // Which commit of a kernel repository a person means.
 //
-//   (nothing)      v1 of a kernel repository, main of an older model repository
+//   (nothing)      v1 of a kernel repository, its highest version where it has no v1; main of an
+//                  older model repository
 //   v2             the branch of that version, as it stands now
 //   >=0.1,<0.2     the highest tag `v…` of a model repository that fits
 //   v0.1.0, main   a tag or branch        0123…cdef   a commit

@@ -1,226 +1,30 @@
 #include "graft/hub/snapshot.h"
 
-#include <algorithm>
+#include <array>
 #include <exception>
 
 #include <fmt/format.h>
 
 #include "graft/core/error.h"
-#include "graft/core/file_lock.h"
 #include "graft/core/log.h"
-#include "graft/hub/content_hash.h"
 #include "graft/hub/environment.h"
-#include "graft/hub/listing.h"
+#include "graft/hub/kernel_repository.h"
+#include "graft/hub/version_spec.h"
 
 namespace graft::hub {
 
 namespace {
 
-namespace fs = std::filesystem;
-
-constexpr auto kLockTimeout = std::chrono::minutes(10);
-
-// Bytecode is never part of a build; what carries it was not made by the kernel builder.
-bool is_bytecode(const RepoFile& file) {
-  return file.path.ends_with(".pyc") || file.path.find("/__pycache__/") != std::string::npos;
-}
-
-void require_trust(const Client& client, const std::string& repo_id,
-                   const KernelSnapshotOptions& options) {
-  const auto& listed = options.trusted_repos;
-  if (options.trust_all || std::find(listed.begin(), listed.end(), repo_id) != listed.end()) {
-    return;
+// The types in the order to try: what the cache knows first, else the newer type.
+std::array<RepoType, 2> types_of(const KernelReference& reference,
+                                 const KernelSnapshotOptions& options) {
+  const auto cached = [&](RepoType type) {
+    return KernelRepository(nullptr, type, reference, options).is_cached();
+  };
+  if (!cached(RepoType::kKernel) && cached(RepoType::kModel)) {
+    return {RepoType::kModel, RepoType::kKernel};
   }
-  const std::string organisation = repo_id.substr(0, repo_id.find('/'));
-  if (!client.is_trusted_publisher(organisation)) {
-    throw IntegrityError(
-        "hub.trust", "publisher",
-        fmt::format("`{}`: expected a publisher that the Hub trusts with kernels, got `{}`",
-                    repo_id, organisation),
-        "allow this repository by name if you trust its code");
-  }
-}
-
-// One type of repository and its folder in the cache.
-class KernelRepository {
- public:
-  KernelRepository(const Client& client, RepoType type, const KernelReference& reference,
-                   const KernelSnapshotOptions& options)
-      : type_(type),
-        reference_(reference),
-        options_(options),
-        cache_(cache_of(type, options)),
-        source_{client, type, reference.repo_id, "",
-                cache_ / repo_folder_name(type, reference.repo_id)} {}
-
-  KernelSnapshot from_hub() {
-    const FileLock one_asks(
-        cache_ / ".locks" / source_.repo.filename() / "graft-resolve.lock", kLockTimeout,
-        [&] { log()->info("waiting for another process that resolves `{}`", source_.repo_id); });
-    KernelSnapshot snapshot;
-    snapshot.revision = resolve_revision(source_.client, type_, source_.repo_id, reference_.ref);
-    source_.commit = snapshot.revision.commit;
-    KernelListing listing = variants();
-    fill(snapshot, listing);
-    for (const std::string& variant : chosen(listing.variants)) {
-      if (bring(snapshot.build / variant, variant, listing)) {
-        snapshot.variant = variant;
-        break;
-      }
-    }
-    if (!snapshot.revision.ref.empty() && !snapshot.variant.empty()) {
-      write_ref(source_.repo, snapshot.revision.ref, source_.commit);
-    }
-    if (snapshot.revision.newest) {
-      log()->warn("`{}`: {} is used, v{} is there", source_.repo_id, snapshot.revision.ref,
-                  *snapshot.revision.newest);
-    }
-    return snapshot;
-  }
-
-  // Nothing where the cache holds no such snapshot.
-  std::optional<KernelSnapshot> from_cache() {
-    const auto revision = find_revision(cache_, type_, source_.repo_id, reference_.ref);
-    if (!revision || !fs::is_directory(snapshot_folder(revision->commit) / "build")) {
-      return std::nullopt;
-    }
-    KernelSnapshot snapshot;
-    snapshot.revision = *revision;
-    snapshot.from_cache = true;
-    source_.commit = revision->commit;
-    KernelListing listing =
-        read_kernel_listing(source_.repo, source_.commit).value_or(KernelListing{});
-    fill(snapshot, listing);
-    std::vector<std::string> here;
-    std::error_code status;
-    for (const auto& entry : fs::directory_iterator(snapshot.build, status)) {
-      if (entry.is_directory(status)) {
-        here.push_back(entry.path().filename().string());
-      }
-    }
-    std::sort(here.begin(), here.end());
-    snapshot.variants = snapshot.variants.empty() ? here : snapshot.variants;
-    for (const std::string& variant : chosen(here)) {
-      if (is_whole(snapshot.build / variant, variant, listing) &&
-          accepts(snapshot.build / variant)) {
-        snapshot.variant = variant;
-        return snapshot;
-      }
-    }
-    return snapshot;
-  }
-
- private:
-  static fs::path cache_of(RepoType type, const KernelSnapshotOptions& options) {
-    if (type == RepoType::kKernel) {
-      return options.kernels_cache.empty() ? kernels_cache_folder() : options.kernels_cache;
-    }
-    return options.models_cache.empty() ? cache_folder() : options.models_cache;
-  }
-
-  fs::path snapshot_folder(const std::string& commit) const {
-    return source_.repo / "snapshots" / commit;
-  }
-
-  void fill(KernelSnapshot& snapshot, const KernelListing& listing) const {
-    snapshot.type = type_;
-    snapshot.build = snapshot_folder(source_.commit) / "build";
-    snapshot.variants = listing.variants;
-  }
-
-  std::vector<std::string> chosen(const std::vector<std::string>& names) const {
-    return options_.choose ? options_.choose(names) : names;
-  }
-
-  bool accepts(const fs::path& folder) const { return !options_.accept || options_.accept(folder); }
-
-  // The names of build/: from the cache, for a commit never changes, else from the Hub.
-  KernelListing variants() const {
-    if (auto known = read_kernel_listing(source_.repo, source_.commit)) {
-      return *known;
-    }
-    KernelListing listing;
-    listing.variants = source_.client.list_folders(type_, source_.repo_id, source_.commit, "build");
-    std::sort(listing.variants.begin(), listing.variants.end());
-    write_kernel_listing(source_.repo, source_.commit, listing);
-    return listing;
-  }
-
-  // A variant's metadata.json, then the rest if the caller agrees.
-  bool bring(const fs::path& folder, const std::string& variant, KernelListing& listing) const {
-    if (!listing.files.contains(variant)) {
-      listing.files[variant] =
-          source_.client.list_files(type_, source_.repo_id, source_.commit, "build/" + variant);
-      write_kernel_listing(source_.repo, source_.commit, listing);
-    }
-    std::vector<RepoFile> files = listing.files[variant];
-    std::erase_if(files, is_bytecode);
-    const auto metadata = std::find_if(files.begin(), files.end(), [&](const RepoFile& file) {
-      return file.path == "build/" + variant + "/metadata.json";
-    });
-    if (metadata == files.end()) {
-      throw NotFound("hub.snapshot", "metadata",
-                     fmt::format("`{}`@`{}`: expected metadata.json in build/{}, got none",
-                                 source_.repo_id, source_.commit, variant),
-                     "packages older than this file cannot be loaded");
-    }
-    download_files(source_, {*metadata});
-    if (!accepts(folder)) {
-      return false;
-    }
-    download_files(source_, files, options_.progress);
-    return true;
-  }
-
-  // All listed files are there; without a listing, those that are there are right.
-  bool is_whole(const fs::path& folder, const std::string& variant,
-                const KernelListing& listing) const {
-    std::error_code status;
-    if (const auto files = listing.files.find(variant); files != listing.files.end()) {
-      for (const RepoFile& file : files->second) {
-        const auto pointer = snapshot_folder(source_.commit) / file.path;
-        if (!is_bytecode(file) && !fs::exists(pointer, status)) {
-          return false;
-        }
-        if (!is_bytecode(file) && !has_content(pointer, file.content_id())) {
-          throw_damaged(pointer);
-        }
-      }
-    }
-    for (const auto& entry : fs::recursive_directory_iterator(folder, status)) {
-      const auto promised = promised_content(entry.path());
-      if (promised && !has_content(entry.path(), *promised)) {
-        throw_damaged(entry.path());
-      }
-    }
-    return fs::exists(folder / "metadata.json", status);
-  }
-
-  [[noreturn]] void throw_damaged(const fs::path& file) const {
-    throw IntegrityError("hub.cache", "damaged",
-                         fmt::format("`{}`: `{}`: expected the bytes that its blob is named "
-                                     "after, got others",
-                                     source_.repo_id, file.string()),
-                         "go online once: the file is then fetched anew");
-  }
-
-  RepoType type_;
-  const KernelReference& reference_;
-  const KernelSnapshotOptions& options_;
-  fs::path cache_;
-  FileSource source_;
-};
-
-constexpr RepoType kTypes[] = {RepoType::kKernel, RepoType::kModel};
-
-std::optional<KernelSnapshot> from_any_cache(const Client& client, const KernelReference& reference,
-                                             const KernelSnapshotOptions& options) {
-  for (const RepoType type : kTypes) {
-    if (auto snapshot = KernelRepository(client, type, reference, options).from_cache()) {
-      return snapshot;
-    }
-  }
-  return std::nullopt;
+  return {RepoType::kKernel, RepoType::kModel};
 }
 
 // An answer that leaves the other type of repository possible.
@@ -228,13 +32,135 @@ bool may_be_elsewhere(const NotFound& error) {
   return error.code() != "hub.client.gated" && error.code() != "hub.client.forbidden";
 }
 
+// Of the two types' answers the one that says more: a repository that is there and lacks a version
+// before one that is not there.
+bool says_more(const NotFound& error) {
+  return error.code() != "hub.client.repository" && error.code() != "hub.client.unauthorized";
+}
+
+KernelSnapshot from_hub(const Client& client, const KernelReference& reference,
+                        const KernelSnapshotOptions& options) {
+  std::exception_ptr first;
+  bool first_says_more = false;
+  for (const RepoType type : types_of(reference, options)) {
+    try {
+      return KernelRepository(&client, type, reference, options).from_hub();
+    } catch (const NotFound& error) {
+      if (!may_be_elsewhere(error)) {
+        throw;
+      }
+      if (first) {
+        std::rethrow_exception(first_says_more || !says_more(error) ? first
+                                                                    : std::current_exception());
+      }
+      first = std::current_exception();
+      first_says_more = says_more(error);
+    }
+  }
+  throw InternalError("hub.snapshot", "types", "no type of repository was tried");
+}
+
+// The repository is there, but not with what was asked for: it may have moved.
+bool may_have_moved(const NotFound& error) {
+  const std::string& code = error.code();
+  return code == "hub.revision.version" || code == "hub.revision.tag" ||
+         code == "hub.client.revision" || code == "hub.client.file";
+}
+
+std::optional<Redirect> redirect_on_hub(const Client& client, const KernelReference& reference,
+                                        const KernelSnapshotOptions& options) {
+  for (const RepoType type : types_of(reference, options)) {
+    try {
+      if (auto found = KernelRepository(&client, type, reference, options).redirect_on_hub()) {
+        return found;
+      }
+    } catch (const NotFound&) {  // of this type there is none
+    }
+  }
+  return std::nullopt;
+}
+
+// One hop is followed: more, or one to itself, is somebody's mistake or trick.
+KernelReference destination_of(const KernelReference& reference, const Redirect& redirect,
+                               int hops) {
+  if (redirect.destination == reference.repo_id || hops > 0) {
+    throw FormatError(
+        "hub.redirect", redirect.destination == reference.repo_id ? "loop" : "hops",
+        fmt::format("`{}`: expected at most one redirect to another repository, got one to `{}`",
+                    reference.repo_id, redirect.destination),
+        fmt::format("name `{}` if you trust its publisher", redirect.destination));
+  }
+  log()->warn("`{}` has moved to `{}`", reference.repo_id, redirect.destination);
+  return {redirect.destination, redirect.revision.empty() ? reference.ref : redirect.revision};
+}
+
+KernelSnapshot follow_on_hub(const Client& client, const KernelReference& reference,
+                             const KernelSnapshotOptions& options, int hops) {
+  std::optional<KernelSnapshot> snapshot;
+  std::exception_ptr missing;
+  try {
+    snapshot = from_hub(client, reference, options);
+    if (!snapshot->variants.empty()) {
+      return *snapshot;
+    }
+  } catch (const NotFound& error) {
+    if (!may_have_moved(error)) {
+      throw;
+    }
+    missing = std::current_exception();
+  }
+  const auto redirect = redirect_on_hub(client, reference, options);
+  if (!redirect) {
+    if (missing) {
+      std::rethrow_exception(missing);
+    }
+    return *snapshot;
+  }
+  // The destination is a repository like any other: `permit` is asked about it anew.
+  return follow_on_hub(client, destination_of(reference, *redirect, hops), options, hops + 1);
+}
+
+std::optional<KernelSnapshot> follow_in_cache(const KernelReference& reference,
+                                              const KernelSnapshotOptions& options, int hops) {
+  std::optional<KernelSnapshot> without_variant;
+  for (const RepoType type : types_of(reference, options)) {
+    auto snapshot = KernelRepository(nullptr, type, reference, options).from_cache();
+    if (snapshot && !snapshot->variant.empty()) {
+      return snapshot;
+    }
+    without_variant = without_variant ? without_variant : snapshot;
+  }
+  for (const RepoType type : types_of(reference, options)) {
+    if (without_variant) {
+      break;
+    }
+    const auto redirect = KernelRepository(nullptr, type, reference, options).redirect_in_cache();
+    if (redirect) {
+      return follow_in_cache(destination_of(reference, *redirect, hops), options, hops + 1);
+    }
+  }
+  return without_variant;
+}
+
+// Refuses what can be no repository's name and no ref.
+void require_names(const KernelReference& reference) {
+  find_snapshot("", RepoType::kKernel, reference.repo_id,
+                is_version_specifier(reference.ref) ? std::string_view() : reference.ref);
+}
+
 }  // namespace
+
+std::optional<KernelSnapshot> find_kernel(const KernelReference& reference,
+                                          const KernelSnapshotOptions& options) {
+  require_names(reference);
+  return follow_in_cache(reference, options, 0);
+}
 
 KernelSnapshot snapshot_kernel(const Client& client, const KernelReference& reference,
                                const KernelSnapshotOptions& options) {
-  find_snapshot("", RepoType::kKernel, reference.repo_id);  // refuses what is no repository's name
+  require_names(reference);
   if (offline()) {
-    if (auto snapshot = from_any_cache(client, reference, options)) {
+    if (auto snapshot = find_kernel(reference, options)) {
       return *snapshot;
     }
     throw NotFound("hub.snapshot", "not-cached",
@@ -244,22 +170,9 @@ KernelSnapshot snapshot_kernel(const Client& client, const KernelReference& refe
                    "fetch it once while online");
   }
   try {
-    require_trust(client, reference.repo_id, options);
-    std::exception_ptr first;
-    for (const RepoType type : kTypes) {
-      try {
-        return KernelRepository(client, type, reference, options).from_hub();
-      } catch (const NotFound& error) {
-        if (!may_be_elsewhere(error) || type == RepoType::kModel) {
-          std::rethrow_exception(first && may_be_elsewhere(error) ? first
-                                                                  : std::current_exception());
-        }
-        first = std::current_exception();
-      }
-    }
-    throw InternalError("hub.snapshot", "types", "no type of repository was tried");
+    return follow_on_hub(client, reference, options, 0);
   } catch (const NetworkError& error) {
-    auto snapshot = from_any_cache(client, reference, options);
+    auto snapshot = find_kernel(reference, options);
     if (!snapshot || snapshot->variant.empty()) {
       throw;
     }

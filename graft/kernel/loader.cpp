@@ -10,6 +10,7 @@
 #include "graft/core/warn.h"
 #include "graft/kernel/digest.h"
 #include "graft/kernel/elf_check.h"
+#include "graft/kernel/package_source.h"
 #include "graft/kernel/published_layers.h"
 #include "graft/kernel/trust.h"
 
@@ -24,6 +25,7 @@ namespace graft::kernel {
 namespace {
 
 namespace fs = std::filesystem;
+using Dependencies = std::vector<std::shared_ptr<const LoadedKernel>>;
 
 // The library carries the package's id as its name; a package that has just one may name it freely.
 fs::path find_library(const fs::path& folder, const std::string& id,
@@ -120,17 +122,32 @@ TrustQuestion trust_question(const std::string& repository, const Resolution& re
   question.repository = repository;
   question.source = resolution.source;
   question.commit = resolution.commit;
+  question.ref = resolution.ref;
   question.folder = resolution.folder;
   question.metadata = &resolution.metadata;
   return question;
 }
 
+// One digest means the same files: a branch that moved on without a change to this variant.
+bool is_same(const LoadedKernel& loaded, const std::string& repository,
+             const Resolution& resolution) {
+  if (fs::equivalent(loaded.folder, resolution.folder) || loaded.repository != repository) {
+    return fs::equivalent(loaded.folder, resolution.folder);
+  }
+  const auto& left = loaded.metadata.digest;
+  const auto& right = resolution.metadata.digest;
+  return left && right && left->algorithm == right->algorithm && left->files == right->files &&
+         digest_violations(resolution.folder, *right).empty();
+}
+
 std::shared_ptr<const LoadedKernel> open_kernel(const std::string& repository,
-                                                const Resolution& resolution) {
+                                                const Resolution& resolution,
+                                                const TrustPolicy& trust,
+                                                Dependencies dependencies) {
   const std::string& id = resolution.metadata.id;
   const fs::path library = find_library(resolution.folder, id, repository);
   verify_digest(repository, resolution);
-  require_trusted(trust_question(repository, resolution), TrustStage::kLoad, {});
+  require_trusted(trust_question(repository, resolution), TrustStage::kLoad, trust);
   auto kernel = std::make_shared<LoadedKernel>();
   kernel->layers = read_layers(resolution.folder);
   check_elf(library);
@@ -141,9 +158,12 @@ std::shared_ptr<const LoadedKernel> open_kernel(const std::string& repository,
         "kernel.loader", "dlopen",
         fmt::format("`{}`: expected a loadable library, got: {}", repository, dlerror()));
   }
+  kernel->dependencies = std::move(dependencies);
   kernel->repository = repository;
   kernel->source = resolution.source;
   kernel->commit = resolution.commit;
+  kernel->ref = resolution.ref;
+  kernel->bytes_fetched = resolution.bytes_fetched;
   kernel->variant = resolution.variant;
   kernel->folder = resolution.folder;
   kernel->metadata = resolution.metadata;
@@ -173,13 +193,14 @@ c10::OperatorHandle LoadedKernel::op(const std::string& name) const {
 }
 
 std::shared_ptr<const LoadedKernel> load(const std::string& repository,
-                                         const Resolution& resolution) {
+                                         const Resolution& resolution, const TrustPolicy& trust,
+                                         Dependencies dependencies) {
   static std::mutex mutex;
   static std::map<std::string, std::shared_ptr<const LoadedKernel>> loaded;  // by id
   const std::lock_guard lock(mutex);
   const auto found = loaded.find(resolution.metadata.id);
   if (found != loaded.end()) {
-    if (fs::equivalent(found->second->folder, resolution.folder)) {
+    if (is_same(*found->second, repository, resolution)) {
       return found->second;
     }
     throw LoadError(
@@ -187,9 +208,14 @@ std::shared_ptr<const LoadedKernel> load(const std::string& repository,
         fmt::format("`{}`: expected an id of its own, but `{}` is loaded from `{}`", repository,
                     resolution.metadata.id, found->second->folder.string()));
   }
-  auto kernel = open_kernel(repository, resolution);
+  auto kernel = open_kernel(repository, resolution, trust, std::move(dependencies));
   loaded.emplace(resolution.metadata.id, kernel);
   return kernel;
+}
+
+std::shared_ptr<const LoadedKernel> load(const std::string& repository,
+                                         const Resolution& resolution) {
+  return load(repository, resolution, TrustPolicy{}, {});
 }
 
 }  // namespace graft::kernel

@@ -2,6 +2,8 @@
 // closed.
 #pragma once
 
+#include <cstdint>
+#include <filesystem>
 #include <map>
 #include <memory>
 #include <string>
@@ -9,18 +11,24 @@
 
 #include <ATen/core/dispatch/Dispatcher.h>
 
-#include "graft/kernel/resolver.h"
+#include "graft/kernel/metadata.h"
 
 namespace graft::kernel {
+
+struct Resolution;   // package_source.h
+struct TrustPolicy;  // trust.h
 
 struct LoadedKernel {
   std::string repository;
   std::string source;
-  std::string commit;  // of the cached snapshot, else empty
+  std::string commit;  // of a snapshot of the Hub, else empty
   std::string variant;
   std::filesystem::path folder;
   Metadata metadata;
   std::map<std::string, PackageLayer> layers;  // from layers.json, else published_layers()
+  std::string ref;                             // that the commit came from
+  uint64_t bytes_fetched = 0;                  // that were not on this machine before
+  std::vector<std::shared_ptr<const LoadedKernel>> dependencies;  // of metadata.kernel_depends
 
   // An op of the package.
   // Throws   LoadError `kernel.loader.missing-op` listing the ops that are
@@ -30,18 +38,23 @@ struct LoadedKernel {
   std::vector<std::string> op_names() const;
 };
 
-// Verifies and loads what resolve() chose; the same folder gives the same object again.
+// Verifies and loads what resolve() chose; the same folder gives the same object again, and so does
+// another commit of the repository with the same digest.
 //
-//   digest of every file -> look at the ELF headers -> dlopen in local scope, bound lazily -> ops
+//   digest of every file -> may it be loaded (trust.h) -> look at the ELF headers -> dlopen in local scope, bound lazily -> ops
 //   by name
 //
 // For a CPU device libtorch_cuda stays out of the process. A CUDA variant needs ensure_device()
 // before.
-// Throws   IntegrityError `kernel.loader.digest` listing every violation; LoadError
+// Throws   IntegrityError `kernel.loader.digest` listing every violation, or as trust.h; LoadError
 // `kernel.loader.*`:
 //          python-only (no native library), id-taken (another folder with the same id is loaded),
 //          dlopen, no-ops; what check_elf() throws.
+// loaded  what metadata.kernel_depends names, kept with the kernel
 // Thread-safe.
+std::shared_ptr<const LoadedKernel> load(const std::string& repository,
+                                         const Resolution& resolution, const TrustPolicy& trust,
+                                         std::vector<std::shared_ptr<const LoadedKernel>> loaded);
 std::shared_ptr<const LoadedKernel> load(const std::string& repository,
                                          const Resolution& resolution);
 

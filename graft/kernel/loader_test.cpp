@@ -16,6 +16,7 @@
 #include "graft/core/error.h"
 #include "graft/kernel/digest.h"
 #include "graft/kernel/elf_check.h"
+#include "graft/kernel/resolver.h"
 
 namespace graft::kernel {
 namespace {
@@ -62,6 +63,7 @@ class Packages : public testing::Test {
     set("KERNELS_CACHE", (root_ / "cache").string());
     set("HF_HUB_CACHE", (root_ / "cache").string());
     set("GRAFT_EMBEDDED_HUB", (root_ / "hub").string());
+    set("HF_HUB_OFFLINE", "1");
   }
   void TearDown() override {
     for (const auto& name : variables_) {

@@ -4,10 +4,12 @@
 #include <array>
 #include <charconv>
 #include <cstdint>
+#include <utility>
 
 #include <fmt/format.h>
 
 #include "graft/core/error.h"
+#include "graft/hub/cache.h"
 #include "graft/io/json.h"
 #include "graft/trust/encoding.h"
 
@@ -20,6 +22,7 @@ using nlohmann::json;
 
 constexpr size_t kMaxMetadataBytes = 1 << 20;
 constexpr size_t kMaxFiles = 4096;
+constexpr size_t kMaxDependencies = 64;
 
 // Typed access to one JSON object, with errors that name file and key.
 class Fields {
@@ -197,7 +200,80 @@ PackageLayer parse_layer(const Fields& fields) {
   return layer;
 }
 
+// `0.17.0`: three numbers.
+bool is_release(std::string_view text) {
+  int numbers = 0;
+  for (size_t start = 0; start <= text.size(); ++numbers) {
+    const size_t end = std::min(text.find('.', start), text.size());
+    const auto number = text.substr(start, end - start);
+    if (number.empty() || number.size() > 9 ||
+        number.find_first_not_of("0123456789") != std::string_view::npos) {
+      return false;
+    }
+    start = end + 1;
+  }
+  return numbers == 3;
+}
+
+KernelDependency parse_dependency(const Fields& fields) {
+  KernelDependency dependency;
+  dependency.repo_id = fields.text("repo-id");
+  const auto* version = fields.find("version");
+  const bool is_version =
+      version != nullptr && version->is_number_unsigned() && version->get<uint64_t>() <= INT64_MAX;
+  if (is_version) {
+    dependency.version = version->get<int64_t>();
+  }
+  if (fields.find("revision") != nullptr) {
+    dependency.revision = fields.text("revision");
+  }
+  const bool has_repository =
+      hub::is_repo_id(dependency.repo_id) && dependency.repo_id.find('/') != std::string::npos;
+  if (!has_repository || (version != nullptr && !is_version) ||
+      is_version == !dependency.revision.empty() || fields.raw().size() != 2) {
+    fields.fail(
+        "kernel-depends",
+        fmt::format("expected `repo-id` and exactly one of `version` and `revision`, got {}",
+                    fields.raw().dump().substr(0, 200)));
+  }
+  return dependency;
+}
+
+void parse_optional(const Fields& fields, Metadata& metadata) {
+  for (const auto& [key, text] : {std::pair{"kernels-minver", &metadata.min_version},
+                                  {"upstream", &metadata.upstream},
+                                  {"source", &metadata.source}}) {
+    if (fields.find(key) != nullptr) {
+      *text = fields.text(key);
+    }
+  }
+  if (!metadata.min_version.empty() && !is_release(metadata.min_version)) {
+    fields.fail("kernels-minver", fmt::format("`kernels-minver`: expected three numbers, got `{}`",
+                                              metadata.min_version.substr(0, 100)));
+  }
+  if (const auto* depends = fields.find("kernel-depends")) {
+    if (!depends->is_array() || depends->size() > kMaxDependencies) {
+      fields.fail("kernel-depends", fmt::format("`kernel-depends`: expected an array of at most {}",
+                                                kMaxDependencies));
+    }
+    for (const auto& entry : *depends) {
+      metadata.kernel_depends.push_back(parse_dependency(fields.object(entry, "kernel-depends")));
+    }
+  }
+  const auto* provenance = fields.find("provenance");
+  for (const char* part : {"kernel-builder", "kernel"}) {
+    if (provenance == nullptr || !provenance->is_object() || !provenance->contains(part)) {
+      continue;
+    }
+    metadata.is_dirty |= fields.object((*provenance)[part], part).boolean("dirty");
+  }
+}
+
 }  // namespace
+
+std::string KernelDependency::ref() const {
+  return version ? fmt::format("v{}", *version) : revision;
+}
 
 Metadata read_metadata(const fs::path& file) {
   const json parsed = io::read_json_file(file, "kernel.metadata",
@@ -222,7 +298,7 @@ Metadata read_metadata(const fs::path& file) {
   }
   metadata.version = version.get<int64_t>();
   fields.need("python-depends");
-  fields.texts("python-depends");
+  metadata.python_depends = fields.texts("python-depends");
   const Fields backend = fields.object(fields.need("backend"), "backend");
   metadata.backend = backend.text("type");
   constexpr std::array<std::string_view, 8> kBackends = {"cann",   "cpu",  "cuda", "metal",
@@ -235,6 +311,7 @@ Metadata read_metadata(const fs::path& file) {
   if (const auto* digest = fields.find("digest")) {
     metadata.digest = parse_digest(fields.object(*digest, "digest"));
   }
+  parse_optional(fields, metadata);
   return metadata;
 }
 

@@ -18,6 +18,16 @@ struct Digest {
   std::map<std::string, std::string> files;  // relative path -> standard base64 with padding
 };
 
+// Another kernel that has to be loaded first.
+struct KernelDependency {
+  std::string repo_id;
+  std::optional<int64_t> version;  // exactly one of version and revision
+  std::string revision;
+
+  // As LayerReference::ref: `v2`, or the revision.
+  std::string ref() const;
+};
+
 struct Metadata {
   std::string name;
   std::string id;  // namespace of the ops in PyTorch's dispatcher
@@ -26,6 +36,12 @@ struct Metadata {
   std::string backend;             // `cpu`, `cuda`, …
   std::vector<std::string> archs;  // `8.0`, `9.0a`, `10.0f`, `9.0+PTX`; empty: not declared
   std::optional<Digest> digest;
+  std::vector<std::string> python_depends;
+  std::vector<KernelDependency> kernel_depends;
+  std::string min_version;  // of Python's `kernels`, three numbers; empty: none named
+  std::string upstream;     // where the code comes from; empty: not said
+  std::string source;       // where the package's source is; empty: not said
+  bool is_dirty = false;    // provenance: built from changed sources
 };
 
 // Throws   NotFound, FormatError `kernel.metadata.<reason>` naming file and key.

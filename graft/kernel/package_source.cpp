@@ -1,22 +1,27 @@
 #include "graft/kernel/package_source.h"
 
 #include <algorithm>
-#include <charconv>
 
 #include <dlfcn.h>
 #include <fmt/format.h>
 
 #include "graft/core/env.h"
 #include "graft/core/error.h"
-#include "graft/hub/cache.h"
-#include "graft/hub/environment.h"
-#include "graft/kernel/variant.h"
+#include "graft/hub/revision.h"
+#include "graft/kernel/hub_source.h"
 
 namespace graft::kernel {
 
 namespace {
 
 namespace fs = std::filesystem;
+
+// A package in a folder of its own.
+struct Package {
+  fs::path variants_folder;             // its sub-folders are the build variants
+  std::string only_variant = {};        // the one to look at; empty: all of them
+  std::optional<int64_t> version = {};  // that metadata.json must name; absent: any
+};
 
 // A folder that a person named: the repository, its build/, or one variant of it.
 std::optional<Package> package_in(const fs::path& folder) {
@@ -40,24 +45,46 @@ std::string not_in(std::string_view source, const fs::path& folder) {
   return fmt::format("{}: `{}`", source, folder.string());
 }
 
-// `v7` -> 7.
-std::optional<int64_t> version_branch(std::string_view ref) {
-  int64_t version = 0;
-  if (ref.size() < 2 || ref[0] != 'v' || ref[1] < '0' || ref[1] > '9') {
-    return std::nullopt;
+std::vector<std::string> variant_names(const Package& package) {
+  if (!package.only_variant.empty()) {
+    return {package.only_variant};
   }
-  const auto [end, status] = std::from_chars(ref.data() + 1, ref.data() + ref.size(), version);
-  return status == std::errc() && end == ref.data() + ref.size() ? std::optional(version)
-                                                                 : std::nullopt;
+  std::vector<std::string> names;
+  for (const auto& entry : fs::directory_iterator(package.variants_folder)) {
+    if (entry.is_directory()) {
+      names.push_back(entry.path().filename().string());
+    }
+  }
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+std::optional<Resolution> best_of(const Package& package, const char* source,
+                                  const ResolveRequest& request, Attempt& attempt) {
+  VariantJudge judge(request, package.version, attempt);
+  for (const auto& name : judge.choose(variant_names(package))) {
+    const fs::path folder = package.variants_folder / name;
+    if (judge.accept(folder)) {
+      Resolution found;
+      found.folder = folder;
+      found.variant = name;
+      found.metadata = judge.metadata();
+      found.source = source;
+      found.repository = request.reference.repository;
+      found.is_signed = fs::exists(folder / "metadata.json.sigstore");
+      return found;
+    }
+  }
+  return std::nullopt;
 }
 
 // `repo=path` pairs joined with `:`. A repository that is named there comes from there or not at
 // all.
 class LocalKernels final : public PackageSource {
  public:
-  std::string name() const override { return "LOCAL_KERNELS"; }
-
-  std::optional<Package> find(const LayerReference& reference, std::string&) const override {
+  std::optional<Resolution> resolve(const ResolveRequest& request,
+                                    Attempt& attempt) const override {
+    const std::string& repository = request.reference.repository;
     const std::string list = env::get("LOCAL_KERNELS").value_or("");
     for (size_t start = 0; start < list.size();) {
       const size_t end = std::min(list.find(':', start), list.size());
@@ -69,15 +96,16 @@ class LocalKernels final : public PackageSource {
             fmt::format("LOCAL_KERNELS: expected `repo=path` pairs joined with `:`, got `{}`",
                         pair));
       }
-      if (pair.substr(0, equals) == reference.repository) {
-        auto package = package_in(pair.substr(equals + 1));
+      if (pair.substr(0, equals) == repository) {
+        const auto package = package_in(pair.substr(equals + 1));
         if (!package) {
           throw NotFound(
               "kernel.resolver", "local-kernels",
               fmt::format("LOCAL_KERNELS: expected build variants of `{}` in `{}`, got none",
-                          reference.repository, pair.substr(equals + 1)));
+                          repository, pair.substr(equals + 1)));
         }
-        return package;
+        attempt.settled = true;
+        return best_of(*package, "LOCAL_KERNELS", request, attempt);
       }
       start = end + 1;
     }
@@ -87,72 +115,62 @@ class LocalKernels final : public PackageSource {
 
 class NamedPath final : public PackageSource {
  public:
-  std::string name() const override { return "path"; }
-
-  std::optional<Package> find(const LayerReference& reference, std::string& looked) const override {
-    if (!reference.is_path()) {
+  std::optional<Resolution> resolve(const ResolveRequest& request,
+                                    Attempt& attempt) const override {
+    if (!request.reference.is_path()) {
       return std::nullopt;
     }
-    looked = not_in(name(), reference.repository);
-    return package_in(reference.repository);
+    attempt.settled = true;
+    const auto package = package_in(request.reference.repository);
+    if (!package) {
+      attempt.looked.push_back(not_in("path", request.reference.repository));
+      return std::nullopt;
+    }
+    return best_of(*package, "path", request, attempt);
   }
 };
 
 class EmbeddedHub final : public PackageSource {
  public:
-  std::string name() const override { return "embedded hub"; }
-
-  std::optional<Package> find(const LayerReference& reference, std::string& looked) const override {
-    if (reference.is_path()) {
+  std::optional<Resolution> resolve(const ResolveRequest& request,
+                                    Attempt& attempt) const override {
+    const auto& [repository, ref, layer] = request.reference;
+    const fs::path folder = embedded_hub() / repository;
+    const auto version = hub::version_branch(ref);
+    if (!fs::is_directory(folder / "build") || (!ref.empty() && !version)) {
+      attempt.looked.push_back(
+          not_in("embedded hub", folder) +
+          (ref.empty() || version
+               ? ""
+               : fmt::format(", which holds one version, not the ref `{}`", ref)));
       return std::nullopt;
     }
-    const fs::path folder = embedded_hub() / reference.repository;
-    looked = not_in(name(), folder);
-    if (!fs::is_directory(folder / "build")) {
-      return std::nullopt;
-    }
-    const auto version = version_branch(reference.ref);
-    if (!reference.ref.empty() && !version) {
-      looked += fmt::format(", which holds one version, not the ref `{}`", reference.ref);
-      return std::nullopt;
-    }
-    return Package{folder / "build", "", version};
+    return best_of({folder / "build", "", version}, "embedded hub", request, attempt);
   }
 };
 
-class HubCache final : public PackageSource {
- public:
-  std::string name() const override { return "cache"; }
-
-  std::optional<Package> find(const LayerReference& reference, std::string& looked) const override {
-    if (reference.is_path()) {
-      return std::nullopt;
-    }
-    const fs::path kernels = hub::kernels_cache_folder(), models = hub::cache_folder();
-    looked = not_in(name(), kernels);
-    if (reference.ref.find_first_of("<>=!~,") != std::string::npos) {
-      looked +=
-          fmt::format(" (a specifier such as `{}` needs the Hub's list of tags)", reference.ref);
-      return std::nullopt;
-    }
-    for (const auto& [folder, type, ref] : {std::tuple{&kernels, hub::RepoType::kKernel, "v1"},
-                                            std::tuple{&models, hub::RepoType::kModel, "main"}}) {
-      const auto snapshot = hub::find_snapshot(*folder, type, reference.repository,
-                                               reference.ref.empty() ? ref : reference.ref);
-      if (snapshot && fs::is_directory(snapshot->folder / "build")) {
-        return Package{snapshot->folder / "build", "", std::nullopt, snapshot->commit};
-      }
-    }
-    return std::nullopt;
-  }
-};
+PackageSources sources_with(HubSource::Network network) {
+  PackageSources sources = folder_sources();
+  sources.push_back(std::make_shared<HubSource>(network));
+  return sources;
+}
 
 }  // namespace
 
+const PackageSources& folder_sources() {
+  static const PackageSources sources = {std::make_shared<LocalKernels>(),
+                                         std::make_shared<NamedPath>(),
+                                         std::make_shared<EmbeddedHub>()};
+  return sources;
+}
+
 const PackageSources& local_sources() {
-  static const PackageSources sources = {
-      std::make_shared<LocalKernels>(), std::make_shared<NamedPath>(),
-      std::make_shared<EmbeddedHub>(), std::make_shared<HubCache>()};
+  static const PackageSources sources = sources_with(HubSource::Network::kNever);
+  return sources;
+}
+
+const PackageSources& default_sources() {
+  static const PackageSources sources = sources_with(HubSource::Network::kAsNeeded);
   return sources;
 }
 

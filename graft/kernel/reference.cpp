@@ -45,4 +45,20 @@ LayerReference parse_layer_reference(std::string_view text) {
   return out;
 }
 
+LayerReference parse_kernel_reference(std::string_view text) {
+  LayerReference out;
+  out.repository = text.substr(0, text.starts_with('/') ? text.size() : text.find('@'));
+  const bool has_ref = out.repository.size() < text.size();
+  out.ref = has_ref ? text.substr(out.repository.size() + 1) : "";
+  const bool right = out.is_path() ||
+                     (hub::is_repo_id(out.repository) &&
+                      out.repository.find('/') != std::string::npos && has_ref != out.ref.empty());
+  if (!right) {
+    throw InvalidArgument(
+        "kernel.reference", "grammar",
+        fmt::format("kernel: expected `org/repo[@ref]` or `/absolute/path`, got `{}`", text));
+  }
+  return out;
+}
+
 }  // namespace graft::kernel

@@ -21,4 +21,7 @@ struct LayerReference {
 // Throws   InvalidArgument `kernel.reference.grammar` showing what was expected and what was got.
 LayerReference parse_layer_reference(std::string_view text);
 
+// `org/repo[@ref]` or `/absolute/path`: the same without a layer. Throws as above.
+LayerReference parse_kernel_reference(std::string_view text);
+
 }  // namespace graft::kernel

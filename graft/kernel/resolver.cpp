@@ -1,6 +1,8 @@
 #include "graft/kernel/resolver.h"
 
 #include <algorithm>
+#include <map>
+#include <set>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -13,43 +15,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-struct Found {
-  Package package;
-  std::string source;
-};
-
-Found find_package(const LayerReference& reference, const PackageSources& sources) {
-  std::vector<std::string> looked;
-  for (const auto& source : sources) {
-    std::string place;
-    if (auto package = source->find(reference, place)) {
-      return {std::move(*package), source->name()};
-    }
-    if (!place.empty()) {
-      looked.push_back(std::move(place));
-    }
-  }
-  throw NotFound(
-      "kernel.resolver", "missing-package",
-      fmt::format("`{}`: expected a kernel package with build variants, got none (looked at {})",
-                  reference.repository, fmt::join(looked, "; ")),
-      "name a folder with LOCAL_KERNELS=org/repo=/path, or `/path:Layer`");
-}
-
-std::vector<std::string> variant_names(const Package& package) {
-  if (!package.only_variant.empty()) {
-    return {package.only_variant};
-  }
-  std::vector<std::string> names;
-  for (const auto& entry : fs::directory_iterator(package.variants_folder)) {
-    if (entry.is_directory()) {
-      names.push_back(entry.path().filename().string());
-    }
-  }
-  std::sort(names.begin(), names.end());
-  return names;
-}
-
 std::string capability_refusal(const Metadata& metadata, int capability) {
   return arch_fits(metadata.archs, capability)
              ? ""
@@ -58,20 +23,19 @@ std::string capability_refusal(const Metadata& metadata, int capability) {
 }
 
 // Why metadata.json contradicts the folder's name or the version that was asked for.
-std::string metadata_refusal(const Metadata& metadata, const Variant& variant,
-                             const Package& package) {
-  if (metadata.backend != variant.backend) {
+std::string metadata_refusal(const Metadata& metadata, const std::string& backend,
+                             std::optional<int64_t> version) {
+  if (metadata.backend != backend) {
     return fmt::format("metadata.json says backend {}, the folder's name {}", metadata.backend,
-                       variant.backend);
+                       backend);
   }
-  if (package.version && metadata.version != *package.version) {
-    return fmt::format("this is version {}, v{} was asked for", metadata.version, *package.version);
+  if (version && metadata.version != *version) {
+    return fmt::format("this is version {}, v{} was asked for", metadata.version, *version);
   }
   return "";
 }
 
-[[noreturn]] void fail(const ResolveRequest& request, bool only_architecture,
-                       const VariantChoice& choice) {
+[[noreturn]] void fail_variants(const ResolveRequest& request, const Attempt& attempt) {
   const System& system = request.system;
   std::string text = fmt::format(
       "`{}`: expected a build variant for torch {}.{}, {}{} on {}-{}, got none that fits:",
@@ -80,34 +44,139 @@ std::string metadata_refusal(const Metadata& metadata, const Variant& variant,
           ? fmt::format(" {}.{}", system.backend_version.major, system.backend_version.minor)
           : "",
       system.cpu, system.os);
-  for (const auto& [name, reason] : choice.refused) {
-    text += fmt::format("\n  {}: {}", name, reason);
+  std::set<std::string> said;
+  for (const auto& [name, reason] : attempt.refused) {
+    if (auto line = fmt::format("\n  {}: {}", name, reason); said.insert(line).second) {
+      text += line;
+    }
   }
-  throw IncompatibleError("kernel.resolver", only_architecture ? "architecture" : "no-variant",
-                          text);
+  for (const auto& place : attempt.looked) {
+    text += fmt::format("\n  {}", place);
+  }
+  throw IncompatibleError("kernel.resolver",
+                          attempt.only_architecture ? "architecture" : "no-variant", text);
 }
+
+[[noreturn]] void fail_package(const ResolveRequest& request, const Attempt& attempt) {
+  throw NotFound(
+      "kernel.resolver", "missing-package",
+      fmt::format("`{}`: expected a kernel package with build variants, got none (looked at {})",
+                  request.reference.repository, fmt::join(attempt.looked, "; ")),
+      "name a folder with LOCAL_KERNELS=org/repo=/path, or `/path:Layer`");
+}
+
+constexpr size_t kMaxDepth = 8;
+constexpr size_t kMaxKernels = 64;
+
+std::string name_of(const LayerReference& reference) {
+  return reference.repository + (reference.ref.empty() ? "" : "@" + reference.ref);
+}
+
+// Walks the tree; `path` holds the names that are being resolved.
+class TreeResolver {
+ public:
+  TreeResolver(const ResolveRequest& request, const PackageSources& sources, const Pin& pin)
+      : request_(request), sources_(sources), pin_(pin) {}
+
+  size_t add(const LayerReference& reference) {
+    const std::string name = name_of(reference);
+    require_tree(name);
+    if (const auto known = known_.find(name); known != known_.end()) {
+      return known->second;
+    }
+    path_.push_back(name);
+    ResolveRequest request = request_;
+    request.reference = pin_ ? pin_(reference) : reference;
+    ResolvedKernel kernel{reference, resolve(request, sources_), {}};
+    for (const auto& dependency : kernel.resolution.metadata.kernel_depends) {
+      kernel.dependencies.push_back(add({dependency.repo_id, dependency.ref(), reference.layer}));
+    }
+    path_.pop_back();
+    kernels_.push_back(std::move(kernel));
+    return known_[name] = kernels_.size() - 1;
+  }
+
+  std::vector<ResolvedKernel> take() { return std::move(kernels_); }
+
+ private:
+  void require_tree(const std::string& name) const {
+    const char* reason = std::find(path_.begin(), path_.end(), name) != path_.end()
+                             ? "dependency-cycle"
+                         : path_.size() > kMaxDepth       ? "dependency-depth"
+                         : kernels_.size() >= kMaxKernels ? "dependency-count"
+                                                          : nullptr;
+    if (reason != nullptr) {
+      throw IncompatibleError(
+          "kernel.resolver", reason,
+          fmt::format(
+              "kernel-depends: expected a tree of at most {} kernels, {} deep, got {} -> {}",
+              kMaxKernels, kMaxDepth, fmt::join(path_, " -> "), name));
+    }
+  }
+
+  const ResolveRequest& request_;
+  const PackageSources& sources_;
+  const Pin& pin_;
+  std::vector<std::string> path_;
+  std::map<std::string, size_t> known_;
+  std::vector<ResolvedKernel> kernels_;
+};
 
 }  // namespace
 
-Resolution resolve(const ResolveRequest& request, const PackageSources& sources) {
-  const auto [package, source] = find_package(request.reference, sources);
-  VariantChoice choice = choose_variants(variant_names(package), request.system);
-  bool only_architecture = false;
+std::vector<ResolvedKernel> resolve_tree(const ResolveRequest& request,
+                                         const PackageSources& sources, const Pin& pin) {
+  TreeResolver resolver(request, sources, pin);
+  resolver.add(request.reference);
+  return resolver.take();
+}
+
+VariantJudge::VariantJudge(const ResolveRequest& request, std::optional<int64_t> version,
+                           Attempt& attempt)
+    : request_(request), version_(version), attempt_(attempt) {}
+
+std::vector<std::string> VariantJudge::choose(const std::vector<std::string>& names) {
+  VariantChoice choice = choose_variants(names, request_.system);
+  std::vector<std::string> accepted;
   for (const Variant& variant : choice.accepted) {
-    const fs::path folder = package.variants_folder / variant.name;
-    Metadata metadata = read_metadata(folder / "metadata.json");
-    std::string reason = metadata_refusal(metadata, variant, package);
-    if (reason.empty() && request.system.backend == "cuda") {
-      reason = capability_refusal(metadata, request.capability);
-      only_architecture |= !reason.empty();
-    }
-    if (reason.empty()) {
-      return {folder, variant.name,   std::move(metadata),
-              source, package.commit, std::move(choice.refused)};
-    }
-    choice.refused.emplace_back(variant.name, std::move(reason));
+    accepted.push_back(variant.name);
   }
-  fail(request, only_architecture, choice);
+  attempt_.refused.insert(attempt_.refused.end(), choice.refused.begin(), choice.refused.end());
+  return accepted;
+}
+
+bool VariantJudge::accept(const fs::path& folder) {
+  const std::string name = folder.filename().string();
+  Metadata metadata = read_metadata(folder / "metadata.json");
+  std::string reason =
+      metadata_refusal(metadata, parse_variant(name).value_or(Variant{}).backend, version_);
+  if (reason.empty() && request_.check_arch && request_.system.backend == "cuda") {
+    reason = capability_refusal(metadata, request_.capability);
+    attempt_.only_architecture |= !reason.empty();
+  }
+  if (!reason.empty()) {
+    attempt_.refused.emplace_back(name, std::move(reason));
+    return false;
+  }
+  metadata_ = std::move(metadata);
+  return true;
+}
+
+Resolution resolve(const ResolveRequest& request, const PackageSources& sources) {
+  Attempt attempt;
+  for (const auto& source : sources) {
+    if (auto found = source->resolve(request, attempt)) {
+      found->refused = std::move(attempt.refused);
+      return std::move(*found);
+    }
+    if (attempt.settled) {
+      break;
+    }
+  }
+  if (attempt.refused.empty()) {
+    fail_package(request, attempt);
+  }
+  fail_variants(request, attempt);
 }
 
 }  // namespace graft::kernel

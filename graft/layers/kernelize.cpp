@@ -11,6 +11,7 @@
 #include "graft/core/env.h"
 #include "graft/core/error.h"
 #include "graft/core/warn.h"
+#include "graft/kernel/get_kernel.h"
 #include "graft/layers/session.h"
 #include "graft/tensor/device.h"
 
@@ -76,6 +77,13 @@ std::string capability_refusal(const kernel::PackageLayer& layer, Mode registere
   return "";
 }
 
+[[noreturn]] void throw_missing_layer(const kernel::LayerReference& reference, bool offers_others) {
+  throw NotFound(
+      "layers.kernelize", "missing-layer",
+      fmt::format("`{}`: expected layer `{}`, got a package that offers {}", reference.repository,
+                  reference.layer, offers_others ? "others alone" : "none"));
+}
+
 // The case of upstream's KernelizeFallback that left a slot without a kernel; kNone: nobody wanted
 // one there.
 Fallback fallback_case(const SlotTrace& trace) {
@@ -97,7 +105,9 @@ Fallback fallback_case(const SlotTrace& trace) {
   if (found != kCases.end()) {
     return found->second;
   }
-  return outcome.starts_with("kernel.resolver.") ? Fallback::kCannotLoad : Fallback::kRefused;
+  const bool unavailable = outcome.starts_with("kernel.resolver.") ||
+                           outcome.starts_with("hub.client.") || outcome.starts_with("hub.http.");
+  return unavailable ? Fallback::kCannotLoad : Fallback::kRefused;
 }
 
 // Device and dtype that the options name, else those of the first floating-point parameter.
@@ -193,6 +203,7 @@ KernelSession::KernelSession(const KernelizeOptions& options, at::Device device,
   facts_.device = device.str();
   facts_.dtype = tensor::dtype_name(dtype);
   facts_.disabled_by = disabling_variable();
+  facts_.dry_run = options.dry_run;
 }
 
 void KernelSession::add_slot(SlotModule& slot, const std::string& name) {
@@ -221,45 +232,81 @@ std::vector<KernelSession::Candidate> KernelSession::candidates(const SlotModule
   return found;
 }
 
-std::shared_ptr<const kernel::LoadedKernel> KernelSession::load_once(
+const KernelSession::LoadOutcome& KernelSession::resolve_once(
     const kernel::LayerReference& reference) const {
   const auto [entry, is_new] = loads_.try_emplace(reference.repository + "@" + reference.ref);
+  LoadOutcome& outcome = entry->second;
   if (is_new) {
     try {
-      entry->second.kernel =
-          kernel::load(reference.repository, kernel::resolve({reference, system_, capability_}));
+      kernel::ResolveRequest request{reference, system_, capability_, options_.trust};
+      request.dry_run = options_.dry_run;
+      outcome.tree = kernel::resolve_tree(request);
+      outcome.kernel = options_.dry_run ? nullptr : kernel::load_tree(outcome.tree, options_.trust);
     } catch (const std::exception&) {
-      entry->second.refusal = std::current_exception();
+      outcome.refusal = std::current_exception();
     }
   }
-  if (entry->second.refusal) {
-    std::rethrow_exception(entry->second.refusal);
+  if (outcome.refusal) {
+    std::rethrow_exception(outcome.refusal);
   }
-  return entry->second.kernel;
+  return outcome;
 }
 
-void KernelSession::apply(SlotModule& slot, Mode mode, const Candidate& candidate,
-                          SlotTrace& trace) const {
-  const auto kernel = load_once(candidate.reference);
-  const auto layer = kernel->layers.find(candidate.reference.layer);
-  if (layer == kernel->layers.end()) {
-    throw NotFound("layers.kernelize", "missing-layer",
-                   fmt::format("`{}`: expected layer `{}`, got a package that offers {}",
-                               candidate.reference.repository, candidate.reference.layer,
-                               kernel->layers.empty() ? "none" : "others alone"));
-  }
+void KernelSession::require_capability(const kernel::PackageLayer& layer,
+                                       const Candidate& candidate, Mode mode) const {
   const auto reason =
-      capability_refusal(layer->second, candidate.registered, mode, device_type(device_), dtype_);
+      capability_refusal(layer, candidate.registered, mode, device_type(device_), dtype_);
   if (!reason.empty()) {
     throw IncompatibleError("layers.kernelize", "layer-capability",
                             fmt::format("`{}`: {}", candidate.reference.text(), reason));
   }
+}
+
+void KernelSession::plan(Mode mode, const Candidate& candidate, SlotTrace& trace) const {
+  const auto& tree = resolve_once(candidate.reference).tree;
+  const kernel::Resolution& found = tree.back().resolution;
+  // What is here already says which layers it has; the rest says so once it is fetched.
+  const auto layers = found.bytes_fetched == 0 ? kernel::read_layers(found.folder)
+                                               : std::map<std::string, kernel::PackageLayer>{};
+  if (!layers.empty()) {
+    const auto layer = layers.find(candidate.reference.layer);
+    if (layer == layers.end()) {
+      throw_missing_layer(candidate.reference, /*offers_others=*/true);
+    }
+    require_capability(layer->second, candidate, mode);
+  }
+  trace.chosen = candidate.reference.text();
+  trace.variant = found.variant;
+  trace.id = found.metadata.id;
+  trace.source = found.source;
+  trace.commit = found.commit;
+  trace.is_signed = found.is_signed;
+  for (const auto& kernel : tree) {
+    trace.bytes_fetched += kernel.resolution.bytes_fetched;
+  }
+}
+
+void KernelSession::apply(SlotModule& slot, Mode mode, const Candidate& candidate,
+                          SlotTrace& trace) const {
+  if (options_.dry_run) {
+    plan(mode, candidate, trace);
+    return;
+  }
+  const auto kernel = resolve_once(candidate.reference).kernel;
+  const auto layer = kernel->layers.find(candidate.reference.layer);
+  if (layer == kernel->layers.end()) {
+    throw_missing_layer(candidate.reference, !kernel->layers.empty());
+  }
+  require_capability(layer->second, candidate, mode);
   slot.swap_in(*kernel, layer->second, dtype_, device_);
   trace.chosen = candidate.reference.text();
   trace.variant = kernel->variant;
   trace.id = kernel->metadata.id;
   trace.source = kernel->source;
   trace.commit = kernel->commit;
+  for (const auto& resolved : resolve_once(candidate.reference).tree) {
+    trace.bytes_fetched += resolved.resolution.bytes_fetched;
+  }
 }
 
 // Whatever a stranger's package throws is a refusal of that package, written down.
@@ -289,7 +336,9 @@ void KernelSession::select(SlotModule& slot, Mode mode) {
   trace.layer = slot.layer_name();
   trace.numeric_variant = slot.variant_name();
   trace.mode = mode_name(mode);
-  slot.restore_reference();
+  if (!options_.dry_run) {
+    slot.restore_reference();
+  }
   facts_.mode = mode_name(mode);
   if (!facts_.disabled_by.empty()) {
     trace.considered.push_back(
@@ -333,7 +382,9 @@ KernelizeReport kernelize(torch::nn::Module& model, const KernelizeOptions& opti
   const auto session = std::make_shared<KernelSession>(options, device, dtype);
   for (const auto& [name, slot] : slots) {
     session->add_slot(*slot, name);
-    slot->attach(session);
+    if (!options.dry_run) {
+      slot->attach(session);
+    }
     session->select(*slot, mode);
   }
   KernelizeReport report = session->report();
@@ -342,7 +393,9 @@ KernelizeReport kernelize(torch::nn::Module& model, const KernelizeOptions& opti
   try {
     enforce_fallback(report, options.strict ? Fallback::kNone : options.fallback);
   } catch (const Error&) {
-    unkernelize(model);
+    if (!options.dry_run) {
+      unkernelize(model);
+    }
     throw;
   }
   return report;

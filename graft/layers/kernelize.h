@@ -8,6 +8,7 @@
 
 #include <torch/nn/module.h>
 
+#include "graft/kernel/trust.h"
 #include "graft/layers/kernel_config.h"
 #include "graft/layers/trace.h"
 
@@ -39,6 +40,11 @@ struct KernelizeOptions {
   Fallback fallback = Fallback::kAll;
   // A slot without a kernel is an error: Fallback::kNone.
   bool strict = false;
+  // Only says what would be done: nothing is fetched, loaded or swapped, and the guard does not run.
+  // A slot's trace names the kernel that it would get, and the bytes that are missing here.
+  bool dry_run = false;
+  // Which publishers' kernels may be fetched, beside those that the Hub trusts.
+  kernel::TrustPolicy trust = {};
 };
 
 // For every slot of the model:

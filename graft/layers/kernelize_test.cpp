@@ -21,6 +21,8 @@ using testing::HasSubstr;
 
 constexpr double kEps = 1e-5;
 
+[[maybe_unused]] const int kOffline = setenv("HF_HUB_OFFLINE", "1", 1);  // no request leaves here
+
 class NormModule : public torch::nn::Module {
  public:
   explicit NormModule(int64_t size, RmsNormVariant variant = RmsNormVariant::kCastBeforeWeight)
@@ -394,6 +396,26 @@ TEST(Kernelize, ModelsDoNotTouchEachOther) {
   kernelize(other);
   unkernelize(one);
   EXPECT_TRUE(other.swapped());
+}
+
+TEST(Kernelize, OfADryRunNamesTheKernelsAndTouchesNothing) {
+  TwoNorms model;
+  model.eval();
+  KernelizeOptions options{.config = norm_config(test_norms("Norm"))};
+  options.dry_run = true;
+  const auto planned = kernelize(model, options);
+  EXPECT_FALSE(model.first->swapped());
+  EXPECT_FALSE(kernelize_report(model).has_value());
+  EXPECT_TRUE(planned.dry_run);
+  EXPECT_EQ(planned.slots[0].chosen, test_norms("Norm"));
+  EXPECT_THAT(planned.to_text(), HasSubstr("kernels for 2 of 2 slots"));
+  options.config = norm_config(test_norms("Nothing"));
+  EXPECT_EQ(kernelize(model, options).slots[0].considered.back().outcome,
+            "layers.kernelize.missing-layer");
+  options.dry_run = false;
+  options.config = norm_config(test_norms("Norm"));
+  EXPECT_EQ(kernelize(model, options).slots[0].variant, planned.slots[0].variant);
+  EXPECT_TRUE(model.first->swapped());
 }
 
 }  // namespace

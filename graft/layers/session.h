@@ -5,8 +5,10 @@
 #include <exception>
 #include <map>
 #include <memory>
+#include <vector>
 
 #include "graft/kernel/loader.h"
+#include "graft/kernel/resolver.h"
 #include "graft/layers/kernelize.h"
 #include "graft/layers/slot.h"
 
@@ -32,8 +34,12 @@ class KernelSession {
   std::vector<Candidate> candidates(const SlotModule& slot, Mode mode, SlotTrace& trace) const;
   bool try_candidate(SlotModule& slot, Mode mode, const Candidate& candidate,
                      SlotTrace& trace) const;
-  std::shared_ptr<const kernel::LoadedKernel> load_once(
-      const kernel::LayerReference& reference) const;
+  struct LoadOutcome;
+  const LoadOutcome& resolve_once(const kernel::LayerReference& reference) const;
+  void require_capability(const kernel::PackageLayer& layer, const Candidate& candidate,
+                          Mode mode) const;
+  // The dry run's apply().
+  void plan(Mode mode, const Candidate& candidate, SlotTrace& trace) const;
 
   void apply(SlotModule& slot, Mode mode, const Candidate& candidate, SlotTrace& trace) const;
 
@@ -48,7 +54,8 @@ class KernelSession {
   std::map<const SlotModule*, SlotTrace> traces_;
   // By repository: resolving and hashing once serves all slots, and so does a refusal.
   struct LoadOutcome {
-    std::shared_ptr<const kernel::LoadedKernel> kernel;
+    std::shared_ptr<const kernel::LoadedKernel> kernel;  // none in a dry run
+    std::vector<kernel::ResolvedKernel> tree;
     std::exception_ptr refusal;
   };
   mutable std::map<std::string, LoadOutcome> loads_;

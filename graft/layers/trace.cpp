@@ -2,6 +2,7 @@
 
 #include <map>
 #include <tuple>
+#include <utility>
 
 #include <fmt/format.h>
 
@@ -21,9 +22,28 @@ std::vector<SwappedRow> KernelizeReport::swapped() const {
   return rows;
 }
 
+std::vector<FetchedRow> KernelizeReport::from_hub() const {
+  std::map<std::pair<std::string, std::string>, FetchedRow> rows;
+  for (const auto& slot : slots) {
+    if (!slot.chosen.empty() && !slot.commit.empty()) {
+      const auto package = slot.chosen.substr(0, slot.chosen.rfind(':'));
+      rows[{package, slot.commit}] = {package,      slot.source,        slot.commit,
+                                      slot.variant, slot.bytes_fetched, slot.is_signed};
+    }
+  }
+  std::vector<FetchedRow> out;
+  for (auto& [key, row] : rows) {
+    out.push_back(std::move(row));
+  }
+  return out;
+}
+
 nlohmann::ordered_json KernelizeReport::to_json() const {
   nlohmann::ordered_json out = {
       {"device", device}, {"dtype", dtype}, {"mode", mode}, {"seconds", seconds}};
+  if (dry_run) {
+    out["dry_run"] = true;
+  }
   if (!disabled_by.empty()) {
     out["disabled_by"] = disabled_by;
   }
@@ -33,6 +53,15 @@ nlohmann::ordered_json KernelizeReport::to_json() const {
                               {"package", row.package},
                               {"variant", row.variant},
                               {"count", row.count}});
+  }
+  out["from_hub"] = nlohmann::ordered_json::array();
+  for (const auto& row : from_hub()) {
+    out["from_hub"].push_back({{"package", row.package},
+                               {"source", row.source},
+                               {"commit", row.commit},
+                               {"variant", row.variant},
+                               {"bytes_fetched", row.bytes_fetched},
+                               {"signed", row.is_signed}});
   }
   out["slots"] = nlohmann::ordered_json::array();
   for (const auto& slot : slots) {
@@ -50,6 +79,7 @@ nlohmann::ordered_json KernelizeReport::to_json() const {
                             {"id", slot.id},
                             {"source", slot.source},
                             {"commit", slot.commit},
+                            {"bytes_fetched", slot.bytes_fetched},
                             {"considered", considered}});
   }
   return out;
@@ -90,10 +120,15 @@ std::string KernelizeReport::to_text() const {
       text += fmt::format("          {} ({})\n", reason, row.example);
     }
   }
-  text += fmt::format("swapped {} of {} slots on {} in {}, mode {}{}; {:.0f} ms\n", num_swapped,
-                      slots.size(), device, dtype, mode,
-                      disabled_by.empty() ? "" : fmt::format(" (kernels are off: {})", disabled_by),
-                      seconds * 1e3);
+  for (const auto& row : from_hub()) {
+    text += fmt::format("{} at {}: {} bytes {}{}\n", row.package, row.commit, row.bytes_fetched,
+                        dry_run ? "to fetch" : "fetched",
+                        dry_run ? (row.is_signed ? ", signed" : ", not signed") : "");
+  }
+  text += fmt::format(
+      "{} {} of {} slots on {} in {}, mode {}{}; {:.0f} ms\n", dry_run ? "kernels for" : "swapped",
+      num_swapped, slots.size(), device, dtype, mode,
+      disabled_by.empty() ? "" : fmt::format(" (kernels are off: {})", disabled_by), seconds * 1e3);
   return text;
 }
 

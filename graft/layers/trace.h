@@ -23,11 +23,13 @@ struct SlotTrace {
   std::string mode;  // `inference`
   std::vector<Consideration> considered;
   // Empty when the slot keeps its reference.
-  std::string chosen;   // `graft-kernels/rms-norm:RMSNorm`
-  std::string variant;  // `torch-stable-abi211-cpu-x86_64-linux`
-  std::string id;       // namespace of the ops
-  std::string source;   // `embedded hub`, `LOCAL_KERNELS`, `path`, `cache`
-  std::string commit;   // of the cached snapshot, else empty
+  std::string chosen;          // `graft-kernels/rms-norm:RMSNorm`
+  std::string variant;         // `torch-stable-abi211-cpu-x86_64-linux`
+  std::string id;              // namespace of the ops
+  std::string source;          // `embedded hub`, `LOCAL_KERNELS`, `path`, `cache`, `Hub`
+  std::string commit;          // of a snapshot of the Hub, else empty
+  uint64_t bytes_fetched = 0;  // that its package brought or, in a dry run, would bring
+  bool is_signed = false;      // of a dry run: the package has a signature; nobody verified it
 };
 
 // How many slots of one layer a package serves.
@@ -38,6 +40,16 @@ struct SwappedRow {
   int64_t count = 0;
 };
 
+// A package of the Hub that serves the model.
+struct FetchedRow {
+  std::string package;
+  std::string source;  // `Hub` when something came over the network, else `cache`
+  std::string commit;
+  std::string variant;
+  uint64_t bytes_fetched = 0;
+  bool is_signed = false;
+};
+
 struct KernelizeReport {
   std::string device;
   std::string dtype;
@@ -45,8 +57,10 @@ struct KernelizeReport {
   std::string disabled_by;  // the variable that turned kernels off, or empty
   double seconds = 0.0;
   std::vector<SlotTrace> slots;
+  bool dry_run = false;  // nothing was done: `chosen` is what would be tried first
 
   std::vector<SwappedRow> swapped() const;
+  std::vector<FetchedRow> from_hub() const;
   nlohmann::ordered_json to_json() const;
   // A table of one line per layer, package and reason, with the number of slots; ends with a
   // summary line.

@@ -36,10 +36,11 @@ def demo_model():
 
 
 def environment(changes=None):
-    """This process's variables without those that would change what the program does."""
+    """This process's variables without those that would change what the program does; no request leaves unless asked."""
     names = ("USE_HUB_KERNELS", "DISABLE_KERNEL_MAPPING", "LOCAL_KERNELS", "GRAFT_DEMO_MODEL", "GRAFT_LOG")
     kept = {name: value for name, value in os.environ.items() if name not in names}
-    return {**kept, "GRAFT_DEMO_MODEL": str(demo_model()), "GRAFT_TRUST_JOURNAL": str(JOURNAL), **(changes or {})}
+    return {**kept, "GRAFT_DEMO_MODEL": str(demo_model()), "GRAFT_TRUST_JOURNAL": str(JOURNAL), "HF_HUB_OFFLINE": "1",
+            **(changes or {})}
 
 
 def run(*arguments, env=None, timeout=300, **options):

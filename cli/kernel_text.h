@@ -1,0 +1,29 @@
+// How kernel packages are shown, by every command below `kernels`.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include "graft/kernel/get_kernel.h"
+
+#include "cli/options.h"
+
+namespace graft::cli {
+
+// The request for a KERNEL argument; `v1` where it names no ref. Throws as kernel::kernel_request.
+kernel::ResolveRequest kernel_argument(const std::string& text, const KernelsOptions& options);
+
+// The options for what a lock names.
+kernel::KernelOptions lock_options(const KernelsOptions& options);
+
+// `org/repo@v1`, or a path.
+std::string name_of(const kernel::ResolvedKernel& kernel);
+
+nlohmann::ordered_json to_json(const kernel::ResolvedKernel& kernel);
+
+// One line for each kernel of a tree: name, commit, variant, where it comes from, bytes.
+std::string to_text(const std::vector<kernel::ResolvedKernel>& tree, bool dry_run);
+
+}  // namespace graft::cli

@@ -1,0 +1,36 @@
+#include <fmt/format.h>
+
+#include "graft/layers/kernelize.h"
+
+#include "cli/load_model.h"
+#include "cli/model_path.h"
+#include "cli/output.h"
+#include "cli/run.h"
+
+namespace graft::cli {
+
+int run_plan(const PlanOptions& options) {
+  ModelOptions model_options = options.model;
+  const auto mode = layers::parse_mode(options.mode);
+  model_options.kernel_config.clear();
+  model_options.use_kernels = false;
+  const auto model = load_model(model_options, options.common);
+  layers::KernelizeOptions kernelize{
+      .mode = mode,
+      .device = model->device(),
+      .dtype = model->dtype(),
+      .config = kernel_config(options.model),
+      .dry_run = true,
+      .trust = {.trust_all = options.trust_remote_code, .repositories = {}}};
+  const auto report = layers::kernelize(*model, kernelize);
+  if (options.common.json) {
+    auto object = report.to_json();
+    object["model"] = resolve_model(options.model.model);
+    print_json(object);
+  } else {
+    write_stdout(report.to_text());
+  }
+  return 0;
+}
+
+}  // namespace graft::cli
