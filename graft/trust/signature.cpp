@@ -1,6 +1,7 @@
 #include "graft/trust/signature.h"
 
 #include <algorithm>
+#include <fstream>
 #include <optional>
 #include <string_view>
 #include <vector>
@@ -22,20 +23,23 @@ namespace fs = std::filesystem;
 constexpr size_t kMaxFileBytes = 1 << 20;
 constexpr size_t kMaxFiles = 4096;
 
-// Nothing for a file that is not there. A copy: what was hashed is what is verified.
+// Nothing for a file that is not there. A copy, since what was hashed must be what is verified; and
+// not mapped, since a file that somebody cuts short meanwhile would end the process.
 std::optional<std::string> read_file(const fs::path& file) {
   std::error_code status;
   if (!fs::is_regular_file(file, status)) {
     return std::nullopt;
   }
-  const auto mapped = io::MappedFile::open(file);
-  const auto bytes = mapped->bytes();
-  if (bytes.size() > kMaxFileBytes) {
-    throw FormatError("trust.signature", "size",
-                      fmt::format("`{}`: expected at most {} bytes, got {}", file.string(),
-                                  kMaxFileBytes, bytes.size()));
+  std::ifstream in(file, std::ios::binary);
+  std::string content(kMaxFileBytes + 1, '\0');
+  in.read(content.data(), static_cast<std::streamsize>(content.size()));
+  content.resize(static_cast<size_t>(in.gcount()));
+  if (in.bad() || content.size() > kMaxFileBytes) {
+    throw FormatError(
+        "trust.signature", "size",
+        fmt::format("`{}`: expected a file of at most {} bytes", file.string(), kMaxFileBytes));
   }
-  return std::string(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+  return content;
 }
 
 // Whether metadata.json names the hashes of the other files; broken text names none.

@@ -31,6 +31,16 @@ int64_t seconds_of(const ASN1_GENERALIZEDTIME* time) {
   return timegm(&parts);
 }
 
+// What the authority saw is a hash that nobody can find a second text for.
+bool has_strong_imprint(TS_RESP* response) {
+  const ASN1_OBJECT* name = nullptr;
+  X509_ALGOR_get0(
+      &name, nullptr, nullptr,
+      TS_MSG_IMPRINT_get_algo(TS_TST_INFO_get_msg_imprint(TS_RESP_get_tst_info(response))));
+  const int hash = OBJ_obj2nid(name);
+  return hash == NID_sha256 || hash == NID_sha384 || hash == NID_sha512;
+}
+
 // The authority's own certificate made this response; its embedded certificates are no authority.
 bool is_signed_by(TS_RESP* response, STACK_OF(X509) * certificates, const X509* authority) {
   PKCS7* token = TS_RESP_get_token(response);
@@ -42,7 +52,7 @@ bool is_signed_by(TS_RESP* response, STACK_OF(X509) * certificates, const X509* 
 
 bool is_from(TS_RESP* response, std::string_view signature, const Authority& authority,
              int64_t time_s) {
-  if (!authority.valid_for.holds(time_s)) {
+  if (!authority.valid_for.holds(time_s) || !has_strong_imprint(response)) {
     return false;
   }
   X509_STORE* store = X509_STORE_new();
