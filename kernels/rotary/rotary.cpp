@@ -113,6 +113,10 @@ GRAFT_OPS(ops) {
   ops.def(
       "rotary(Tensor query, Tensor key, Tensor cos, Tensor sin, bool interleaved, bool inverse) -> "
       "(Tensor, Tensor)");
+  ops.def(
+      "rotary_append_out(Tensor(a!) query_out, Tensor(b!) keys, Tensor(c!) values, Tensor query, "
+      "Tensor key, Tensor value, Tensor cos, Tensor sin, Tensor lengths, Tensor positions, bool "
+      "interleaved) -> ()");
 }
 
 GRAFT_OPS_IMPL(Meta, ops) { graft_kernels::rotary::MetaOps::implement(ops); }

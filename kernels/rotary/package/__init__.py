@@ -1,4 +1,4 @@
-"""Rotary position embedding of query and key in one call, with a right gradient."""
+"""Rotary position embedding of query and key in one call, with a right gradient; and of a new token into a cache."""
 
 from typing import Tuple
 
