@@ -6,6 +6,7 @@
 #include <cuda_runtime.h>
 
 #include "kernels/activation/activation_math.cuh"
+#include "kernels/common/overlap.cuh"
 
 namespace graft_kernels::activation {
 
@@ -59,6 +60,8 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t per_row = problem.columns / kSize;
   const int64_t total = per_row * problem.rows;
   const int64_t first = static_cast<int64_t>(blockIdx.x) * (kThreads * kSteps) + threadIdx.x;
+  let_next_start();
+  wait_for_previous();
 
   Vec<T, kSize> gates[kSteps];
   Vec<T, kSize> ups[kSteps];

@@ -157,9 +157,9 @@ void run_dtype(DecodeProblem& problem, const Tensor& query, const CudaScope& sco
   if (blocks > INT32_MAX) {
     fail("attention", "query", "at most 2^31 blocks of 16 rows", std::to_string(blocks));
   }
-  choice.kernel<<<static_cast<unsigned>(blocks), choice.threads, choice.shared_bytes,
-                  scope.stream()>>>(problem);
-  check_cuda(cudaGetLastError(), "attention_decode_kernel");
+  launch_overlapping(scope, choice.kernel, static_cast<unsigned>(blocks),
+                     static_cast<unsigned>(choice.threads),
+                     static_cast<size_t>(choice.shared_bytes), problem);
   if (problem.splits > 1) {
     launch_merge<T>(problem, scope);
   }

@@ -234,6 +234,7 @@ __global__ void __launch_bounds__(kDecodeThreads, DecodeLayout<kD>::kBlocksPerPr
   extern __shared__ __align__(16) unsigned char shared[];
   __shared__ float2 sums[kDecodeWarps * kBlockRows];
   allow_next_kernel();
+  wait_for_kernel_before();
   const Problem& base = problem.base;
   const Place place = place_of(problem);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;

@@ -107,6 +107,7 @@ template <typename T, bool kPaged>
 __global__ void __launch_bounds__(kPlainThreads)
     attention_decode_plain_kernel(const __grid_constant__ DecodeProblem problem) {
   allow_next_kernel();
+  wait_for_kernel_before();
   const Problem& base = problem.base;
   const Place place = place_of(problem);
   const int lane = threadIdx.x % 32;
@@ -160,6 +161,7 @@ __global__ void __launch_bounds__(kPlainThreads)
   const int thread = threadIdx.x, splits = problem.splits;
   const float* parts = part_row(problem, block, 0, static_cast<int>(row % kBlockRows));
   const int64_t stride = kBlockRows * (problem.base.head_dim + 2);
+  allow_next_kernel();
   wait_for_kernel_before();
   float2 own = {-INFINITY, 0.0F};
   if (thread < splits) {

@@ -61,12 +61,13 @@ Order order_of(int64_t vectors, const CudaScope& scope) {
 }
 
 template <typename X, bool kCastBefore, int kThreads, int kThreadsPerRow, int kVectors, int kRows>
-void launch_register(const Problem& problem, cudaStream_t stream) {
+void launch_register(const Problem& problem, const CudaScope& scope) {
   constexpr int64_t kRowsPerBlock = static_cast<int64_t>(kThreads / kThreadsPerRow) * kRows;
   const unsigned blocks = static_cast<unsigned>((problem.rows + kRowsPerBlock - 1) / kRowsPerBlock);
-  rms_norm_fwd_register_kernel<X, kCastBefore, kThreads, kThreadsPerRow, kVectors, kRows>
-      <<<blocks, kThreads, 0, stream>>>(problem);
-  check_cuda(cudaGetLastError(), "rms_norm_fwd_register_kernel");
+  launch_overlapping(
+      scope,
+      rms_norm_fwd_register_kernel<X, kCastBefore, kThreads, kThreadsPerRow, kVectors, kRows>,
+      blocks, kThreads, 0, problem);
 }
 
 template <typename X, bool kCastBefore>
@@ -93,31 +94,31 @@ void launch_shared(const Problem& problem, int cluster, cudaStream_t stream) {
 
 // Launches the kernel that holds rows of this length on chip; false if none does.
 template <typename X, bool kCastBefore>
-bool try_on_chip(const Problem& problem, const Order& order, cudaStream_t stream) {
+bool try_on_chip(const Problem& problem, const Order& order, const CudaScope& scope) {
   const int64_t vectors = problem.columns / kVectorSize<X>;
   if (problem.rows > (int64_t{1} << 27)) {
     return false;  // the grid's limit, with a cluster of eight
   }
   if (vectors <= 32) {
     // Short rows: several rows per warp keep enough bytes in flight, when there are enough rows.
-    problem.rows >= (1 << 14) ? launch_register<X, kCastBefore, 128, 32, 1, 4>(problem, stream)
-                              : launch_register<X, kCastBefore, 128, 32, 1, 1>(problem, stream);
+    problem.rows >= (1 << 14) ? launch_register<X, kCastBefore, 128, 32, 1, 4>(problem, scope)
+                              : launch_register<X, kCastBefore, 128, 32, 1, 1>(problem, scope);
   } else if (vectors <= 64) {
-    launch_register<X, kCastBefore, 128, 32, 2, 2>(problem, stream);
+    launch_register<X, kCastBefore, 128, 32, 2, 2>(problem, scope);
   } else if (vectors <= 128) {
-    launch_register<X, kCastBefore, 128, 32, 4, 1>(problem, stream);
+    launch_register<X, kCastBefore, 128, 32, 4, 1>(problem, scope);
   } else if (vectors <= 256) {
-    launch_register<X, kCastBefore, 128, 128, 2, 1>(problem, stream);
+    launch_register<X, kCastBefore, 128, 128, 2, 1>(problem, scope);
   } else if (order.threads == 128) {
-    launch_register<X, kCastBefore, 128, 128, 4, 1>(problem, stream);
+    launch_register<X, kCastBefore, 128, 128, 4, 1>(problem, scope);
   } else if (order.threads == 160) {
-    launch_register<X, kCastBefore, 160, 160, 4, 1>(problem, stream);
+    launch_register<X, kCastBefore, 160, 160, 4, 1>(problem, scope);
   } else if (order.threads == 256) {
-    launch_register<X, kCastBefore, 256, 256, 4, 1>(problem, stream);
+    launch_register<X, kCastBefore, 256, 256, 4, 1>(problem, scope);
   } else if (vectors <= 2048) {
-    launch_register<X, kCastBefore, 512, 512, 4, 1>(problem, stream);
+    launch_register<X, kCastBefore, 512, 512, 4, 1>(problem, scope);
   } else if (order.threads == kLongThreads) {
-    launch_shared<X, kCastBefore>(problem, order.parts, stream);
+    launch_shared<X, kCastBefore>(problem, order.parts, scope.stream());
   } else {
     return false;
   }
@@ -142,7 +143,7 @@ void launch_looping(const Problem& problem, const Order& order, const CudaScope&
 template <typename X, bool kCastBefore>
 void launch_one_dtype(const Problem& problem, const Order& order, const CudaScope& scope) {
   const bool fits = is_vectorizable(problem) && is_single_stride(problem);
-  if (!fits || !try_on_chip<X, kCastBefore>(problem, order, scope.stream())) {
+  if (!fits || !try_on_chip<X, kCastBefore>(problem, order, scope)) {
     launch_looping<X, X, X, kCastBefore>(problem, order, scope);
   }
 }

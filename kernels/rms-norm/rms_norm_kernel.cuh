@@ -2,6 +2,7 @@
 // written once. Device code on raw pointers; no Torch.
 #pragma once
 
+#include "kernels/common/overlap.cuh"
 #include "kernels/rms-norm/rms_norm_reduce.cuh"
 
 namespace graft_kernels::rms_norm {
@@ -22,6 +23,8 @@ __global__ void __launch_bounds__(kThreads, kResidentThreads / kThreads)
   const int64_t group =
       static_cast<int64_t>(blockIdx.x) * (kThreads / kThreadsPerRow) + threadIdx.x / kThreadsPerRow;
   const int num_vectors = static_cast<int>(problem.columns / kSize);
+  let_next_start();
+  wait_for_previous();
 
   // Load the rows; every load is issued before the first is used.
   Vec<X, kSize> rows[kRows][kVectors];
