@@ -18,6 +18,9 @@ write_basic_package_version_file(${CMAKE_BINARY_DIR}/graftConfigVersion.cmake CO
 install(FILES ${CMAKE_BINARY_DIR}/graftConfig.cmake ${CMAKE_BINARY_DIR}/graftConfigVersion.cmake
   DESTINATION ${config_dir})
 
+if(TARGET graft_cuda)
+  install(TARGETS graft_cuda LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
+endif()
 install(TARGETS graft_stub LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR}/graft_stub)
 if(TARGET graft_cli)
   install(TARGETS graft_cli RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
