@@ -2,6 +2,7 @@
 
 #include <array>
 #include <cmath>
+#include <limits>
 
 namespace graft::layers {
 
@@ -134,6 +135,53 @@ std::pair<at::Tensor, at::Tensor> RmsNorm::Kernel::add_forward(const at::Tensor&
                                                                double eps) const {
   at::Tensor sum = residual + x;
   return {forward(sum, weight, eps), sum};
+}
+
+void append_to_cache(const at::Tensor& key, const at::Tensor& value, const StepPlace& place,
+                     const at::Tensor& keys, const at::Tensor& values) {
+  const at::Tensor index = place.lengths.narrow(0, 0, 1).to(at::kLong) - 1;
+  at::Tensor all_keys = keys, all_values = values;
+  all_keys.index_copy_(2, index, key.transpose(1, 2));
+  all_values.index_copy_(2, index, value.transpose(1, 2));
+}
+
+at::Tensor Rotary::Kernel::append_forward(const at::Tensor& query, const at::Tensor& key,
+                                          const at::Tensor& value, const RotaryTables& tables,
+                                          const StepPlace& place, const at::Tensor& keys,
+                                          const at::Tensor& values) const {
+  const auto rows = [&](const at::Tensor& table) {
+    return table.squeeze(0).index_select(0, place.positions).unsqueeze(1);
+  };
+  const auto [rotated, rotated_key] =
+      forward(query, key, {rows(tables.cos), rows(tables.sin), rows(tables.signed_sin)});
+  append_to_cache(rotated_key, value, place, keys, values);
+  return rotated;
+}
+
+at::Tensor Attention::Kernel::causal_forward(const at::Tensor& query, const at::Tensor& key,
+                                             const at::Tensor& value, double scale) const {
+  const int64_t length = query.size(1);
+  const at::Tensor mask =
+      at::full({length, length}, -std::numeric_limits<double>::infinity(), query.options()).triu(1);
+  return forward(query, key, value, mask.view({1, 1, length, length}), scale, /*softcap=*/0.0);
+}
+
+at::Tensor Attention::Kernel::decode_forward(const at::Tensor& query, const at::Tensor& key,
+                                             const at::Tensor& value, const at::Tensor& lengths,
+                                             const at::Tensor& mask, double scale, double softcap,
+                                             int64_t window) const {
+  const at::Tensor places = at::arange(key.size(2), lengths.options());
+  const at::Tensor ends = lengths.view({-1, 1, 1, 1});
+  at::Tensor hidden = places.ge(ends);
+  if (window > 0) {
+    hidden = hidden.logical_or(places.lt(ends - window));
+  }
+  at::Tensor all = at::zeros(hidden.sizes(), query.options());
+  if (mask.defined()) {
+    all = all + mask;
+  }
+  return forward(query, key, value,
+                 all.masked_fill(hidden, -std::numeric_limits<double>::infinity()), scale, softcap);
 }
 
 std::shared_ptr<const RmsNorm::Kernel> RmsNorm::reference(const Spec& spec) {

@@ -132,6 +132,12 @@ struct RotaryTables {
   at::Tensor signed_sin;  // sin with its first half negated, which the reference reads
 };
 
+// Where the newest token of each row lies. On the device, so that one captured step serves every length.
+struct StepPlace {
+  at::Tensor lengths;    // [B] int32: keys in use, the new token's counted; the same for all rows
+  at::Tensor positions;  // [B] int32: the new token's position, its row of the rotary tables
+};
+
 // Layer name `rotary_pos_emb`: x * cos + rotate_half(x) * sin over the first R of D dimensions,
 // rounded to the wider of the two dtypes after each step, as transformers does.
 struct Rotary {
@@ -150,6 +156,16 @@ struct Rotary {
     virtual std::pair<at::Tensor, at::Tensor> forward(const at::Tensor& query,
                                                       const at::Tensor& key,
                                                       const RotaryTables& tables) const = 0;
+    // One new token a row: query and key are rotated by their rows of the tables, key and value put at
+    // place lengths[b] - 1 of the cache.
+    //
+    // query [B, 1, Hq, D], key, value [B, 1, Hkv, D]   tables [1, P, R], of every position
+    // keys, values [B, Hkv, T, D]                      the cache
+    // Returns the rotated query. The default calls forward(). No gradient.
+    virtual at::Tensor append_forward(const at::Tensor& query, const at::Tensor& key,
+                                      const at::Tensor& value, const RotaryTables& tables,
+                                      const StepPlace& place, const at::Tensor& keys,
+                                      const at::Tensor& values) const;
   };
 
   static std::shared_ptr<const Kernel> reference(const Spec& spec);
@@ -174,11 +190,31 @@ struct Attention {
     virtual at::Tensor forward(const at::Tensor& query, const at::Tensor& key,
                                const at::Tensor& value, const at::Tensor& mask, double scale,
                                double softcap) const = 0;
+    // Whether causal_forward() is the fastest there is for such a query.
+    virtual bool takes_prompt(const at::Tensor&) const { return false; }
+    // S == T, query s sees keys up to its own. No soft cap. Only where takes_prompt().
+    virtual at::Tensor causal_forward(const at::Tensor& query, const at::Tensor& key,
+                                      const at::Tensor& value, double scale) const;
+    // One query a row over a cache of T places.
+    //
+    // query [B, 1, Hq, D]   key, value [B, Hkv, T, D]
+    // lengths [B] int32     keys in use, on the device; what lies behind them is not looked at, but the
+    //                       default needs it to be finite
+    // mask [B, 1, 1, T], or undefined   window   keys that a query sees, itself included; 0: all
+    // The default makes one mask of the three and calls forward(). No gradient.
+    virtual at::Tensor decode_forward(const at::Tensor& query, const at::Tensor& key,
+                                      const at::Tensor& value, const at::Tensor& lengths,
+                                      const at::Tensor& mask, double scale, double softcap,
+                                      int64_t window) const;
   };
 
   static std::shared_ptr<const Kernel> reference(const Spec& spec);
   static std::string variant_name(const Spec& spec);
 };
+
+// Puts key and value [B, 1, Hkv, D] at place lengths[b] - 1 of keys and values [B, Hkv, T, D].
+void append_to_cache(const at::Tensor& key, const at::Tensor& value, const StepPlace& place,
+                     const at::Tensor& keys, const at::Tensor& values);
 
 // The layer name that a spec of contract C stands for.
 std::string layer_name(const RmsNorm::Spec& spec);

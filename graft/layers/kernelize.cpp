@@ -307,6 +307,7 @@ void KernelSession::apply(SlotModule& slot, Mode mode, const Candidate& candidat
   for (const auto& resolved : resolve_once(candidate.reference).tree) {
     trace.bytes_fetched += resolved.resolution.bytes_fetched;
   }
+  trace.capturable = layer->second.can_torch_compile;
 }
 
 // Whatever a stranger's package throws is a refusal of that package, written down.

@@ -71,4 +71,8 @@ void unkernelize(torch::nn::Module& model);
 // train() and eval(). Nothing when the model was never kernelized.
 std::optional<KernelizeReport> kernelize_report(torch::nn::Module& model);
 
+// Why a forward pass of the model cannot be captured into a graph: a kernel of its that does not say it
+// is safe there. Empty: it can, as far as the kernels go.
+std::string capture_refusal(torch::nn::Module& model);
+
 }  // namespace graft::layers

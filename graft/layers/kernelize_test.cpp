@@ -193,6 +193,19 @@ TEST(Kernelize, RefusesALayerThatCannotDoWhatItIsRegisteredFor) {
   EXPECT_EQ(outcome("NotUnderCapture", Mode::kInference).outcome, "chosen");
 }
 
+TEST(Kernelize, SaysWhichKernelKeepsAModelFromBeingCaptured) {
+  NormModule model(64);
+  model.eval();
+  EXPECT_EQ(capture_refusal(model), "") << "references can be captured";
+  kernelize(model, {.config = norm_config(test_norms("NotUnderCapture"), Mode::kInference)});
+  EXPECT_THAT(capture_refusal(model), HasSubstr("NotUnderCapture"));
+  EXPECT_FALSE(kernelize_report(model)->to_json()["slots"][0]["capturable"].get<bool>());
+  kernelize(model, {.config = norm_config(test_norms("Norm"), Mode::kInference)});
+  EXPECT_EQ(capture_refusal(model), "");
+  unkernelize(model);
+  EXPECT_EQ(capture_refusal(model), "");
+}
+
 TEST(Kernelize, TheNextKernelIsTriedWhenTheUsersIsRefused) {
   NormModule model(64);
   model.eval();

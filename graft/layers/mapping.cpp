@@ -147,10 +147,12 @@ const KernelMapping& default_mapping() {
                  {{Mode::kTrainingCompile, reference(package, layer)}});
       }
     }
-    // No backward, and not on CUDA.
-    made.set("Linear", {"cpu"}, {{Mode::kInferenceCompile, reference("linear", "Linear")}});
-    made.set("Attention", {"cpu"},
-             {{Mode::kInferenceCompile, reference("attention", "Attention")}});
+    // No backward.
+    for (const char* device : {"cpu", "cuda"}) {
+      made.set("Linear", {device}, {{Mode::kInferenceCompile, reference("linear", "Linear")}});
+      made.set("Attention", {device},
+               {{Mode::kInferenceCompile, reference("attention", "Attention")}});
+    }
     return made;
   }();
   return mapping;

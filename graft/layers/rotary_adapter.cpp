@@ -21,7 +21,19 @@ class RotaryAdapter final : public Rotary::Kernel,
                    {"cos"},
                    {"sin"},
                    {"interleaved", c10::TypeKind::BoolType},
-                   {"inverse", c10::TypeKind::BoolType}}}) {}
+                   {"inverse", c10::TypeKind::BoolType}}}),
+        append_(optional_op<Append>(kernel, layer, "append_forward",
+                                    {{{"query_out"},
+                                      {"keys"},
+                                      {"values"},
+                                      {"query"},
+                                      {"key"},
+                                      {"value"},
+                                      {"cos"},
+                                      {"sin"},
+                                      {"lengths"},
+                                      {"positions"},
+                                      {"interleaved", c10::TypeKind::BoolType}}})) {}
 
   bool has_backward() const override { return has_backward_; }
 
@@ -46,7 +58,26 @@ class RotaryAdapter final : public Rotary::Kernel,
     return rotated;
   }
 
+  at::Tensor append_forward(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                            const RotaryTables& tables, const StepPlace& place,
+                            const at::Tensor& keys, const at::Tensor& values) const override {
+    if (!append_) {
+      return Rotary::Kernel::append_forward(query, key, value, tables, place, keys, values);
+    }
+    must_record(repository_, /*has_backward=*/false, {&query, &key, &value});
+    at::Tensor query_out = at::empty(query.sizes(), query.options());
+    at::Tensor all_keys = keys, all_values = values;
+    (*append_)(query_out, all_keys, all_values, with_contiguous_rows(query),
+               with_contiguous_rows(key), with_contiguous_rows(value), tables.cos.squeeze(0),
+               tables.sin.squeeze(0), place.lengths, place.positions, interleaved_);
+    return query_out;
+  }
+
  private:
+  using Append = BoundOp<void(at::Tensor&, at::Tensor&, at::Tensor&, const at::Tensor&,
+                              const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                              const at::Tensor&, const at::Tensor&, const at::Tensor&, bool)>;
+
   std::pair<at::Tensor, at::Tensor> rotate(const at::Tensor& query, const at::Tensor& key,
                                            const at::Tensor& cos, const at::Tensor& sin,
                                            bool inverse) const {
@@ -63,6 +94,7 @@ class RotaryAdapter final : public Rotary::Kernel,
   BoundOp<void(at::Tensor&, at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
                const at::Tensor&, bool, bool)>
       forward_;
+  std::optional<Append> append_;
 };
 
 }  // namespace

@@ -31,6 +31,48 @@ at::Tensor exact_rotation(const at::Tensor& x, const RotaryTables& tables) {
   return at::cat({head * cos + other * sin, to_exact(x).slice(-1, dim)}, -1);
 }
 
+// One new token of each of two rows into a cache, rotated by `rotary_dim` elements of a head.
+std::string check_append(GuardInputs& inputs, const Rotary::Kernel& candidate,
+                         const Rotary::Kernel& reference, int64_t rotary_dim, at::ScalarType dtype,
+                         at::Device device) {
+  constexpr int64_t kPlaces = 7, kLength = 5;
+  const std::string what = fmt::format("append_forward [2, 1, 4, 32], {} turned", rotary_dim);
+  return attempt(what, [&] {
+    const at::Tensor fused = inputs.normal({2, 1, 8, 32});
+    const at::Tensor query = fused.narrow(2, 0, 4), key = fused.narrow(2, 4, 2),
+                     value = fused.narrow(2, 6, 2);
+    const at::Tensor cache = inputs.normal({2, 2, kPlaces, 32});
+    const RotaryTables tables = make_tables(1, kPlaces, rotary_dim, dtype, device);
+    const auto whole = at::TensorOptions().dtype(at::kInt);
+    const StepPlace place{at::full({2}, kLength, whole).to(device),
+                          at::tensor({4, 1}, whole).to(device)};
+    const at::Tensor rows = place.positions.cpu().to(at::kLong);
+    const auto row = [&](const at::Tensor& table) {
+      return table.cpu()[0].index_select(0, rows).unsqueeze(1);
+    };
+    const RotaryTables own{row(tables.cos), row(tables.sin), row(tables.signed_sin)};
+    at::Tensor exact_keys = to_exact(cache).clone(), exact_values = to_exact(cache).clone();
+    exact_keys.select(2, kLength - 1).copy_(exact_rotation(key, own).squeeze(1));
+    exact_values.select(2, kLength - 1).copy_(to_exact(value).squeeze(1));
+    struct Result {
+      at::Tensor query, keys, values;
+    };
+    const auto run = [&](const Rotary::Kernel& kernel) {
+      Result result{{}, cache.clone(), cache.clone()};
+      result.query = kernel.append_forward(query, key, value, tables, place, result.keys,
+                                           result.values);
+      return result;
+    };
+    const Result ours = run(candidate), theirs = run(reference);
+    return first_refusal(
+        {[&] {
+           return compare(what + ", query", ours.query, theirs.query, exact_rotation(query, own));
+         },
+         [&] { return compare(what + ", keys", ours.keys, theirs.keys, exact_keys); },
+         [&] { return compare(what + ", values", ours.values, theirs.values, exact_values); }});
+  });
+}
+
 }  // namespace
 
 std::string guard(const Rotary::Spec&, const Rotary::Kernel& candidate,
@@ -85,7 +127,9 @@ std::string guard(const Rotary::Spec&, const Rotary::Kernel& candidate,
        [&] {
          return check("forward [1, 0, 2, 8]", inputs.normal({1, 0, 2, 8}),
                       inputs.normal({1, 0, 1, 8}), make_tables(1, 0, 8, dtype, device));
-       }});
+       },
+       [&] { return check_append(inputs, candidate, reference, 32, dtype, device); },
+       [&] { return check_append(inputs, candidate, reference, 16, dtype, device); }});
   return refusal.empty() && candidate.has_backward() ? backward() : refusal;
 }
 

@@ -80,6 +80,7 @@ nlohmann::ordered_json KernelizeReport::to_json() const {
                             {"source", slot.source},
                             {"commit", slot.commit},
                             {"bytes_fetched", slot.bytes_fetched},
+                            {"capturable", slot.capturable},
                             {"considered", considered}});
   }
   return out;

@@ -30,6 +30,7 @@ struct SlotTrace {
   std::string commit;          // of a snapshot of the Hub, else empty
   uint64_t bytes_fetched = 0;  // that its package brought or, in a dry run, would bring
   bool is_signed = false;      // of a dry run: the package has a signature; nobody verified it
+  bool capturable = true;  // safe inside the capture of a graph; references are
 };
 
 // How many slots of one layer a package serves.
