@@ -51,6 +51,20 @@ class CausalLM : public torch::nn::Module {
   virtual std::unique_ptr<nn::KvCache> make_cache(int64_t batch_size,
                                                   int64_t max_length = 0) const = 0;
 
+  // Why the places of a step cannot be counted on the device, which a captured step needs; empty: they
+  // can.
+  virtual std::string device_steps_refusal() const {
+    return "the model does not count its tokens on the device";
+  }
+  // Lets a static cache that holds its prompt count further tokens on the device. forward() then takes
+  // one token a row, without attention_mask and position_ids, and nothing in it depends on the length:
+  // it may be captured. After a replay the caller calls cache.advance(1).
+  //
+  // attention_mask  [B, max_length] int64 or bool, 0 at padding; undefined: no padding
+  // Throws   InvalidArgument `models.device_steps.<reason>` where device_steps_refusal() has one, or the
+  //          cache is none of this model's static ones.
+  virtual void count_on_device(nn::KvCache& cache, const at::Tensor& attention_mask) const;
+
   virtual const CausalLMInfo& info() const = 0;
   virtual at::Device device() const = 0;
   virtual at::ScalarType dtype() const = 0;

@@ -36,6 +36,32 @@ void check_input(const ForwardInput& input, int64_t num_past) {
   }
 }
 
+// What a step that the device counts takes.
+void check_step(const ForwardInput& input, int64_t batch_size) {
+  const at::Tensor& ids = input.input_ids;
+  if (!ids.defined() || ids.scalar_type() != at::kLong ||
+      ids.sizes() != at::IntArrayRef({batch_size, 1})) {
+    throw InvalidArgument(
+        "models.forward", "input-ids",
+        fmt::format("input_ids: expected int64 of shape [{}, 1] while tokens are counted on the "
+                    "device, got {}",
+                    batch_size,
+                    ids.defined() ? fmt::format("{} {}", toString(ids.scalar_type()), ids.sizes())
+                                  : "nothing"));
+  }
+  if (input.attention_mask.defined() || input.position_ids.defined()) {
+    throw InvalidArgument("models.forward", "attention-mask",
+                          "attention_mask and position_ids: expected none while tokens are counted "
+                          "on the device, got one");
+  }
+  if (input.cache->length() >= input.cache->max_length()) {
+    throw InvalidArgument("nn.kv_cache", "full",
+                          fmt::format("cache: expected at most {} tokens, got one more",
+                                      input.cache->max_length()),
+                          "make the cache with a larger max_length");
+  }
+}
+
 }  // namespace
 
 std::shared_ptr<nn::RmsNorm> DecoderLayer::add_norm(const std::string& name,
@@ -71,18 +97,20 @@ nn::MlpOptions mlp_options(const DecoderConfig& config) {
           .bias = config.mlp_bias};
 }
 
-at::Tensor attend_with_cache(const nn::AttentionSlot& kernel, const at::Tensor& query,
-                             const at::Tensor& key, const at::Tensor& value, int64_t layer_idx,
-                             const nn::AttentionMask& mask, const nn::AttentionOptions& options,
-                             const ForwardContext& context) {
+namespace {
+
+// query [B, S, Hq, D], key and value [B, S, Hkv, D], all rotated.
+at::Tensor attend_with_cache(const AttentionPlace& place, const at::Tensor& query,
+                             const at::Tensor& key, const at::Tensor& value,
+                             const nn::AttentionMask& mask, const ForwardContext& context) {
   at::Tensor keys = key.transpose(1, 2);
   at::Tensor values = value.transpose(1, 2);
   if (context.cache != nullptr) {
-    std::tie(keys, values) = context.cache->update(layer_idx, keys, values);
+    std::tie(keys, values) = context.cache->update(place.layer_idx, keys, values);
   }
   const int64_t length = query.size(1);
   if (!context.last_query_only || length == 1) {
-    return nn::attend(kernel, query, keys, values, mask, options);
+    return nn::attend(place.kernel, query, keys, values, mask, place.options);
   }
   // The last query sees every key, so a mask that is only causal falls away.
   nn::AttentionMask last = mask;
@@ -90,7 +118,39 @@ at::Tensor attend_with_cache(const nn::AttentionSlot& kernel, const at::Tensor& 
   if (mask.additive.defined()) {
     last.additive = mask.additive.narrow(2, length - 1, 1);
   }
-  return nn::attend(kernel, query.narrow(1, length - 1, 1), keys, values, last, options);
+  return nn::attend(place.kernel, query.narrow(1, length - 1, 1), keys, values, last,
+                    place.options);
+}
+
+// One token a row whose place the device knows.
+at::Tensor attend_in_step(const AttentionPlace& place, const ProjectedHeads& heads,
+                          const layers::RotaryTables& tables, const nn::AttentionMask& mask,
+                          const ForwardContext& context) {
+  const auto [keys, values] = context.cache->storage(place.layer_idx);
+  at::Tensor query = heads.query;
+  if (place.rotary != nullptr) {
+    query = (*place.rotary)
+                ->append_forward(heads.query, heads.key, heads.value, tables, context.steps->place,
+                                 keys, values);
+  } else {
+    layers::append_to_cache(heads.key, heads.value, context.steps->place, keys, values);
+  }
+  return nn::attend(place.kernel, query, keys, values, mask, place.options);
+}
+
+}  // namespace
+
+at::Tensor rotate_and_attend(const AttentionPlace& place, const ProjectedHeads& heads,
+                             const layers::RotaryTables& tables, const nn::AttentionMask& mask,
+                             const ForwardContext& context) {
+  if (context.steps != nullptr) {
+    return attend_in_step(place, heads, tables, mask, context);
+  }
+  if (place.rotary == nullptr) {
+    return attend_with_cache(place, heads.query, heads.key, heads.value, mask, context);
+  }
+  const auto [query, key] = (*place.rotary)->forward(heads.query, heads.key, tables);
+  return attend_with_cache(place, query, key, heads.value, mask, context);
 }
 
 DecoderModel::DecoderModel(const DecoderConfig& config, layers::RmsNormVariant norm_variant)
@@ -144,6 +204,35 @@ std::unique_ptr<nn::KvCache> DecoderForCausalLM::make_cache(int64_t batch_size,
                                              at::TensorOptions().dtype(dtype()).device(device()));
 }
 
+std::string DecoderForCausalLM::device_steps_refusal() const {
+  if (config_.attention_backend != nn::AttentionBackend::kSdpa) {
+    return "only sdpa attention reads lengths from the device";
+  }
+  return rotary_.needs_length() ? "the rotary frequencies change with the length" : "";
+}
+
+void CausalLM::count_on_device(nn::KvCache&, const at::Tensor&) const {
+  throw InvalidArgument("models.device_steps", "model", device_steps_refusal());
+}
+
+void DecoderForCausalLM::count_on_device(nn::KvCache& cache,
+                                         const at::Tensor& attention_mask) const {
+  auto* fixed = dynamic_cast<nn::StaticKvCache*>(&cache);
+  if (const std::string refusal = device_steps_refusal(); !refusal.empty()) {
+    CausalLM::count_on_device(cache, attention_mask);
+  }
+  if (fixed == nullptr || fixed->length() == 0) {
+    throw InvalidArgument("models.device_steps", "cache",
+                          fmt::format("cache: expected a static one that holds a prompt, got {}",
+                                      fixed == nullptr ? "a growing one" : "an empty one"));
+  }
+  ForwardContext context;
+  const int64_t places = fixed->max_length();
+  const auto options = at::TensorOptions().dtype(at::kLong).device(device());
+  fill_rotary(context, at::arange(places, options).unsqueeze(0), places);
+  fixed->count_on_device(attention_mask, context.rotary, context.sliding_rotary);
+}
+
 at::Tensor DecoderForCausalLM::embed(const at::Tensor& input_ids) const {
   return model_->embed_tokens->forward(input_ids);
 }
@@ -179,7 +268,27 @@ void DecoderForCausalLM::fill_masks(ForwardContext& context, const ForwardInput&
   }
 }
 
+ForwardContext DecoderForCausalLM::make_step_context(const ForwardInput& input) const {
+  const nn::DeviceSteps& steps = *input.cache->device_steps();
+  check_step(input, steps.counts.size(1));
+  ForwardContext context;
+  context.cache = input.cache;
+  context.steps = &steps;
+  context.rotary = steps.rotary;
+  context.sliding_rotary = steps.sliding_rotary;
+  at::Tensor counts = steps.counts;
+  counts.add_(1);
+  context.full_mask.lengths = steps.place.lengths;
+  context.full_mask.additive = steps.mask;
+  context.sliding_mask = context.full_mask;
+  context.sliding_mask.window = config_.sliding_window;
+  return context;
+}
+
 ForwardContext DecoderForCausalLM::make_context(const ForwardInput& input) const {
+  if (input.cache != nullptr && input.cache->device_steps() != nullptr) {
+    return make_step_context(input);
+  }
   const int64_t num_past = input.cache != nullptr ? input.cache->length() : 0;
   check_input(input, num_past);
   ForwardContext context;

@@ -25,6 +25,7 @@ struct ForwardContext {
   nn::RotaryTables rotary;
   nn::RotaryTables sliding_rotary;  // only where sliding layers have tables of their own
   nn::KvCache* cache = nullptr;
+  const nn::DeviceSteps* steps = nullptr;  // of the cache, where it counts on the device
   // The last layer of a pass that wants one row of logits: only the last position goes on.
   bool last_query_only = false;
 
@@ -65,12 +66,21 @@ at::Tensor soft_capped(const at::Tensor& x, double cap);
 
 nn::MlpOptions mlp_options(const DecoderConfig& config);
 
-// query [B, S, Hq, D], key and value [B, S, Hkv, D], all rotated -> [B, S, Hq * D], or [B, 1, Hq * D]
-// where the context asks for the last query only.
-// Appends key and value to the cache, where there is one, and attends.
-at::Tensor attend_with_cache(const nn::AttentionSlot& kernel, const at::Tensor& query,
-                             const at::Tensor& key, const at::Tensor& value, int64_t layer_idx,
-                             const nn::AttentionMask& mask, const nn::AttentionOptions& options,
+// Where a layer's attention stands in the model, and what it calls.
+struct AttentionPlace {
+  int64_t layer_idx = 0;
+  const layers::Slot<layers::Rotary>* rotary = nullptr;  // null: positions turn nothing here
+  const nn::AttentionSlot& kernel;
+  const nn::AttentionOptions& options;
+};
+
+// Turns query and key by their positions, appends key and value to the cache, where there is one, and
+// attends.
+//
+// heads  query [B, S, Hq, D], key and value [B, S, Hkv, D]
+// Returns [B, S, Hq * D], or [B, 1, Hq * D] where the context asks for the last query only.
+at::Tensor rotate_and_attend(const AttentionPlace& place, const ProjectedHeads& heads,
+                             const layers::RotaryTables& tables, const nn::AttentionMask& mask,
                              const ForwardContext& context);
 
 // The weights under `model.`.
@@ -89,6 +99,8 @@ class DecoderForCausalLM : public CausalLM {
 
   at::Tensor forward(const ForwardInput& input) final;
   std::unique_ptr<nn::KvCache> make_cache(int64_t batch_size, int64_t max_length) const final;
+  std::string device_steps_refusal() const final;
+  void count_on_device(nn::KvCache& cache, const at::Tensor& attention_mask) const final;
   const CausalLMInfo& info() const final { return info_; }
   at::Device device() const final { return model_->embed_tokens->weight.device(); }
   at::ScalarType dtype() const final { return model_->embed_tokens->weight.scalar_type(); }
@@ -117,6 +129,7 @@ class DecoderForCausalLM : public CausalLM {
 
  private:
   ForwardContext make_context(const ForwardInput& input) const;
+  ForwardContext make_step_context(const ForwardInput& input) const;
   void fill_masks(ForwardContext& context, const ForwardInput& input, int64_t num_past) const;
 
   DecoderConfig config_;

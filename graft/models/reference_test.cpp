@@ -7,6 +7,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "graft/core/error.h"
 #include "graft/layers/kernelize.h"
 #include "graft/models/test_reference.h"
 #include "graft/nn/point_recorder.h"
@@ -135,6 +136,71 @@ TEST_P(Reference, GivesTheLogitsOfAShortText) {
   }
   expect_same(model_->forward({.input_ids = reference_["input_ids"].narrow(1, 0, 10)}),
               reference_["short.logits"], "short");
+}
+
+// Steps that read places from tensors: the logits of the recorded decode, and of a padded batch those
+// of steps that are given mask and positions. Attention is one masked formula over all places then, so
+// sums have another order, as with kernels.
+TEST_P(Reference, GivesTheSameLogitsWhereTheDeviceCounts) {
+  const double allowed = (GetParam().dtype == at::kFloat ? 32.0 : 4.0) * (as_recorded() ? 1 : 2);
+  const at::Tensor ids = reference_["input_ids"];
+  const at::Tensor expected = reference_[prefix() + "decode.logits"];
+  const int64_t first = ids.size(1) - expected.size(1);
+  const auto cache = model_->make_cache(ids.size(0), ids.size(1));
+  model_->forward({.input_ids = ids.narrow(1, 0, first), .cache = cache.get()});
+  const std::string refusal = model_->device_steps_refusal();
+  if (!refusal.empty()) {
+    EXPECT_THROW(model_->count_on_device(*cache, {}), InvalidArgument);
+    EXPECT_TRUE(GetParam().attention == "eager" || GetParam().folder == "gemma2" ||
+                GetParam().folder == "phi3_longrope" || GetParam().folder == "llama_dynamic_rope")
+        << refusal;
+    return;
+  }
+  model_->count_on_device(*cache, {});
+  std::vector<at::Tensor> logits;
+  for (int64_t step = first; step < ids.size(1); ++step) {
+    logits.push_back(model_->forward({.input_ids = ids.narrow(1, step, 1), .cache = cache.get()}));
+  }
+  EXPECT_LE(units_in_the_last_place(at::cat(logits, 1), expected), allowed);
+  EXPECT_EQ(cache->length(), ids.size(1));
+  EXPECT_THROW(model_->forward({.input_ids = ids.narrow(1, 0, 1), .cache = cache.get()}),
+               InvalidArgument)
+      << "the cache is full";
+}
+
+TEST_P(Reference, GivesTheSameLogitsOfAPaddedBatchWhereTheDeviceCounts) {
+  if (!model_->device_steps_refusal().empty()) {
+    return;
+  }
+  const double allowed = (GetParam().dtype == at::kFloat ? 32.0 : 4.0) * (as_recorded() ? 1 : 2);
+  const at::Tensor ids = reference_["padded.input_ids"], mask = reference_["padded.attention_mask"],
+                   positions = reference_["padded.position_ids"];
+  const int64_t length = ids.size(1), first = length - 3;
+  const auto plain = model_->make_cache(ids.size(0), length),
+             counted = model_->make_cache(ids.size(0), length);
+  for (nn::KvCache* cache : {plain.get(), counted.get()}) {
+    model_->forward({.input_ids = ids.narrow(1, 0, first),
+                     .attention_mask = mask.narrow(1, 0, first),
+                     .position_ids = positions.narrow(1, 0, first),
+                     .cache = cache});
+  }
+  model_->count_on_device(*counted, mask);
+  for (int64_t step = first; step < length; ++step) {
+    if (step == length - 1) {  // beams change places, and what is counted goes with them
+      const at::Tensor order = at::arange(ids.size(0) - 1, -1, -1);
+      plain->reorder(order);
+      counted->reorder(order);
+    }
+    const auto rows = [&](const at::Tensor& x) { return step == length - 1 ? x.flip({0}) : x; };
+    const at::Tensor token = rows(ids).narrow(1, step, 1);
+    const at::Tensor expected =
+        model_->forward({.input_ids = token,
+                         .attention_mask = rows(mask).narrow(1, 0, step + 1),
+                         .position_ids = rows(positions).narrow(1, step, 1),
+                         .cache = plain.get()});
+    const at::Tensor got = model_->forward({.input_ids = token, .cache = counted.get()});
+    EXPECT_LE(units_in_the_last_place(got, expected), allowed) << "step " << step;
+  }
 }
 
 // The packages of this build in every slot that has one. A kernel sums in another order than the

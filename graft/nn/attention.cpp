@@ -88,6 +88,11 @@ at::Tensor attend_fused(const at::Tensor& query, const at::Tensor& key, const at
   return at::scaled_dot_product_attention(query, key, value, mask, 0.0, causal, scale);
 }
 
+bool needs_gradient(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value) {
+  return at::GradMode::is_enabled() &&
+         (query.requires_grad() || key.requires_grad() || value.requires_grad());
+}
+
 std::optional<at::Tensor> optional_mask(const AttentionMask& mask) {
   return mask.additive.defined() ? std::optional<at::Tensor>(mask.additive) : std::nullopt;
 }
@@ -192,13 +197,24 @@ AttentionMask build_mask(const MaskRequest& request, int64_t window) {
 at::Tensor attend(const AttentionSlot& kernel, const at::Tensor& query, const at::Tensor& key,
                   const at::Tensor& value, const AttentionMask& mask,
                   const AttentionOptions& options) {
+  const auto joined = [&](const at::Tensor& out) {
+    return out.view({query.size(0), query.size(1), options.num_heads * options.head_dim});
+  };
+  if (mask.lengths.defined()) {
+    return joined(kernel->decode_forward(query, key, value, mask.lengths, mask.additive,
+                                         options.scale, options.softcap, mask.window));
+  }
   const bool cut = mask.first_key > 0;
   const at::Tensor keys = cut ? key.slice(2, mask.first_key) : key;
   const at::Tensor values = cut ? value.slice(2, mask.first_key) : value;
   const bool eager = options.backend == AttentionBackend::kEager;
-  if (!eager && kernel.module().swapped() && !mask.causal && query.size(1) <= kMaxKernelQueries) {
-    return kernel->forward(query, keys, values, mask.additive, options.scale, options.softcap)
-        .view({query.size(0), query.size(1), options.num_heads * options.head_dim});
+  const bool swapped = !eager && kernel.module().swapped();
+  if (swapped && !mask.causal && query.size(1) <= kMaxKernelQueries) {
+    return joined(
+        kernel->forward(query, keys, values, mask.additive, options.scale, options.softcap));
+  }
+  if (swapped && mask.causal && kernel->takes_prompt(query) && !needs_gradient(query, keys, values)) {
+    return joined(kernel->causal_forward(query, keys, values, options.scale));
   }
   if (!eager && query.size(1) == 1) {
     return attend_one(query, keys, values, mask, options);

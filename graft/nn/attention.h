@@ -27,6 +27,10 @@ struct AttentionMask {
   at::Tensor additive;    // [B or 1, 1, S, T] in the activation dtype; undefined: nothing masked
   bool causal = false;    // S == T and the upper triangle is masked, though `additive` is not given
   int64_t first_key = 0;  // keys before this one are out of the window for every query
+  // A step of a cache that counts on the device: T is all its places, of which lengths [B] are in use,
+  // and `additive` is [B, 1, 1, T].
+  at::Tensor lengths;
+  int64_t window = 0;  // with lengths: keys that the query sees, itself included; 0: all
 };
 
 struct MaskRequest {
@@ -55,7 +59,7 @@ struct AttentionOptions {
 using AttentionSlot = layers::Slot<layers::Attention>;
 
 // Candidates, best first: the slot's kernel (few queries, nothing but the mask between them and the
-// keys), PyTorch's fused kernels (kSdpa), the formula (kEager).
+// keys; whole prompts where it is the fastest), PyTorch's fused kernels (kSdpa), the formula (kEager).
 //
 // query  [B, S, Hq, D]   key, value [B, Hkv, T, D], any strides with a dense last dimension
 // returns [B, S, Hq * D]

@@ -1,6 +1,7 @@
 #include "graft/nn/contiguous_kv_cache.h"
 
 #include <algorithm>
+#include <limits>
 
 #include <fmt/format.h>
 
@@ -85,17 +86,77 @@ int64_t StaticKvCache::capacity_for(int64_t needed, int64_t) const {
   return max_length_;
 }
 
+void StaticKvCache::advance(int64_t num_tokens) {
+  if (steps_) {
+    capacity_for(length_ + num_tokens, max_length_);
+  }
+  DynamicKvCache::advance(num_tokens);
+}
+
+void StaticKvCache::reset() {
+  DynamicKvCache::reset();
+  steps_.reset();
+}
+
+void StaticKvCache::count_on_device(const at::Tensor& attention_mask, layers::RotaryTables rotary,
+                                    layers::RotaryTables sliding) {
+  const at::Tensor& keys = layers_.front().keys;
+  const auto whole = at::TensorOptions().dtype(at::kInt).device(keys.device());
+  DeviceSteps steps;
+  steps.counts = at::full({2, keys.size(0)}, length_, whole);
+  steps.place = {steps.counts.select(0, 0), steps.counts.select(0, 1)};
+  if (attention_mask.defined()) {
+    const at::Tensor attended = attention_mask.to(keys.device(), at::kBool);
+    steps.place.positions.copy_(attended.narrow(1, 0, length_).sum(1));
+    steps.mask = at::zeros({keys.size(0), 1, 1, max_length_}, keys.options())
+                     .masked_fill_(attended.logical_not().view({keys.size(0), 1, 1, max_length_}),
+                                   -std::numeric_limits<double>::infinity());
+  }
+  steps.place.positions.sub_(1);
+  steps.rotary = std::move(rotary);
+  steps.sliding_rotary = std::move(sliding);
+  for (Layer& layer : layers_) {
+    // A kernel that masks what is not in use still multiplies it by zero.
+    layer.keys.narrow(2, length_, max_length_ - length_).zero_();
+    layer.values.narrow(2, length_, max_length_ - length_).zero_();
+  }
+  steps_ = std::move(steps);
+}
+
+std::pair<at::Tensor, at::Tensor> StaticKvCache::storage(int64_t layer_idx) const {
+  const Layer& layer = layers_[layer_idx];
+  return {layer.keys, layer.values};
+}
+
 void StaticKvCache::reorder(const at::Tensor& beam_idx) {
+  if (steps_ && beam_idx.numel() != steps_->counts.size(1)) {
+    throw InvalidArgument("nn.kv_cache", "reorder",
+                          fmt::format("beam_idx: expected {} rows while tokens are counted on the "
+                                      "device, got {}",
+                                      steps_->counts.size(1), beam_idx.numel()));
+  }
+  // In place where the batch keeps its size: captured graphs keep their addresses.
+  const auto take = [&](at::Tensor& stored, int64_t dim) {
+    const at::Tensor rows = stored.index_select(dim, beam_idx);
+    if (rows.sizes() == stored.sizes()) {
+      stored.copy_(rows);
+      return true;
+    }
+    return false;
+  };
   for (Layer& layer : layers_) {
     for (at::Tensor* stored : {&layer.keys, &layer.values}) {
       at::Tensor used = stored->narrow(2, 0, length_);
-      const at::Tensor rows = used.index_select(0, beam_idx);
-      if (rows.size(0) == used.size(0)) {
-        used.copy_(rows);  // in place: captured graphs keep their addresses
-      } else {
-        *stored = moved(rows, length_, max_length_);
+      if (!take(used, 0)) {
+        *stored = moved(used.index_select(0, beam_idx), length_, max_length_);
       }
     }
+  }
+  if (steps_) {
+    take(steps_->counts, 1);
+  }
+  if (steps_ && steps_->mask.defined()) {
+    take(steps_->mask, 0);
   }
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -42,18 +43,31 @@ struct KvCacheShape {
   int64_t head_dim = 0;
 };
 
-// Allocated once; storage never moves. update() beyond max_length throws InvalidArgument.
+// Allocated once; storage never moves. update() beyond max_length throws InvalidArgument, and so does
+// advance() with device_steps().
 class StaticKvCache final : public DynamicKvCache {
  public:
   StaticKvCache(const KvCacheShape& shape, int64_t max_length, const at::TensorOptions& options);
   int64_t max_length() const override { return max_length_; }
+  void advance(int64_t num_tokens) override;
   void reorder(const at::Tensor& beam_idx) override;
+  void reset() override;
+
+  // From here on places and positions are counted on the device, until reset().
+  //
+  // attention_mask  [B, max_length] int64 or bool, 0 at the padding of the tokens held; undefined: none
+  // rotary          tables of every position, [1, max_length, R]; sliding likewise, or undefined
+  void count_on_device(const at::Tensor& attention_mask, layers::RotaryTables rotary,
+                       layers::RotaryTables sliding);
+  const DeviceSteps* device_steps() const override { return steps_ ? &*steps_ : nullptr; }
+  std::pair<at::Tensor, at::Tensor> storage(int64_t layer_idx) const override;
 
  protected:
   int64_t capacity_for(int64_t needed, int64_t current) const override;
 
  private:
   int64_t max_length_;
+  std::optional<DeviceSteps> steps_;
 };
 
 }  // namespace graft::nn

@@ -90,5 +90,33 @@ TEST(StaticKvCache, KeepsItsStorageAndRefusesMoreThanFits) {
   }
 }
 
+TEST(StaticKvCache, CountsPlacesInTensorsThatKeepTheirPlace) {
+  StaticKvCache cache({.num_layers = 2, .batch_size = 2, .num_kv_heads = kHeads, .head_dim = kDim},
+                      6, at::TensorOptions().dtype(at::kFloat));
+  EXPECT_EQ(cache.device_steps(), nullptr);
+  for (const int64_t layer : {0, 1}) {
+    cache.update(layer, random_kv(2, 3), random_kv(2, 3));
+  }
+  cache.advance(3);
+  const at::Tensor mask = at::tensor({1, 1, 1, 1, 1, 1, 0, 0, 1, 1, 1, 1}, at::kLong).view({2, 6});
+  cache.count_on_device(mask, {}, {});
+  const DeviceSteps& steps = *cache.device_steps();
+  EXPECT_TRUE(at::equal(steps.place.lengths, at::tensor({3, 3}, at::kInt)));
+  EXPECT_TRUE(at::equal(steps.place.positions, at::tensor({2, 0}, at::kInt)))
+      << "of the newest token, padding not counted";
+  EXPECT_TRUE(at::equal(steps.mask.isinf().view({2, 6}), mask.eq(0)));
+  EXPECT_EQ(cache.storage(1).first.narrow(2, 3, 3).abs().sum().item<float>(), 0.0F);
+  const void* place = steps.place.positions.data_ptr();
+  cache.reorder(at::tensor({1, 0}, at::kLong));
+  EXPECT_TRUE(at::equal(steps.place.positions, at::tensor({0, 2}, at::kInt)));
+  EXPECT_TRUE(at::equal(steps.mask.isinf().view({2, 6}), mask.eq(0).flip({0})));
+  EXPECT_EQ(steps.place.positions.data_ptr(), place);
+  EXPECT_THROW(cache.reorder(at::tensor({1}, at::kLong)), InvalidArgument);
+  cache.advance(3);
+  EXPECT_THROW(cache.advance(1), InvalidArgument);
+  cache.reset();
+  EXPECT_EQ(cache.device_steps(), nullptr);
+}
+
 }  // namespace
 }  // namespace graft::nn

@@ -9,7 +9,19 @@
 
 #include <ATen/ATen.h>
 
+#include "graft/layers/contract.h"
+
 namespace graft::nn {
+
+// What the steps of a cache need that counts its tokens on the device. Nothing in it moves from one
+// step to the next, so that a captured step finds it.
+struct DeviceSteps {
+  at::Tensor counts;        // [2, B] int32: lengths and positions, of which `place` is made
+  layers::StepPlace place;  // of the newest token
+  at::Tensor mask;          // [B, 1, 1, T] additive over all places; undefined: no padding
+  layers::RotaryTables rotary;          // [1, T, R], of every position
+  layers::RotaryTables sliding_rotary;  // only where sliding layers have tables of their own
+};
 
 // The interface that attention layers and generate() see.
 class KvCache {
@@ -29,6 +41,10 @@ class KvCache {
   // Keeps row beam_idx[b] as row b; beam_idx [B'] int64.
   virtual void reorder(const at::Tensor& beam_idx) = 0;
   virtual void reset() = 0;
+  // Set while tokens are counted on the device: forward passes then take one token a row.
+  virtual const DeviceSteps* device_steps() const { return nullptr; }
+  // With device_steps(): one layer's keys and values, [B, Hkv, T, D], T being max_length().
+  virtual std::pair<at::Tensor, at::Tensor> storage(int64_t) const { return {}; }
 };
 
 }  // namespace graft::nn

@@ -32,9 +32,8 @@ class Gemma2Attention : public nn::Block {
 
   at::Tensor forward(const at::Tensor& x, const ForwardContext& context) const {
     const auto heads = project_heads(x, *q_proj_, *k_proj_, *v_proj_, options_.head_dim);
-    const auto [query, key] = rotary_->forward(heads.query, heads.key, context.rotary);
-    return o_proj_->forward(attend_with_cache(attention_, query, key, heads.value, layer_idx_,
-                                              context.mask(layer_type_), options_, context));
+    return o_proj_->forward(rotate_and_attend({layer_idx_, &rotary_, attention_, options_}, heads,
+                                              context.rotary, context.mask(layer_type_), context));
   }
 
  private:

@@ -35,10 +35,10 @@ class Gemma3Attention : public nn::Block {
     const nn::RotaryTables& rotary =
         layer_type_ == LayerType::kSliding ? context.sliding_rotary : context.rotary;
     const auto heads = project_heads(x, *q_proj_, *k_proj_, *v_proj_, options_.head_dim);
-    const auto [query, key] =
-        rotary_->forward(q_norm_->forward(heads.query), k_norm_->forward(heads.key), rotary);
-    return o_proj_->forward(attend_with_cache(attention_, query, key, heads.value, layer_idx_,
-                                              context.mask(layer_type_), options_, context));
+    return o_proj_->forward(rotate_and_attend(
+        {layer_idx_, &rotary_, attention_, options_},
+        {q_norm_->forward(heads.query), k_norm_->forward(heads.key), heads.value}, rotary,
+        context.mask(layer_type_), context));
   }
 
  private:

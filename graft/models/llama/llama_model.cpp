@@ -14,9 +14,8 @@ LlamaAttention::LlamaAttention(const DecoderConfig& config, int64_t layer_idx)
 
 at::Tensor LlamaAttention::forward(const at::Tensor& x, const ForwardContext& context) const {
   const auto heads = project_heads(x, *q_proj_, *k_proj_, *v_proj_, options_.head_dim);
-  const auto [query, key] = rotary_->forward(heads.query, heads.key, context.rotary);
-  return o_proj_->forward(attend_with_cache(attention_, query, key, heads.value, layer_idx_,
-                                            context.full_mask, options_, context));
+  return o_proj_->forward(rotate_and_attend({layer_idx_, &rotary_, attention_, options_}, heads,
+                                            context.rotary, context.full_mask, context));
 }
 
 LlamaDecoderLayer::LlamaDecoderLayer(const DecoderConfig& config, int64_t layer_idx)

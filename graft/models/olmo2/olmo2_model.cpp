@@ -22,12 +22,11 @@ class Olmo2Attention : public nn::Block {
 
   at::Tensor forward(const at::Tensor& x, const ForwardContext& context) const {
     const auto projected = nn::join_forward(x, {q_proj_.get(), k_proj_.get(), v_proj_.get()});
-    const auto [query, key] = rotary_->forward(
-        split_heads(q_norm_->forward(projected[0]), options_.head_dim),
-        split_heads(k_norm_->forward(projected[1]), options_.head_dim), context.rotary);
-    const at::Tensor value = split_heads(projected[2], options_.head_dim);
-    return o_proj_->forward(attend_with_cache(attention_, query, key, value, layer_idx_,
-                                              context.full_mask, options_, context));
+    const ProjectedHeads heads{split_heads(q_norm_->forward(projected[0]), options_.head_dim),
+                               split_heads(k_norm_->forward(projected[1]), options_.head_dim),
+                               split_heads(projected[2], options_.head_dim)};
+    return o_proj_->forward(rotate_and_attend({layer_idx_, &rotary_, attention_, options_}, heads,
+                                              context.rotary, context.full_mask, context));
   }
 
  private:

@@ -21,12 +21,12 @@ class Phi3Attention : public nn::Block {
   at::Tensor forward(const at::Tensor& x, const ForwardContext& context) const {
     const at::Tensor qkv = qkv_proj_->forward(x);
     const int64_t dim = options_.head_dim;
-    const auto [query, key] =
-        rotary_->forward(split_heads(qkv.narrow(-1, 0, query_size_), dim),
-                         split_heads(qkv.narrow(-1, query_size_, kv_size_), dim), context.rotary);
-    const at::Tensor value = split_heads(qkv.narrow(-1, query_size_ + kv_size_, kv_size_), dim);
-    return o_proj_->forward(attend_with_cache(attention_, query, key, value, layer_idx_,
-                                              context.mask(layer_type_), options_, context));
+    const ProjectedHeads heads{
+        split_heads(qkv.narrow(-1, 0, query_size_), dim),
+        split_heads(qkv.narrow(-1, query_size_, kv_size_), dim),
+        split_heads(qkv.narrow(-1, query_size_ + kv_size_, kv_size_), dim)};
+    return o_proj_->forward(rotate_and_attend({layer_idx_, &rotary_, attention_, options_}, heads,
+                                              context.rotary, context.mask(layer_type_), context));
   }
 
  private:

@@ -23,12 +23,10 @@ class SmolLM3Attention : public nn::Block {
   }
 
   at::Tensor forward(const at::Tensor& x, const ForwardContext& context) const {
-    auto [query, key, value] = project_heads(x, *q_proj_, *k_proj_, *v_proj_, options_.head_dim);
-    if (use_rope_) {
-      std::tie(query, key) = rotary_->forward(query, key, context.rotary);
-    }
-    return o_proj_->forward(attend_with_cache(attention_, query, key, value, layer_idx_,
-                                              context.mask(layer_type_), options_, context));
+    const auto heads = project_heads(x, *q_proj_, *k_proj_, *v_proj_, options_.head_dim);
+    return o_proj_->forward(rotate_and_attend(
+        {layer_idx_, use_rope_ ? &rotary_ : nullptr, attention_, options_}, heads, context.rotary,
+        context.mask(layer_type_), context));
   }
 
  private:
