@@ -40,6 +40,13 @@ void add_sampling_options(CLI::App& command, GenerateOptions& options) {
   command.add_option("--cache", options.cache, "KV cache: dynamic or static")
       ->check(CLI::IsMember({"dynamic", "static"}))
       ->capture_default_str();
+  command
+      .add_option_function<std::string>(
+          "--cuda-graph",
+          [&options](const std::string& value) { options.cuda_graph = value == "on"; },
+          "Replay decode steps of a static cache on CUDA from one graph: on or off")
+      ->check(CLI::IsMember({"on", "off"}))
+      ->default_str("on");
   command.add_flag("--stream", options.stream, "Print text as it comes");
 }
 

@@ -47,6 +47,7 @@ struct GenerateOptions {
   uint64_t seed = 0;
   bool ignore_eos = false;
   std::string cache = "dynamic";
+  bool cuda_graph = true;  // with a static cache on CUDA
   bool stream = false;
 };
 

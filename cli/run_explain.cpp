@@ -1,5 +1,6 @@
 #include <fmt/format.h>
 
+#include "graft/generation/generate.h"
 #include "graft/layers/kernelize.h"
 
 #include "cli/load_model.h"
@@ -20,12 +21,19 @@ int run_explain(const ExplainOptions& options) {
                                      .dtype = model->dtype(),
                                      .config = kernel_config(options.model)};
   const auto report = layers::kernelize(*model, kernelize);
+  const std::string no_graph = generation::graph_refusal(*model);
   if (options.common.json) {
     auto object = report.to_json();
     object["model"] = resolve_model(options.model.model);
+    object["cuda_graph"] = {{"possible", no_graph.empty()}, {"reason", no_graph}};
     print_json(object);
   } else {
     write_stdout(report.to_text());
+    if (model->device().is_cuda()) {
+      write_stdout(fmt::format("decode steps with a static cache: {}\n",
+                               no_graph.empty() ? "replayed from a CUDA graph"
+                                                : "no CUDA graph: " + no_graph));
+    }
   }
   return 0;
 }

@@ -131,6 +131,7 @@ generation::GenerationConfig generation_config(const GenerateOptions& options) {
   config.seed = options.seed;
   config.ignore_eos = options.ignore_eos;
   config.use_static_cache = options.cache == "static";
+  config.disable_compile = !options.cuda_graph;
   return config;
 }
 
@@ -189,10 +190,13 @@ void print_summary(const GenerateOptions& options, models::CausalLM& model,
   print_note(
       options.common,
       fmt::format(
-          "prefill {} tokens, {:.1f} tokens/s; decode {} tokens, {:.1f} tokens/s; {}; ended by {}",
+          "prefill {} tokens, {:.1f} tokens/s; decode {} tokens, {:.1f} tokens/s; {}{}; ended by {}",
           output.prefill_tokens, per_second(output.prefill_tokens, output.prefill_seconds),
           output.decode_tokens, per_second(output.decode_tokens, output.decode_seconds),
           swapped.empty() ? "no kernels" : "kernels: " + swapped,
+          output.used_graph                                          ? "; CUDA graph"
+          : options.cache == "static" && !model.device().is_cpu() ? "; no CUDA graph: " + output.graph_refusal
+                                                                     : "",
           generation::name(output.finish_reasons[0])));
 }
 
@@ -237,6 +241,7 @@ int run_generate(const GenerateOptions& options) {
          {"decode_tokens_per_second", per_second(output.decode_tokens, output.decode_seconds)},
          {"prefill_seconds", output.prefill_seconds},
          {"decode_seconds", output.decode_seconds},
+         {"cuda_graph", {{"used", output.used_graph}, {"reason", output.graph_refusal}}},
          {"peak_rss_bytes", peak_rss_bytes()},
          {"swapped", swapped_rows(*model)}});
   } else {

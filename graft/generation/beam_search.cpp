@@ -112,6 +112,7 @@ class BeamSearch {
       logits = feed(logits.device());
     }
     output_.decode_seconds = std::chrono::duration<double>(Clock::now() - start).count();
+    decoding_.report_graph(output_);
     collect();
     return std::move(output_);
   }

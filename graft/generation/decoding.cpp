@@ -86,6 +86,22 @@ void check_hooks(const GenerationConfig& config, const GenerateHooks& hooks) {
   }
 }
 
+// New tokens below which a capture costs more than it saves: it takes about as long as three steps.
+constexpr int64_t kLeastGraphTokens = 8;
+
+std::string why_no_graph(models::CausalLM& model, const Plan& plan, const GenerationConfig& config) {
+  if (!config.use_cache || !config.use_static_cache) {
+    return "the cache is dynamic: only a static one keeps its place";
+  }
+  if (config.disable_compile) {
+    return "disable_compile is set";
+  }
+  if (plan.max_new_tokens < kLeastGraphTokens) {
+    return fmt::format("fewer than {} new tokens do not pay for a capture", kLeastGraphTokens);
+  }
+  return DecodeGraph::refusal(model);
+}
+
 }  // namespace
 
 Plan make_plan(const models::CausalLM& model, const std::vector<std::vector<int64_t>>& prompts,
@@ -127,6 +143,7 @@ Decoding::Decoding(models::CausalLM& model, const Plan& plan, int64_t rows_per_p
     static_length_ = config.use_static_cache ? plan.width + plan.max_new_tokens : 0;
     cache_ = make_cache();
   }
+  graph_refusal_ = why_no_graph(model, plan, config);
 }
 
 std::unique_ptr<nn::KvCache> Decoding::make_cache() const {
@@ -160,12 +177,35 @@ at::Tensor Decoding::forward(const at::Tensor& ids, const at::Tensor& position_i
                                             .position_ids = position_ids,
                                             .cache = cache_.get(),
                                             .logits_to_keep = 1});
+  return last_logits(logits, /*copy=*/false);
+}
+
+at::Tensor Decoding::last_logits(const at::Tensor& logits, bool copy) const {
   if (logits.dim() != 3 || logits.size(0) != num_rows_ || logits.size(1) < 1) {
     throw InternalError("generation", "logits-shape",
                         fmt::format("logits: expected [{}, 1, V], got {}", num_rows_,
                                     fmt::join(logits.sizes(), ", ")));
   }
-  return logits.select(1, -1).to(at::kFloat);
+  return logits.select(1, -1).to(at::kFloat, /*non_blocking=*/false, copy);
+}
+
+at::Tensor Decoding::graph_step(const at::Tensor& tokens) {
+  if (graph_ == nullptr) {
+    graph_ = std::make_unique<DecodeGraph>(model_, *cache_, mask_);
+  }
+  ++length_;
+  // The next step overwrites what this one gives.
+  return last_logits(graph_->step(tokens), /*copy=*/true);
+}
+
+void Decoding::report_graph(GenerateOutput& output) const {
+  output.used_graph = graph_ != nullptr && graph_->captured();
+  output.graph_refusal = graph_refusal_;
+  if (graph_refusal_.empty() && !output.used_graph) {
+    output.graph_refusal = graph_ == nullptr || graph_->failure().empty()
+                               ? "the text ended before the second step"
+                               : graph_->failure();
+  }
 }
 
 at::Tensor Decoding::prefill() {
@@ -179,6 +219,9 @@ at::Tensor Decoding::prefill() {
 }
 
 at::Tensor Decoding::step(const at::Tensor& tokens) {
+  if (graph_refusal_.empty()) {
+    return graph_step(tokens);
+  }
   const bool anew = cache_ == nullptr || length_ == switch_length_;
   if (keeps_ids()) {
     ids_ = at::cat({ids_, tokens.unsqueeze(1)}, 1);

@@ -5,6 +5,7 @@
 #include <memory>
 #include <vector>
 
+#include "graft/generation/decode_graph.h"
 #include "graft/generation/generate.h"
 #include "graft/generation/stopping.h"
 
@@ -37,6 +38,9 @@ class Decoding {
   // Keeps row indices[b] as row b: cache and padding.
   void reorder(const at::Tensor& indices);
 
+  // Whether steps are replayed from a graph, and else why not.
+  void report_graph(GenerateOutput& output) const;
+
   int64_t num_rows() const { return num_rows_; }
   int64_t prompt_tokens() const { return prompt_tokens_; }
 
@@ -46,6 +50,9 @@ class Decoding {
   // All ids are needed: there is no cache, or it may yet have to be filled anew.
   bool keeps_ids() const { return cache_ == nullptr || length_ <= switch_length_; }
   at::Tensor forward(const at::Tensor& ids, const at::Tensor& position_ids);
+  // float32 [B, V] of the last position.
+  at::Tensor last_logits(const at::Tensor& logits, bool copy) const;
+  at::Tensor graph_step(const at::Tensor& tokens);
 
   models::CausalLM& model_;
   int64_t num_rows_ = 0;
@@ -57,6 +64,8 @@ class Decoding {
   at::Tensor mask_;            // [B, width + max_new_tokens], 0 on padding; undefined without any
   at::Tensor next_positions_;  // [B, 1]; undefined without padding
   std::unique_ptr<nn::KvCache> cache_;
+  std::string graph_refusal_;           // empty: steps are captured
+  std::unique_ptr<DecodeGraph> graph_;  // from the first step on
 };
 
 GenerateOutput beam_search(models::CausalLM& model, const Plan& plan,

@@ -67,9 +67,9 @@ class Generation {
     Choice choice = choose(decoding_.prefill());
     while (true) {
       at::Tensor logits;
-      if (runs_ahead_ && num_new_tokens_ < rules_.max_new_tokens()) {
+      if (runs_ahead_ && num_new_tokens_ > 1 && num_new_tokens_ < rules_.max_new_tokens()) {
         // The device goes on while the host looks at the last tokens; a step too many at the end is
-        // thrown away.
+        // thrown away. The first token is not kept waiting for the next step's launches.
         logits = decoding_.step(choice.tokens);
       }
       choice.wait();
@@ -84,6 +84,7 @@ class Generation {
       choice = choose(logits.defined() ? logits : decoding_.step(choice.tokens));
     }
     output_.decode_seconds = seconds_since(start);
+    decoding_.report_graph(output_);
     for (auto& row : rows_) {
       output_.decode_tokens += static_cast<int64_t>(row.generated.size()) - 1;
       output_.sequences.push_back(std::move(row.generated));
@@ -155,6 +156,8 @@ class Generation {
 };
 
 }  // namespace
+
+std::string graph_refusal(models::CausalLM& model) { return DecodeGraph::refusal(model); }
 
 GenerateOutput generate(models::CausalLM& model, const std::vector<std::vector<int64_t>>& prompts,
                         const GenerationConfig& config, const GenerateHooks& hooks) {

@@ -145,6 +145,7 @@ constexpr std::array kOptions = {
     Option{"bos_token_id", assign<&Config::bos_token_id>},
     Option{"use_cache", assign<&Config::use_cache>},
     Option{"cache_implementation", assign_cache},
+    Option{"disable_compile", assign<&Config::disable_compile>},
     Option{"output_scores", assign<&Config::output_scores>},
 };
 

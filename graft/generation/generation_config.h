@@ -55,6 +55,8 @@ struct GenerationConfig {
 
   bool use_cache = true;
   bool use_static_cache = false;  // cache_implementation `static`
+  // With a static cache on CUDA a decode step is captured into one graph, unless this is set.
+  bool disable_compile = false;
   bool output_scores = false;     // keep every step's scores in GenerateOutput::scores
 
   // Reads generation_config.json of a folder, or, where there is none, the token ids that

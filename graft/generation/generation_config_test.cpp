@@ -67,6 +67,7 @@ TEST_F(ConfigFolder, ReadsEveryFieldAndIgnoresNullAndUnknownOnes) {
     "length_penalty": -1, "early_stopping": "never", "num_return_sequences": 2,
     "eos_token_id": [151645, 151643], "bos_token_id": 151643, "pad_token_id": null,
     "stop_strings": "END", "cache_implementation": "static", "use_cache": false,
+    "disable_compile": true,
     "suppress_tokens": null, "guidance_scale": 1.0, "bad_words_ids": []})");
   EXPECT_EQ(config.max_new_tokens, 2048);
   EXPECT_EQ(config.max_length, 4096);
@@ -81,6 +82,7 @@ TEST_F(ConfigFolder, ReadsEveryFieldAndIgnoresNullAndUnknownOnes) {
   EXPECT_FALSE(config.pad_token_id);
   EXPECT_THAT(config.stop_strings, ElementsAre("END"));
   EXPECT_TRUE(config.use_static_cache);
+  EXPECT_TRUE(config.disable_compile);
   EXPECT_FALSE(config.use_cache);
 }
 

@@ -101,7 +101,13 @@ class Generate(unittest.TestCase):
 
     def test_the_static_cache_writes_the_same(self):
         tiny = ("generate", TINY, "--prompt-ids", "1,2,3", "--max-new-tokens", "12", "--ignore-eos")
-        self.assertEqual(run_json(*tiny)["generated_ids"], run_json(*tiny, "--cache", "static")["generated_ids"])
+        dynamic, static = run_json(*tiny), run_json(*tiny, "--cache", "static")
+        self.assertEqual(dynamic["generated_ids"], static["generated_ids"])
+        self.assertEqual(dynamic["cuda_graph"], {"used": False, "reason": "the cache is dynamic: only a static one "
+                                                                          "keeps its place"})
+        self.assertEqual(static["cuda_graph"], {"used": False, "reason": "device cpu has no graphs"})
+        self.assertEqual(run_json(*tiny, "--cache", "static", "--cuda-graph", "off")["cuda_graph"]["reason"],
+                         "disable_compile is set")
 
 
 class Sampling(unittest.TestCase):
