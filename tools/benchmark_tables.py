@@ -76,6 +76,24 @@ def cpu_table():
     return "\n\n".join(parts) or "No results are committed."
 
 
+def cuda_model_table():
+    parts = []
+    for path in sorted(RESULTS.glob("*/llama_vs_transformers.jsonl")):
+        lines = rows(path)
+        first = lines[0]
+        contexts = sorted({line["context"] for line in lines})
+        body = []
+        for variant in dict.fromkeys(line["variant"] for line in lines):
+            own = {line["context"]: line for line in lines if line["variant"] == variant}
+            body.append([variant] + [f"{own[c]['prefill_ms']:.1f}" if c in own else "" for c in contexts]
+                        + [f"{own[c]['decode_tokens_per_second']:.0f}" if c in own else "" for c in contexts])
+        parts.append(f"{first['machine']}; {first['model']}, {first['dtype']}; torch {first['torch']}; commit "
+                     f"{first['commit']}.\n\n"
+                     + table(["who", *(f"prefill {c}, ms" for c in contexts),
+                              *(f"decode after {c}, tokens/s" for c in contexts)], body))
+    return "\n\n".join(parts) or "No results are committed."
+
+
 def tokenizer_table():
     lines = rows(RESULTS / "amd-epyc/tokenizer.jsonl")
     body = [[line["variant"], f"{line['process_seconds']:.2f}", f"{line['library_encode_seconds']:.2f}",
@@ -116,7 +134,7 @@ def main():
     parts = {"docs/benchmarks.md": {"rms-norm": kernel_table("rms_norm", RMS_NORM),
                                     "activation": kernel_table("activation", ACTIVATION),
                                     "rotary": kernel_table("rotary", ROTARY), "loss": work_table("loss"),
-                                    "attention": work_table("attention"), "cpu": cpu_table(),
+                                    "attention": work_table("attention"), "cpu": cpu_table(), "cuda-model": cuda_model_table(),
                                     "tokenizer": tokenizer_table()},
              "README.md": {"measured": headline()}}
     stale = 0
