@@ -3,6 +3,7 @@
 
 #include "graft/layers/kernelize.h"
 
+#include <ctime>
 #include <cstdlib>
 
 #include <ATen/core/grad_mode.h>
@@ -375,9 +376,10 @@ TEST(Kernelize, ThirtyLayersTakeLessThanATenthOfASecond) {
   Deep model;
   model.eval();
   kernelize(model, {.strict = true});  // loads the packages and runs the guard
+  const std::clock_t started = std::clock();  // processor time: a busy machine is no failure
   const auto again = kernelize(model, {.strict = true});
+  EXPECT_LT(std::clock() - started, CLOCKS_PER_SEC / 10);
   EXPECT_EQ(again.slots.size(), 120U);
-  EXPECT_LT(again.seconds, 0.1);
 }
 
 TEST(Kernelize, TheReportIsOneForPeopleAndOneForPrograms) {
