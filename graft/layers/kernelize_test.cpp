@@ -3,8 +3,8 @@
 
 #include "graft/layers/kernelize.h"
 
-#include <ctime>
 #include <cstdlib>
+#include <ctime>
 
 #include <ATen/core/grad_mode.h>
 #include <gmock/gmock.h>
@@ -375,7 +375,7 @@ TEST(Kernelize, ThirtyLayersTakeLessThanATenthOfASecond) {
   };
   Deep model;
   model.eval();
-  kernelize(model, {.strict = true});  // loads the packages and runs the guard
+  kernelize(model, {.strict = true});         // loads the packages and runs the guard
   const std::clock_t started = std::clock();  // processor time: a busy machine is no failure
   const auto again = kernelize(model, {.strict = true});
   EXPECT_LT(std::clock() - started, CLOCKS_PER_SEC / 10);
