@@ -58,4 +58,17 @@ std::string to_text(const std::vector<kernel::ResolvedKernel>& tree, bool dry_ru
   return text;
 }
 
+trust::Verdict trust_of(const kernel::Resolution& found) {
+  trust::Candidate candidate;
+  candidate.repository = found.repository;
+  candidate.origin = found.source == "embedded hub" ? trust::Origin::kEmbedded
+                     : found.commit.empty()         ? trust::Origin::kLocal
+                                                    : trust::Origin::kHub;
+  candidate.ref = found.ref;
+  candidate.commit = found.commit;
+  candidate.variant = found.variant;
+  candidate.folder = found.folder;
+  return trust::decide(candidate, {.record = false});
+}
+
 }  // namespace graft::cli

@@ -26,4 +26,7 @@ nlohmann::ordered_json to_json(const kernel::ResolvedKernel& kernel);
 // One line for each kernel of a tree: name, commit, variant, where it comes from, bytes.
 std::string to_text(const std::vector<kernel::ResolvedKernel>& tree, bool dry_run);
 
+// What is decided about a kernel that is here, from what is here; nothing is noted or asked.
+trust::Verdict trust_of(const kernel::Resolution& found);
+
 }  // namespace graft::cli

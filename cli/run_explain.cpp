@@ -1,7 +1,11 @@
+#include <algorithm>
+
 #include <fmt/format.h>
 
 #include "graft/generation/generate.h"
+#include "graft/io/excerpt.h"
 #include "graft/layers/kernelize.h"
+#include "graft/trust/journal.h"
 
 #include "cli/load_model.h"
 #include "cli/model_path.h"
@@ -9,6 +13,48 @@
 #include "cli/run.h"
 
 namespace graft::cli {
+
+namespace {
+
+// What the journal noted when the packages of the Hub were loaded.
+std::vector<trust::JournalEntry> decisions_on(const layers::KernelizeReport& report) {
+  const trust::Journal journal(trust::journal_file());
+  std::vector<trust::JournalEntry> found;
+  for (const auto& row : report.from_hub()) {
+    const auto is_of_row = [&](const trust::JournalEntry& entry) {
+      return entry.commit == row.commit && entry.variant == row.variant && entry.allowed;
+    };
+    const auto last = std::find_if(journal.entries().rbegin(), journal.entries().rend(), is_of_row);
+    if (last != journal.entries().rend()) {
+      found.push_back(*last);
+    }
+  }
+  return found;
+}
+
+nlohmann::ordered_json json_of(const std::vector<trust::JournalEntry>& decisions) {
+  auto rows = nlohmann::ordered_json::array();
+  for (const auto& entry : decisions) {
+    rows.push_back({{"repository", entry.repository},
+                    {"commit", entry.commit},
+                    {"variant", entry.variant},
+                    {"reason", entry.reason},
+                    {"signer", entry.signer}});
+  }
+  return rows;
+}
+
+std::string text_of(const std::vector<trust::JournalEntry>& decisions) {
+  std::string text;
+  for (const auto& entry : decisions) {
+    text += fmt::format(
+        "{} may run: {}, {}\n", entry.repository, entry.reason,
+        entry.signer.empty() ? "not signed" : "signed by " + io::excerpt(entry.signer, 240));
+  }
+  return text;
+}
+
+}  // namespace
 
 int run_explain(const ExplainOptions& options) {
   ModelOptions model_options = options.model;
@@ -26,13 +72,14 @@ int run_explain(const ExplainOptions& options) {
     auto object = report.to_json();
     object["model"] = resolve_model(options.model.model);
     object["cuda_graph"] = {{"possible", no_graph.empty()}, {"reason", no_graph}};
+    object["trust"] = json_of(decisions_on(report));
     print_json(object);
   } else {
-    write_stdout(report.to_text());
+    write_stdout(text_of(decisions_on(report)) + report.to_text());
     if (model->device().is_cuda()) {
-      write_stdout(fmt::format("decode steps with a static cache: {}\n",
-                               no_graph.empty() ? "replayed from a CUDA graph"
-                                                : "no CUDA graph: " + no_graph));
+      write_stdout(fmt::format(
+          "decode steps with a static cache: {}\n",
+          no_graph.empty() ? "replayed from a CUDA graph" : "no CUDA graph: " + no_graph));
     }
   }
   return 0;

@@ -43,6 +43,14 @@ std::vector<std::vector<ResolvedKernel>> fetch(const KernelsOptions& options) {
   return trees;
 }
 
+// What is not here yet is verified when it is loaded.
+std::string signature_of(const kernel::Resolution& found) {
+  if (found.bytes_fetched > 0) {
+    return found.is_signed ? "there, to be verified once fetched" : "none";
+  }
+  return trust_of(found).signature;
+}
+
 std::string info_text(const kernel::Resolution& found) {
   const auto& metadata = found.metadata;
   const auto row = [](const char* name, const std::string& value) {
@@ -68,7 +76,7 @@ std::string info_text(const kernel::Resolution& found) {
          row("digest", metadata.digest ? fmt::format("{} of {} files", metadata.digest->algorithm,
                                                      metadata.digest->files.size())
                                        : "none") +
-         row("signature", found.is_signed ? "there, not verified" : "none") +
+         row("signature", signature_of(found)) +
          row("provenance", metadata.is_dirty ? "built from changed sources" : "") +
          row("to fetch", found.bytes_fetched == 0 ? "" : format_bytes(found.bytes_fetched));
 }
@@ -90,6 +98,7 @@ ordered_json info_json(const ResolvedKernel& kernel) {
   }
   object["min_version"] = metadata.min_version;
   object["has_digest"] = metadata.digest.has_value();
+  object["signature"] = signature_of(kernel.resolution);
   object["dirty"] = metadata.is_dirty;
   return object;
 }

@@ -164,13 +164,22 @@ int run_kernels_verify(const KernelsOptions& options) {
   for (const auto& kernel : found) {
     const auto violations = violations_of(kernel.resolution);
     const bool has_digest = kernel.resolution.metadata.digest.has_value();
-    is_right &= violations.empty();
+    const auto verdict = trust_of(kernel.resolution);
+    // That the Hub was not asked says nothing about the content.
+    const bool is_trusted = verdict.allowed || verdict.reason == trust::Reason::kNotAsked;
+    is_right &= violations.empty() && is_trusted;
     ordered_json row = to_json(kernel);
+    row["signature"] = verdict.signature;
+    row["trust"] = trust::to_text(verdict.reason);
     row["has_digest"] = has_digest;
     row["violations"] = violations;
     rows.push_back(row);
-    text += fmt::format("{:<5} {}  {}{}\n", violations.empty() ? "ok" : "WRONG", name_of(kernel),
-                        kernel.resolution.variant, has_digest ? "" : "  (no digest)");
+    text += fmt::format("{:<5} {}  {}{}  ({})\n", violations.empty() && is_trusted ? "ok" : "WRONG",
+                        name_of(kernel), kernel.resolution.variant,
+                        has_digest ? "" : "  (no digest)", verdict.signature);
+    if (!is_trusted) {
+      text += fmt::format("      {}\n", verdict.text);
+    }
     for (const auto& violation : violations) {
       text += fmt::format("      {}\n", violation);
     }

@@ -117,8 +117,8 @@ Digest parse_digest(const Fields& fields) {
     fields.fail("type", "`files`: expected an object");
   }
   if (files.size() > kMaxFiles) {
-    fields.fail("digest", fmt::format("`files`: expected at most {}, got {}", kMaxFiles,
-                                      files.size()));
+    fields.fail("digest",
+                fmt::format("`files`: expected at most {}, got {}", kMaxFiles, files.size()));
   }
   for (const auto& [path, hash] : files.items()) {
     const size_t hash_bytes = digest.algorithm == "sha256" ? 32 : 64;
@@ -239,6 +239,11 @@ KernelDependency parse_dependency(const Fields& fields) {
   return dependency;
 }
 
+bool is_commit(std::string_view text) {
+  return (text.size() == 40 || text.size() == 64) &&
+         text.find_first_not_of("0123456789abcdefABCDEF") == std::string_view::npos;
+}
+
 void parse_optional(const Fields& fields, Metadata& metadata) {
   for (const auto& [key, text] : {std::pair{"kernels-minver", &metadata.min_version},
                                   {"upstream", &metadata.upstream},
@@ -265,7 +270,14 @@ void parse_optional(const Fields& fields, Metadata& metadata) {
     if (provenance == nullptr || !provenance->is_object() || !provenance->contains(part)) {
       continue;
     }
-    metadata.is_dirty |= fields.object((*provenance)[part], part).boolean("dirty");
+    const Fields built = fields.object((*provenance)[part], part);
+    metadata.is_dirty |= built.boolean("dirty");
+    for (const char* key : {"commit", "sha"}) {
+      if (built.find(key) != nullptr && !is_commit(built.text(key))) {
+        fields.fail("provenance",
+                    fmt::format("`{}.{}`: expected 40 or 64 hexadecimal digits", part, key));
+      }
+    }
   }
 }
 

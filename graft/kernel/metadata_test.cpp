@@ -124,6 +124,14 @@ TEST_F(MetadataFile, RefusesHashesOfAnotherAlgorithmOrLength) {
             "kernel.metadata.digest");
 }
 
+TEST_F(MetadataFile, RefusesAProvenanceWithoutARealCommit) {
+  for (const char* key : {"commit", "sha"}) {
+    EXPECT_EQ(code_of(with("provenance", {{"kernel", {{key, std::string(40, 'a')}}}})), "accepted");
+    EXPECT_EQ(code_of(with("provenance", {{"kernel", {{key, std::string(39, 'a')}}}})),
+              "kernel.metadata.provenance");
+  }
+}
+
 TEST_F(MetadataFile, RefusesMoreFilesThanAPackageHas) {
   json files = json::object();
   for (int i = 0; i < 4097; ++i) {
