@@ -13,6 +13,7 @@
 
 #include "graft/core/error.h"
 #include "graft/kernel/loader.h"
+#include "graft/kernel/resolver.h"
 #include "graft/trust/journal.h"
 
 namespace graft::kernel {
