@@ -69,10 +69,11 @@ void DynamicKvCache::reorder(const at::Tensor& beam_idx) {
 StaticKvCache::StaticKvCache(const KvCacheShape& shape, int64_t max_length,
                              const at::TensorOptions& options)
     : DynamicKvCache(shape.num_layers), max_length_(max_length) {
+  // Zeros: a kernel that masks what is not in use still multiplies it by zero.
   for (Layer& layer : layers_) {
     layer.keys =
-        at::empty({shape.batch_size, shape.num_kv_heads, max_length, shape.head_dim}, options);
-    layer.values = at::empty_like(layer.keys);
+        at::zeros({shape.batch_size, shape.num_kv_heads, max_length, shape.head_dim}, options);
+    layer.values = at::zeros_like(layer.keys);
   }
 }
 
@@ -115,11 +116,6 @@ void StaticKvCache::count_on_device(const at::Tensor& attention_mask, layers::Ro
   steps.place.positions.sub_(1);
   steps.rotary = std::move(rotary);
   steps.sliding_rotary = std::move(sliding);
-  for (Layer& layer : layers_) {
-    // A kernel that masks what is not in use still multiplies it by zero.
-    layer.keys.narrow(2, length_, max_length_ - length_).zero_();
-    layer.values.narrow(2, length_, max_length_ - length_).zero_();
-  }
   steps_ = std::move(steps);
 }
 
