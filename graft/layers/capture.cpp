@@ -7,7 +7,7 @@
 namespace graft::layers {
 
 std::string capture_refusal(torch::nn::Module& model) {
-  for (const auto& module : model.modules()) {
+  for (const auto& module : model.modules(/*include_self=*/false)) {
     const auto* slot = dynamic_cast<const SlotModule*>(module.get());
     if (slot != nullptr && slot->swapped() && !slot->session()) {
       return fmt::format("a kernel for {} was swapped in by hand", slot->layer_name());
