@@ -112,6 +112,14 @@ def headline():
                              line["machine"].split(",")[0],
                              f"{line['median_tokens_per_second']:.1f} tokens/s",
                              f"transformers float32: {line['ratio_to_transformers']:.2f}×"])
+    for path in sorted(RESULTS.glob("*/llama_vs_transformers.jsonl")):
+        lines = {(line["variant"], line["context"]): line for line in rows(path)}
+        peer = "transformers, static cache, compiled"
+        for context in sorted({context for variant, context in lines if variant == peer}):
+            ours = lines[("graft, kernels on, static cache, graph", context)]
+            ratio = ours["decode_tokens_per_second"] / lines[(peer, context)]["decode_tokens_per_second"]
+            body.append([f"Llama-3.2-1B shape, decode after {context} tokens, bfloat16, one CUDA graph", ours["machine"],
+                         f"{ours['decode_tokens_per_second']:.0f} tokens/s", f"transformers compiled: {ratio:.2f}×"])
     for name, op, shape in (("rms_norm", "rms_norm", "8192x4096"), ("rms_norm", "rms_norm", "1x4096"),
                             ("activation", "gelu_new", "8192x14336"), ("activation", "silu_and_mul", "8192x14336")):
         line = next(row for row in rows(RESULTS / f"h200/kernels_{name}_bench.jsonl")

@@ -293,6 +293,8 @@ class Explain(unittest.TestCase):
             self.assertTrue(slot["considered"], slot)
             for item in slot["considered"]:
                 self.assertTrue(item["outcome"] == "chosen" or item["reason"], item)
+        self.assertEqual(report["cuda_graph"], {"possible": False, "reason": "device cpu has no graphs"})
+        self.assertTrue(all(slot["capturable"] for slot in report["slots"]))
         text = run("explain", TINY).stdout
         self.assertRegex(text, r"swapped \d+ of \d+ slots on cpu in \w+, mode inference")
 
