@@ -8,6 +8,7 @@ void add_kernels(CLI::App& app, Chosen& chosen) {
   add_kernels_packages(*kernels, chosen);
   add_kernels_lock(*kernels, chosen);
   add_kernels_trust(*kernels, chosen);
+  add_kernels_cache(*kernels, chosen);
 }
 
 }  // namespace graft::cli

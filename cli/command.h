@@ -31,11 +31,13 @@ void add_download(CLI::App& app, Chosen& chosen);
 void add_hub(CLI::App& app, Chosen& chosen);
 void add_plan(CLI::App& app, Chosen& chosen);
 void add_kernels(CLI::App& app, Chosen& chosen);
+void add_cache(CLI::App& app, Chosen& chosen);
 
 // Commands below `kernels`.
 void add_kernels_packages(CLI::App& kernels, Chosen& chosen);
 void add_kernels_lock(CLI::App& kernels, Chosen& chosen);
 void add_kernels_trust(CLI::App& kernels, Chosen& chosen);
+void add_kernels_cache(CLI::App& kernels, Chosen& chosen);
 
 // Options that several commands share.
 void add_common_options(CLI::App& command, CommonOptions& options);

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <csignal>
 #include <iterator>  // spdlog forgets it
 #include <string_view>
 
@@ -30,8 +31,8 @@ constexpr char kFooter[] =
     "interrupted";
 
 constexpr void (*kCommands[])(CLI::App&, Chosen&) = {
-    add_generate, add_tokenize, add_logits,  add_plan,     add_explain,
-    add_info,     add_doctor,   add_kernels, add_download, add_hub,
+    add_generate, add_tokenize, add_logits,   add_plan,  add_explain, add_info,
+    add_doctor,   add_kernels,  add_download, add_cache, add_hub,
 };
 
 void set_log_level(const CommonOptions& common) {
@@ -82,6 +83,7 @@ InvalidArgument usage_error(CLI::App& app, const CLI::ParseError& error, int arg
 }
 
 int main_with_errors(int argc, char** argv) {
+  std::signal(SIGXFSZ, SIG_IGN);  // a file that may not grow is an error of its write, with a text
   CLI::App app{"graft: Hugging Face models in C++ with optimized kernels swapped in", "graft"};
   app.set_version_flag("--version", fmt::format("graft {}", kVersion));
   app.require_subcommand(1);

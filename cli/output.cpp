@@ -8,24 +8,21 @@
 #include <sys/resource.h>
 
 #include "graft/core/error.h"
-#include "graft/text/unicode.h"
+#include "graft/core/printable.h"
 
 namespace graft::cli {
 
 namespace {
 
-// Messages quote names and bytes of files that come from anywhere: what would steer a terminal, or
-// is no text at all, is spelled out.
-std::string printable(std::string_view message) {
+// JSON escapes the first 32 control characters only; a terminal obeys some others.
+std::string escape_in_json(const std::string& text) {
   std::string out;
-  const std::string text = text::replace_broken_utf8(message);
   for (size_t i = 0; i < text.size(); ++i) {
     const auto byte = static_cast<unsigned char>(text[i]);
-    const bool is_c1 = byte == 0xC2 && static_cast<unsigned char>(text[i + 1]) < 0xA0;
-    if (is_c1) {
+    if (byte == 0x7F) {
+      out += "\\u007f";
+    } else if (byte == 0xC2 && static_cast<unsigned char>(text[i + 1]) < 0xA0) {
       out += fmt::format("\\u{:04x}", static_cast<unsigned char>(text[++i]));
-    } else if ((byte < 0x20 && byte != '\n') || byte == 0x7F) {
-      out += fmt::format("\\x{:02x}", byte);
     } else {
       out += text[i];
     }
@@ -57,12 +54,12 @@ void print_json(const nlohmann::ordered_json& object) {
   // Bytes that are no UTF-8 (a token of half a character) become U+FFFD instead of an exception.
   const auto text =
       with_schema.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
-  write_stdout(text + "\n");
+  write_stdout(escape_in_json(text) + "\n");
 }
 
 void print_note(const CommonOptions& common, std::string_view line) {
   if (!common.quiet) {
-    write_stderr(fmt::format("{}\n", line));
+    write_stderr(fmt::format("{}\n", printable(line)));
   }
 }
 

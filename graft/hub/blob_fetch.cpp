@@ -13,6 +13,7 @@
 #include "graft/core/log.h"
 #include "graft/hub/content_hash.h"
 #include "graft/hub/environment.h"
+#include "graft/hub/leftovers.h"
 #include "graft/hub/partial_file.h"
 
 namespace graft::hub {
@@ -22,7 +23,6 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr int kMaxTriesWithoutProgress = 5;
-constexpr std::chrono::seconds kMaxTimeWithoutProgress{60};
 constexpr uint64_t kMinRangeBytes = 32 << 20;
 constexpr uint64_t kMaxRanges = 64;  // each costs the Hub a request
 
@@ -89,8 +89,7 @@ class Transfer {
           Client::throw_status(result.response, what());
         }
       } catch (const NetworkError& error) {
-        if (error.code() == "hub.client.offline" || error.code() == "hub.http.tls" ||
-            error.code() == "hub.client.redirects" || error.code() == "hub.http.too-large") {
+        if (!is_transient_error(error)) {
           throw;
         }
         broken = std::current_exception();
@@ -133,7 +132,7 @@ class Transfer {
   void wait_or_give_up(int tries, std::chrono::seconds asked_for,
                        std::chrono::steady_clock::time_point last_progress,
                        const std::exception_ptr& broken, uint64_t position) {
-    const auto wait = wait_before_retry(tries, asked_for, last_progress + kMaxTimeWithoutProgress);
+    const auto wait = wait_before_retry(tries, asked_for, last_progress + request_deadline());
     if (tries + 1 >= kMaxTriesWithoutProgress || !wait) {
       if (broken) {
         std::rethrow_exception(broken);
@@ -162,35 +161,21 @@ class Transfer {
   std::exception_ptr failure_;
 };
 
-// Brings the partial file to its end. A disk that is full keeps nothing of it.
+// Brings the partial file to its end.
 void transfer(const BlobFetch& fetch, const fs::path& partial_path) {
-  try {
-    PartialFile partial(partial_path, fetch.file.size_bytes);
-    if (!partial.is_complete()) {
-      Transfer(fetch, partial).run();
-    }
-    partial.sync();
-  } catch (const Error& error) {
-    if (error.code() == "hub.download.disk" || !fetch.resumable) {
-      PartialFile::remove(partial_path);
-    }
-    throw;
+  PartialFile partial(partial_path, fetch.file.size_bytes);
+  if (!partial.is_complete()) {
+    Transfer(fetch, partial).run();
   }
+  partial.sync();
 }
 
-}  // namespace
-
-void fetch_blob(const BlobFetch& fetch) {
-  make_folders(fetch.blob.parent_path());
+void fetch_into(const BlobFetch& fetch, const fs::path& partial) {
   const std::string& id = fetch.file.content_id();
-  fs::path partial = fetch.blob.string() + ".graft-incomplete";
-  if (!fetch.resumable) {
-    partial = temporary_beside(fetch.blob).string() + ".graft-incomplete";
-  }
   for (const bool second_try : {false, true}) {
     transfer(fetch, partial);
     if (has_content(partial, id)) {
-      break;
+      return;
     }
     PartialFile::remove(partial);
     if (second_try) {
@@ -201,9 +186,26 @@ void fetch_blob(const BlobFetch& fetch) {
     }
     log()->warn("`{}`: the bytes that came have another hash; once more", fetch.file.path);
   }
+}
+
+}  // namespace
+
+void fetch_blob(const BlobFetch& fetch) {
+  make_folders(fetch.blob.parent_path());
+  const fs::path partial = take_incomplete(fetch.blob);
+  try {
+    fetch_into(fetch, partial);
+  } catch (const Error& error) {
+    if (error.code() == "hub.download.disk") {
+      PartialFile::remove(partial);  // a disk that is full keeps nothing of it
+    } else {
+      release_incomplete(partial);
+    }
+    throw;
+  }
   move_into_place(partial, fetch.blob);
   PartialFile::remove(partial);  // the notes
-  remember_content(fetch.blob, id);
+  remember_content(fetch.blob, fetch.file.content_id());
 }
 
 }  // namespace graft::hub

@@ -13,15 +13,14 @@ struct BlobFetch {
   const FileSource& source;
   const RepoFile& file;
   std::filesystem::path blob;
-  // Another process may continue what this one leaves. Only under the file's lock.
-  bool resumable = true;
   int connections = 1;  // for ranges of this file
   const std::atomic<bool>& stop;
   std::function<void(uint64_t done_bytes)> report;  // from any thread
 };
 
-// Transfers what is missing, checks the hash over the whole, and gives it its name; a wrong hash is
-// tried once more from the beginning.
+// Takes over what an earlier process left, transfers what is missing, checks the hash over the whole, and gives it its name; a wrong hash is
+// tried once more from the beginning. What a broken transfer brought is left for the next one. No two
+// callers ever write one file, whether locks work or not.
 // Throws   as download_files; Cancelled when `stop` became true.
 void fetch_blob(const BlobFetch& fetch);
 

@@ -1,6 +1,7 @@
 #include "graft/hub/client.h"
 
 #include <algorithm>
+#include <regex>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
@@ -9,6 +10,8 @@
 #include "graft/hub/answers.h"
 #include "graft/hub/content_hash.h"
 #include "graft/hub/environment.h"
+#include "graft/hub/payload.h"
+#include "graft/hub/url.h"
 
 namespace graft::hub {
 
@@ -16,6 +19,7 @@ namespace {
 
 using nlohmann::json;
 
+constexpr uint64_t kMaxAnswerBytes = 16 << 20;
 constexpr int kMaxRedirects = 5;
 constexpr int kMaxPages = 100;
 
@@ -30,80 +34,34 @@ void require_repo_id(std::string_view repo_id) {
   }
 }
 
-[[noreturn]] void throw_not_the_hub(const std::string& what, const std::string& detail) {
-  throw FormatError(
-      "hub.client", "not-the-hub",
-      fmt::format("{}: expected an answer of the Hub, got {}", what, detail),
-      "a proxy or a login page may have answered; check HF_ENDPOINT and the proxy variables");
+// Where an answer that is no success sends its asker on to; any other is thrown.
+std::string redirect_target(const std::string& url, const HttpResponse& response,
+                            const std::string& what) {
+  const std::string& location = response.header("location");
+  if (response.status / 100 != 3 || location.empty()) {
+    Client::throw_status(response, what);
+  }
+  std::string target = resolve_location(url, location);
+  if (url_origin(url).starts_with("https:") && !url_origin(target).starts_with("https:")) {
+    throw NetworkError("hub.client", "downgrade",
+                       fmt::format("{}: expected a redirect that stays encrypted, got `{}`", what,
+                                   without_query(target)));
+  }
+  return target;
 }
 
-json parse_answer(const std::string& body, const std::string& what) {
-  json parsed = json::parse(body, nullptr, /*allow_exceptions=*/false);
-  if (parsed.is_discarded()) {
-    throw_not_the_hub(what, fmt::format("{} bytes that are no JSON", body.size()));
-  }
-  return parsed;
+[[noreturn]] void throw_redirects(const std::string& what) {
+  throw NetworkError(
+      "hub.client", "redirects",
+      fmt::format("{}: expected at most {} redirects, got more", what, kMaxRedirects));
 }
 
-const std::string& text_field(const json& object, const char* key, const std::string& what) {
-  const auto found = object.find(key);
-  if (!object.is_object() || found == object.end() || !found->is_string()) {
-    throw_not_the_hub(what, fmt::format("an answer without text field `{}`", key));
-  }
-  return found->get_ref<const std::string&>();
-}
-
-bool is_hex(std::string_view text, size_t digits) {
-  return text.size() == digits &&
-         text.find_first_not_of("0123456789abcdef") == std::string_view::npos;
-}
-
-RepoFile parse_file(const json& entry, const std::string& what) {
-  RepoFile file;
-  file.path = text_field(entry, "path", what);
-  file.git_oid = text_field(entry, "oid", what);
-  const auto size = entry.find("size");
-  if (!is_safe_path(file.path) || !is_hex(file.git_oid, 40) || size == entry.end() ||
-      !size->is_number_unsigned()) {
-    throw_not_the_hub(
-        what, fmt::format("a file entry that cannot be one: `{}`", file.path.substr(0, 200)));
-  }
-  file.size_bytes = size->get<uint64_t>();
-  if (const auto lfs = entry.find("lfs"); lfs != entry.end() && lfs->is_object()) {
-    file.sha256 = text_field(*lfs, "oid", what);
-    if (!is_hex(file.sha256, 64)) {
-      throw_not_the_hub(what, fmt::format("a SHA-256 of `{}` that cannot be one", file.path));
-    }
-  }
-  if (const auto xet = entry.find("xetHash");
-      xet != entry.end() && xet->is_string() && is_hex(xet->get_ref<const std::string&>(), 64)) {
-    file.xet_hash = xet->get<std::string>();
-  }
-  return file;
-}
-
-// The URL in `Link: <url>; rel="next"`, or an empty text.
-std::string next_page(const HttpResponse& response) {
-  const std::string& link = response.header("link");
-  const auto open = link.find('<'), close = link.find('>');
-  if (open == std::string::npos || close == std::string::npos ||
-      link.find("rel=\"next\"", close) == std::string::npos) {
-    return {};
-  }
-  return link.substr(open + 1, close - open - 1);
-}
-
-std::map<std::string, std::string> parse_refs(const json& list, const std::string& what) {
-  std::map<std::string, std::string> refs;
-  for (const auto& entry : list) {
-    const auto& commit = text_field(entry, "targetCommit", what);
-    const auto& name = text_field(entry, "name", what);
-    if (!is_commit(commit) || !refs.emplace(name, commit).second) {
-      throw_not_the_hub(what, fmt::format("a ref that is listed twice or is no commit: `{}`",
-                                          name.substr(0, 200)));
-    }
-  }
-  return refs;
+// The Authorization header that a server repeats in its message stays out of ours.
+std::string said_by_server(const HttpResponse& response) {
+  constexpr size_t kMaxShownBytes = 500;
+  static const std::regex kSecret("hf_[A-Za-z0-9_]+|[Bb]earer +[^ ]+");
+  return std::regex_replace(response.header("x-error-message").substr(0, kMaxShownBytes), kSecret,
+                            "(token)");
 }
 
 }  // namespace
@@ -113,12 +71,12 @@ Client::Client(ClientOptions options)
       token_(options.token ? *options.token : hub::token().value_or("")),
       answers_stay_(options.answers_stay),
       max_tries_(options.max_tries),
-      deadline_(options.deadline) {}
+      deadline_(options.deadline.value_or(request_deadline())) {}
 
 void Client::throw_status(const HttpResponse& response, const std::string& what) {
   const std::string& code = response.header("x-error-code");
   const auto text = fmt::format("{}: expected status 200, got {} {} {}", what, response.status,
-                                code, response.header("x-error-message").substr(0, 500));
+                                code, said_by_server(response));
   const auto not_found = [&](const char* reason, const char* hint) {
     throw NotFound("hub.client", reason, text, hint);
   };
@@ -142,11 +100,19 @@ void Client::throw_status(const HttpResponse& response, const std::string& what)
               "check the name; a private repository needs HF_TOKEN or the file `token` under "
               "HF_HOME");
   }
+  if (response.status == 407) {
+    throw NetworkError(
+        "hub.http", "proxy", text,
+        "give the proxy's user and password in HTTP_PROXY, HTTPS_PROXY or ALL_PROXY");
+  }
   if (response.status == 429) {
     throw NetworkError("hub.client", "rate-limit", text,
                        fmt::format("wait {} s and try again", retry_after(response).count()));
   }
-  throw NetworkError("hub.client", "status", text);
+  if (is_transient_status(response.status)) {
+    throw NetworkError("hub.client", "status", text);
+  }
+  throw NetworkError("hub.client", "unexpected-status", text);
 }
 
 HttpRequest Client::api_request(const std::string& url) const {
@@ -157,18 +123,23 @@ HttpRequest Client::api_request(const std::string& url) const {
   }
   HttpRequest request;
   request.url = url;
+  request.max_body_bytes = kMaxAnswerBytes;
   if (!token_.empty() && url_origin(url) == url_origin(endpoint_)) {
     request.headers["Authorization"] = "Bearer " + token_;
   }
   return request;
 }
 
-HttpResponse Client::get_api(const std::string& url, const std::string& what) const {
-  HttpResponse response = http_send_with_retries(api_request(url), max_tries_, deadline_);
-  if (response.status != 200) {
-    throw_status(response, what);
+HttpResponse Client::get_api(const std::string& first_url, const std::string& what) const {
+  std::string url = first_url;
+  for (int hop = 0; hop <= kMaxRedirects; ++hop) {
+    HttpResponse response = http_send_with_retries(api_request(url), max_tries_, deadline_);
+    if (response.status == 200) {
+      return response;
+    }
+    url = redirect_target(url, response, what);
   }
-  return response;
+  throw_redirects(what);
 }
 
 std::string Client::get_remembered(const std::string& url, const std::string& what) const {
@@ -332,9 +303,9 @@ ReadResult Client::read_file(RepoType type, std::string_view repo_id, std::strin
                              const RepoFile& file, uint64_t begin, uint64_t end,
                              const FileSink& sink) const {
   require_repo_id(repo_id);
+  end = std::min(end, file.size_bytes);
   const auto what = fmt::format("`{}`@`{}` `{}`", repo_id, commit, file.path);
-  const bool whole = begin == 0 && end >= file.size_bytes;
-  const std::string range_start = fmt::format("bytes {}-", begin);
+  const bool whole = begin == 0 && end == file.size_bytes;
   std::string url =
       fmt::format("{}/{}{}/resolve/{}/{}", endpoint_, type == RepoType::kKernel ? "kernels/" : "",
                   repo_id, percent_encode(commit), percent_encode(file.path, "/"));
@@ -346,38 +317,29 @@ ReadResult Client::read_file(RepoType type, std::string_view repo_id, std::strin
       request.headers["Range"] = fmt::format("bytes={}-{}", begin, end - 1);
     }
     request.timeout = std::chrono::milliseconds(0);  // the stall limit holds instead
-    request.max_body_bytes = file.size_bytes;
-    uint64_t position = begin;
-    bool started = false;
+    request.stall_timeout = std::min(stall_timeout(), request_deadline());
+    std::optional<uint64_t> position;
     request.sink = [&](std::string_view piece, const HttpResponse& response) {
-      if (!started) {
-        if (response.status == 200) {
-          result.ranges_ignored = !whole;
-          position = 0;
-        } else if (!response.header("content-range").starts_with(range_start)) {
-          throw_not_the_hub(what, fmt::format("range `{}` instead of `{}…`",
-                                              response.header("content-range"), range_start));
-        }
-        started = true;
+      if (!position) {
+        position = first_byte(response, {begin, end, file.size_bytes}, what);
+        result.ranges_ignored = !whole && response.status == 200;
       }
-      const uint64_t at = position;
-      position += piece.size();
+      const uint64_t at = *position;
+      *position += piece.size();
+      if (*position > (result.ranges_ignored ? file.size_bytes : end)) {
+        throw NetworkError("hub.http", "too-large",
+                           fmt::format("{}: expected {} bytes, got more", what, file.size_bytes));
+      }
       return sink(at, piece);
     };
+    request.max_body_bytes = file.size_bytes;
     result.response = http_send(request);
-    const int status = result.response.status;
-    if (status / 100 == 2 || result.is_transient()) {
+    if (result.response.status / 100 == 2 || result.is_transient()) {
       return result;
     }
-    if (status / 100 != 3 || result.response.header("location").empty()) {
-      throw_status(result.response, what);
-    }
-    url = resolve_location(url, result.response.header("location"));
-    url_origin(url);  // refuses file:// and the like before anything is sent
+    url = redirect_target(url, result.response, what);
   }
-  throw NetworkError(
-      "hub.client", "redirects",
-      fmt::format("{}: expected at most {} redirects, got more", what, kMaxRedirects));
+  throw_redirects(what);
 }
 
 }  // namespace graft::hub

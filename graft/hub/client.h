@@ -24,7 +24,7 @@ struct ClientOptions {
   std::chrono::seconds answers_stay{0};
   // Of one question to the API (files have limits of their own, download.h).
   int max_tries = 5;
-  std::chrono::seconds deadline{60};
+  std::optional<std::chrono::seconds> deadline;  // absent: request_deadline() of environment.h
 };
 
 // One file of a commit.

@@ -1,6 +1,5 @@
 #include "graft/hub/disk.h"
 
-#include <atomic>
 #include <cerrno>
 #include <cstring>
 
@@ -11,6 +10,7 @@
 #include <unistd.h>
 
 #include "graft/core/error.h"
+#include "graft/hub/leftovers.h"
 
 namespace graft::hub {
 
@@ -37,11 +37,6 @@ void make_folders(const fs::path& folder) {
     errno = status.value();
     throw_disk(folder, 0);
   }
-}
-
-fs::path temporary_beside(const fs::path& path) {
-  static std::atomic<uint32_t> counter{0};
-  return path.string() + fmt::format(".{}-{}.graft-tmp", getpid(), counter++);
 }
 
 void move_into_place(const fs::path& made, const fs::path& path) {
@@ -73,6 +68,20 @@ void write_atomically(const fs::path& path, std::string_view content) {
     throw;
   }
   move_into_place(made, path);
+}
+
+bool ignores_case(const fs::path& folder) {
+  make_folders(folder);
+  const fs::path probe = folder / ("case" + temporary_beside(folder / "any").filename().string());
+  const int made = open(probe.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+  if (made < 0) {
+    return false;
+  }
+  close(made);
+  const std::string other = "CASE" + probe.filename().string().substr(4);
+  const bool found = access((folder / other).c_str(), F_OK) == 0;
+  unlink(probe.c_str());
+  return found;
 }
 
 void write_at(int descriptor, std::string_view piece, uint64_t position, const fs::path& path,

@@ -14,15 +14,16 @@ namespace graft::hub {
 // Creates a folder and its parents. Throws as throw_disk.
 void make_folders(const std::filesystem::path& folder);
 
-// A name beside `path` that no other process or thread uses.
-std::filesystem::path temporary_beside(const std::filesystem::path& path);
-
 // Gives `made` the name `path`: on disk when this returns, in one step, over what was there.
 // `made` is removed when that fails.
 void move_into_place(const std::filesystem::path& made, const std::filesystem::path& path);
 
 // The whole content under its final name, or nothing. Parents are created.
 void write_atomically(const std::filesystem::path& path, std::string_view content);
+
+// True where `a` and `A` are one file, as on the usual file systems of Windows and macOS. Tries it in
+// `folder`; false where nothing can be written.
+bool ignores_case(const std::filesystem::path& folder);
 
 // Writes all of `piece` at `position` of an open file; `path` is for the message.
 void write_at(int descriptor, std::string_view piece, uint64_t position,

@@ -1,10 +1,13 @@
 #include "graft/hub/download.h"
 
 #include <algorithm>
+#include <array>
 #include <atomic>
+#include <cctype>
 #include <cerrno>
 #include <exception>
 #include <fstream>
+#include <map>
 #include <mutex>
 #include <thread>
 
@@ -20,7 +23,9 @@
 #include "graft/hub/content_hash.h"
 #include "graft/hub/disk.h"
 #include "graft/hub/environment.h"
+#include "graft/hub/leftovers.h"
 #include "graft/hub/listing.h"
+#include "graft/hub/payload.h"
 
 namespace graft::hub {
 
@@ -71,6 +76,12 @@ bool is_right(const fs::path& file, const RepoFile& wanted) {
          has_content_remembered(file, wanted.content_id());
 }
 
+// Something has this name: a link that leads nowhere, too.
+bool is_anything(const fs::path& path) {
+  std::error_code status;
+  return fs::exists(fs::symlink_status(path, status));
+}
+
 // snapshots/<commit>/<path> -> ../../blobs/<hash>, or a copy where there are no links.
 void link_blob(const fs::path& blob, const fs::path& pointer) {
   make_folders(pointer.parent_path());
@@ -86,6 +97,8 @@ void link_blob(const fs::path& blob, const fs::path& pointer) {
       unlink(made.c_str());
       throw_disk(pointer, fs::file_size(blob, status));
     }
+    const Descriptor copy(made, O_RDONLY);
+    fsync(copy.get());
   }
   move_into_place(made, pointer);
 }
@@ -147,31 +160,40 @@ class Downloader {
     if (is_right(pointer, file)) {
       return;
     }
-    std::error_code status;
-    const bool blob_exists = fs::exists(fs::symlink_status(blob, status));
-    if (blob_exists && !is_right(blob, file)) {
-      give_up_damaged(file, blob);
-    } else if (!blob_exists && fs::is_regular_file(fs::symlink_status(pointer, status))) {
-      give_up_damaged(file, pointer);  // a copy, where the file system has no links
+    const bool blob_is_right = is_right(blob, file);
+    if (!blob_is_right) {
+      give_up_damaged(file, is_anything(blob) ? blob : pointer);
+    } else if (is_anything(pointer)) {
+      log()->warn("{}; linking it anew", damage(file));
     }
-    if (!fs::exists(blob, status)) {
-      fetch_blob({source_, file, blob, lock.held(), connections_per_file_, stop_,
+    std::error_code status;
+    if (fs::is_directory(fs::symlink_status(pointer, status))) {
+      fs::remove_all(pointer, status);  // a link is replaced in one step
+    }
+    if (!blob_is_right) {
+      fetch_blob({source_, file, blob, connections_per_file_, stop_,
                   [&](uint64_t done) { tally_.report(index, done, /*is_done=*/false); }});
     }
     link_blob(blob, pointer);
   }
 
+  std::string damage(const RepoFile& file) const {
+    return fmt::format("`{}` `{}`: expected hash {}, the cache holds other bytes", source_.repo_id,
+                       file.path, file.content_id());
+  }
+
   // Damage is said, and heals only where the right bytes can be had.
   void give_up_damaged(const RepoFile& file, const fs::path& damaged) const {
-    const auto text = fmt::format("`{}` `{}`: expected hash {}, the cache holds other bytes",
-                                  source_.repo_id, file.path, file.content_id());
+    if (!is_anything(damaged)) {
+      return;
+    }
     if (offline()) {
-      throw IntegrityError("hub.cache", "damaged", text,
+      throw IntegrityError("hub.cache", "damaged", damage(file),
                            "unset HF_HUB_OFFLINE: the file is then fetched anew");
     }
-    log()->warn("{}; fetching it anew", text);
+    log()->warn("{}; fetching it anew", damage(file));
     std::error_code status;
-    fs::remove(damaged, status);
+    fs::remove_all(damaged, status);  // links are not followed
   }
 
   const FileSource& source_;
@@ -221,6 +243,32 @@ std::vector<RepoFile> chosen_files(std::vector<RepoFile> files,
   return files;
 }
 
+std::string lower(std::string text) {
+  std::transform(text.begin(), text.end(), text.begin(),
+                 [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+  return text;
+}
+
+std::string what_of(const FileSource& source) {
+  return fmt::format("files of `{}`@`{}`", source.repo_id, source.commit);
+}
+
+// Names that differ in case alone are one name on some file systems.
+void require_room_for_names(const FileSource& source, const std::vector<RepoFile>& files) {
+  require_distinct_paths(files, what_of(source));
+  std::map<std::string, std::string> seen;
+  for (const RepoFile& file : files) {
+    const auto [twin, is_new] = seen.emplace(lower(file.path), file.path);
+    if (!is_new && ignores_case(source.repo.parent_path())) {
+      throw IncompatibleError(
+          "hub.download", "case",
+          fmt::format("`{}`: expected names that this file system tells apart, got `{}` and `{}`",
+                      source.repo_id, twin->second, file.path),
+          "name a cache on another file system with HF_HUB_CACHE or KERNELS_CACHE");
+    }
+  }
+}
+
 void require_complete(const FileSource& source, const std::vector<RepoFile>& files) {
   for (const RepoFile& file : files) {
     std::error_code status;
@@ -235,12 +283,36 @@ void require_complete(const FileSource& source, const std::vector<RepoFile>& fil
   }
 }
 
+// The files of the commit by the Hub's word, kept for next time.
+std::vector<RepoFile> ask_for_listing(const FileSource& source) {
+  auto files = source.client.list_files(source.type, source.repo_id, source.commit);
+  require_distinct_paths(files, what_of(source));
+  write_tree(source.repo, source.commit, files);
+  return files;
+}
+
+// A listing in the cache may be another's, or a proxy's: sizes and hashes that no file has.
+bool may_be_the_listing(const Error& error) {
+  constexpr std::array<std::string_view, 5> kCodes = {"hub.download.digest", "hub.download.short",
+                                                      "hub.http.too-large", "hub.client.file",
+                                                      "hub.client.not-the-hub"};
+  return std::find(kCodes.begin(), kCodes.end(), error.code()) != kCodes.end();
+}
+
+void bring(const FileSource& source, std::vector<RepoFile> files, const DownloadOptions& options) {
+  download_files(source, chosen_files(std::move(files), options.allow_patterns), options.progress,
+                 options.connections);
+}
+
 }  // namespace
 
 void download_files(const FileSource& source, const std::vector<RepoFile>& files,
                     const Progress& progress, int connections) {
+  require_room_for_names(source, files);
   if (offline()) {
     require_complete(source, files);
+  } else {
+    sweep_leftovers(source.repo);
   }
   Downloader(source, files, progress, connections).run();
 }
@@ -277,16 +349,19 @@ CachedSnapshot download_snapshot(const Client& client, RepoType type, std::strin
   const KnownCommit known = commit_of(source, wanted);
   source.commit = known.commit;
   const CachedSnapshot snapshot{source.repo / "snapshots" / source.commit, source.commit};
-  auto files = read_tree(source.repo, source.commit);
-  if (!files) {
-    if (offline() && fs::is_directory(snapshot.folder)) {
-      return snapshot;  // nobody can say what is missing
-    }
-    files = client.list_files(type, repo_id, source.commit);
-    write_tree(source.repo, source.commit, *files);
+  const auto cached = read_tree(source.repo, source.commit);
+  if (!cached && offline() && fs::is_directory(snapshot.folder)) {
+    return snapshot;  // nobody can say what is missing
   }
-  const auto chosen = chosen_files(std::move(*files), options.allow_patterns);
-  download_files(source, chosen, options.progress, options.connections);
+  try {
+    bring(source, cached ? *cached : ask_for_listing(source), options);
+  } catch (const Error& error) {
+    if (!cached || !may_be_the_listing(error) || offline()) {
+      throw;
+    }
+    log()->warn("{}; asking for the list of files anew", error.what());
+    bring(source, ask_for_listing(source), options);
+  }
   make_folders(snapshot.folder);
   if (known.asked) {
     write_ref(source.repo, wanted, source.commit);

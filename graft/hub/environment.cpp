@@ -2,10 +2,14 @@
 
 #include <algorithm>
 #include <cctype>
+#include <charconv>
 #include <fstream>
 #include <optional>
 
+#include <fmt/format.h>
+
 #include "graft/core/env.h"
+#include "graft/core/error.h"
 
 namespace graft::hub {
 
@@ -33,6 +37,22 @@ bool is_true(std::string value) {
   std::transform(value.begin(), value.end(), value.begin(),
                  [](unsigned char c) { return static_cast<char>(std::toupper(c)); });
   return value == "1" || value == "ON" || value == "YES" || value == "TRUE";
+}
+
+std::chrono::seconds seconds(const char* name, int otherwise) {
+  constexpr int kDay = 86'400;
+  const std::string text = env::get(name).value_or("");
+  if (text.empty()) {
+    return std::chrono::seconds(otherwise);
+  }
+  int value = 0;
+  const auto [end, status] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (status != std::errc() || end != text.data() + text.size() || value < 1 || value > kDay) {
+    throw InvalidArgument(
+        "hub.environment", "seconds",
+        fmt::format("{}: expected seconds from 1 to {}, got `{}`", name, kDay, text));
+  }
+  return std::chrono::seconds(value);
 }
 
 std::string trimmed(const std::string& text) {
@@ -89,6 +109,10 @@ std::optional<std::string> token() {
   const auto value = trimmed(line);
   return value.empty() ? std::nullopt : std::optional<std::string>(value);
 }
+
+std::chrono::seconds request_deadline() { return seconds("GRAFT_HUB_DEADLINE", 60); }
+
+std::chrono::seconds stall_timeout() { return seconds("HF_HUB_DOWNLOAD_TIMEOUT", 20); }
 
 bool symlinks_disabled() { return is_true(env::get("HF_HUB_DISABLE_SYMLINKS").value_or("")); }
 

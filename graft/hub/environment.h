@@ -2,6 +2,7 @@
 // Read anew at each call: nothing is frozen at start-up.
 #pragma once
 
+#include <chrono>
 #include <filesystem>
 #include <optional>
 #include <string>
@@ -25,6 +26,15 @@ bool offline();
 
 // HF_HUB_DISABLE_SYMLINKS is 1, ON, YES or TRUE: snapshots hold copies instead of links.
 bool symlinks_disabled();
+
+// How long one question to the Hub may take with all its tries, and a file without any progress:
+// GRAFT_HUB_DEADLINE in seconds, default 60.
+// Throws   InvalidArgument `hub.environment.seconds` for what is no number from 1 to 86400.
+std::chrono::seconds request_deadline();
+
+// How long a transfer may stand still before it is tried again: HF_HUB_DOWNLOAD_TIMEOUT in seconds,
+// default 20. Throws as request_deadline.
+std::chrono::seconds stall_timeout();
 
 // HF_ENDPOINT without a trailing slash, else the public Hub.
 std::string endpoint();

@@ -1,8 +1,11 @@
 #include "graft/hub/http.h"
 
 #include <algorithm>
+#include <array>
 #include <cctype>
 #include <cstdlib>
+#include <ctime>
+#include <exception>
 #include <memory>
 #include <random>
 #include <thread>
@@ -14,12 +17,14 @@
 #include "graft/core/error.h"
 #include "graft/core/log.h"
 #include "graft/core/version.h"
+#include "graft/hub/url.h"
 
 namespace graft::hub {
 
 namespace {
 
 constexpr size_t kMaxHeaderBytes = 256 * 1024;
+constexpr uint64_t kMaxRefusalBytes = 64 * 1024;
 constexpr std::chrono::seconds kNoticeableWait{5};
 
 struct CurlDeleter {
@@ -39,6 +44,8 @@ struct Transfer {
   size_t header_bytes = 0;
   bool too_large = false;
   bool stopped_by_sink = false;
+  bool refusal_is_read = false;      // as much as anybody wants of it
+  std::exception_ptr sink_failed{};  // no exception may pass through libcurl
 };
 
 std::string lower(std::string_view text) {
@@ -78,33 +85,38 @@ size_t on_header(char* data, size_t size, size_t count, void* user) {
   return size * count;
 }
 
+bool is_success(const Transfer& transfer) { return transfer.response.status / 100 == 2; }
+
+// Gives a piece to whoever wants it; false ends the transfer.
+bool take(Transfer& transfer, std::string_view piece) {
+  transfer.body_bytes += piece.size();
+  // An error page must not end up in a file that waits for content, nor be read for ever.
+  if (!is_success(transfer) && transfer.body_bytes > kMaxRefusalBytes) {
+    transfer.refusal_is_read = true;
+    return false;
+  }
+  if (is_success(transfer) && transfer.body_bytes > transfer.request.max_body_bytes) {
+    transfer.too_large = true;
+    return false;
+  }
+  if (!transfer.request.sink) {
+    transfer.response.body.append(piece);
+    return true;
+  }
+  transfer.stopped_by_sink =
+      is_success(transfer) && !transfer.request.sink(piece, transfer.response);
+  return !transfer.stopped_by_sink;
+}
+
 size_t on_body(char* data, size_t size, size_t count, void* user) {
   auto& transfer = *static_cast<Transfer*>(user);
-  const std::string_view piece(data, size * count);
-  transfer.body_bytes += piece.size();
-  if (transfer.body_bytes > transfer.request.max_body_bytes) {
-    transfer.too_large = true;
+  try {
+    return take(transfer, {data, size * count}) ? size * count : 0;
+  } catch (...) {
+    transfer.sink_failed = std::current_exception();
     return 0;
   }
-  if (transfer.request.sink) {
-    if (!transfer.request.sink(piece, transfer.response)) {
-      transfer.stopped_by_sink = true;
-      return 0;
-    }
-  } else {
-    transfer.response.body.append(piece);
-  }
-  return piece.size();
 }
-
-// An error page must not end up in a file that waits for content.
-size_t on_body_checking_status(char* data, size_t size, size_t count, void* user) {
-  auto& transfer = *static_cast<Transfer*>(user);
-  return transfer.response.status / 100 == 2 ? on_body(data, size, count, user) : size * count;
-}
-
-// The URL without its query, which may hold a signature.
-std::string shown(std::string_view url) { return std::string(url.substr(0, url.find('?'))); }
 
 std::string certificate_file() {
   for (const char* name : {"SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"}) {
@@ -113,6 +125,17 @@ std::string certificate_file() {
     }
   }
   return {};
+}
+
+// libcurl reads http_proxy in lower case only; people set either.
+std::optional<std::string> upper_case_proxy(std::string_view url) {
+  for (const char* name : {url.starts_with("https:") ? "HTTPS_PROXY" : "HTTP_PROXY", "ALL_PROXY"}) {
+    auto value = env::get(name);
+    if (value && !value->empty() && !env::get(lower(name).c_str())) {
+      return value;
+    }
+  }
+  return std::nullopt;
 }
 
 void set_options(CURL* curl, const HttpRequest& request, Transfer& transfer, char* error_text) {
@@ -130,16 +153,10 @@ void set_options(CURL* curl, const HttpRequest& request, Transfer& transfer, cha
   curl_easy_setopt(curl, CURLOPT_ERRORBUFFER, error_text);
   curl_easy_setopt(curl, CURLOPT_HEADERFUNCTION, on_header);
   curl_easy_setopt(curl, CURLOPT_HEADERDATA, &transfer);
-  curl_easy_setopt(curl, CURLOPT_WRITEFUNCTION, request.sink ? on_body_checking_status : on_body);
+  curl_easy_setopt(curl, CURLOPT_WRITEFUNCTION, on_body);
   curl_easy_setopt(curl, CURLOPT_WRITEDATA, &transfer);
-  // libcurl reads http_proxy in lower case only; people set either.
-  const char* own_proxy = request.url.starts_with("https:") ? "HTTPS_PROXY" : "HTTP_PROXY";
-  for (const char* name : {own_proxy, "ALL_PROXY"}) {
-    const auto value = env::get(name);
-    if (value && !value->empty() && !env::get(lower(name).c_str())) {
-      curl_easy_setopt(curl, CURLOPT_PROXY, value->c_str());
-      break;
-    }
+  if (const auto proxy = upper_case_proxy(request.url)) {
+    curl_easy_setopt(curl, CURLOPT_PROXY, proxy->c_str());
   }
   if (const auto file = certificate_file(); !file.empty()) {
     curl_easy_setopt(curl, CURLOPT_CAINFO, file.c_str());
@@ -159,8 +176,40 @@ std::unique_ptr<curl_slist, SlistDeleter> header_list(const HttpRequest& request
   return std::unique_ptr<curl_slist, SlistDeleter>(list);
 }
 
-[[noreturn]] void throw_failure(CURLcode code, const Transfer& transfer, const char* error_text) {
-  const auto url = shown(transfer.request.url);
+struct Failure {
+  const char* reason;
+  std::string hint;
+};
+
+Failure failure_of(CURL* curl, CURLcode code) {
+  long proxy_status = 0;
+  curl_easy_getinfo(curl, CURLINFO_HTTP_CONNECTCODE, &proxy_status);
+  if (proxy_status >= 300 || code == CURLE_COULDNT_RESOLVE_PROXY || code == CURLE_PROXY) {
+    return {"proxy",
+            "the proxy is named by HTTP_PROXY, HTTPS_PROXY or ALL_PROXY; NO_PROXY leaves "
+            "hosts out"};
+  }
+  constexpr std::array kTls = {CURLE_PEER_FAILED_VERIFICATION, CURLE_SSL_CONNECT_ERROR,
+                               CURLE_SSL_CACERT_BADFILE,       CURLE_SSL_ISSUER_ERROR,
+                               CURLE_SSL_CERTPROBLEM,          CURLE_SSL_CIPHER};
+  if (std::find(kTls.begin(), kTls.end(), code) != kTls.end()) {
+    const auto file = certificate_file();
+    return {"tls", file.empty()
+                       ? "certificates of the system are trusted; SSL_CERT_FILE names others"
+                       : fmt::format("certificates of `{}` are trusted", file)};
+  }
+  if (code == CURLE_OPERATION_TIMEDOUT) {
+    return {"timeout", ""};
+  }
+  return {code == CURLE_COULDNT_RESOLVE_HOST ? "name" : "connection", ""};
+}
+
+[[noreturn]] void throw_failure(CURL* curl, CURLcode code, const Transfer& transfer,
+                                const char* error_text) {
+  if (transfer.sink_failed) {
+    std::rethrow_exception(transfer.sink_failed);
+  }
+  const auto url = without_query(transfer.request.url);
   if (transfer.too_large) {
     throw NetworkError(
         "hub.http", "too-large",
@@ -170,25 +219,19 @@ std::unique_ptr<curl_slist, SlistDeleter> header_list(const HttpRequest& request
   if (transfer.stopped_by_sink) {
     throw Cancelled("hub.http", "stopped", fmt::format("`{}`: the transfer was stopped", url));
   }
-  const char* reason = "connection";
-  if (code == CURLE_OPERATION_TIMEDOUT) {
-    reason = "timeout";
-  } else if (code == CURLE_PEER_FAILED_VERIFICATION || code == CURLE_SSL_CONNECT_ERROR ||
-             code == CURLE_SSL_CACERT_BADFILE) {
-    reason = "tls";
-  } else if (code == CURLE_COULDNT_RESOLVE_HOST || code == CURLE_COULDNT_RESOLVE_PROXY) {
-    reason = "name";
-  }
+  const auto failure = failure_of(curl, code);
   const std::string detail = *error_text != '\0' ? error_text : curl_easy_strerror(code);
-  throw NetworkError("hub.http", reason,
-                     fmt::format("`{}`: expected an answer, got: {}", url, detail));
+  throw NetworkError("hub.http", failure.reason,
+                     fmt::format("`{}`: expected an answer, got: {}", url, detail), failure.hint);
 }
 
 std::chrono::seconds seconds_in(std::string_view text) {
-  const bool is_number =
-      !text.empty() && text.size() < 7 &&
-      std::all_of(text.begin(), text.end(), [](unsigned char c) { return std::isdigit(c) != 0; });
-  return std::chrono::seconds(is_number ? std::stoi(std::string(text)) : 0);
+  constexpr size_t kDigits = 6;  // eleven days; more is as good as for ever
+  if (text.empty() || text.find_first_not_of("0123456789") != std::string_view::npos) {
+    return std::chrono::seconds(0);
+  }
+  return std::chrono::seconds(
+      std::stoi(text.size() > kDigits ? std::string(kDigits, '9') : std::string(text)));
 }
 
 }  // namespace
@@ -207,7 +250,7 @@ HttpResponse http_send(const HttpRequest& request) {
     throw NetworkError("hub.http", "init", "libcurl: expected a handle, got none");
   }
   curl_easy_reset(handle.get());
-  Transfer transfer{request, {}, 0, 0, false, false};
+  Transfer transfer{request, {}};
   char error_text[CURL_ERROR_SIZE] = "";
   set_options(handle.get(), request, transfer, error_text);
   const auto headers = header_list(request);
@@ -215,17 +258,29 @@ HttpResponse http_send(const HttpRequest& request) {
   const auto agent = fmt::format("graft/{}", kVersion);
   curl_easy_setopt(handle.get(), CURLOPT_USERAGENT, agent.c_str());
   const CURLcode code = curl_easy_perform(handle.get());
-  if (code != CURLE_OK) {
-    throw_failure(code, transfer, error_text);
+  log()->debug("{} {}: {} {}, {} bytes", request.method, without_query(request.url),
+               transfer.response.status, code == CURLE_OK ? "" : curl_easy_strerror(code),
+               transfer.body_bytes);
+  if (code != CURLE_OK && !transfer.refusal_is_read) {
+    throw_failure(handle.get(), code, transfer, error_text);
   }
   return std::move(transfer.response);
 }
 
 bool is_transient_status(int status) { return status == 408 || status == 429 || status >= 500; }
 
+bool is_transient_error(const Error& error) {
+  constexpr std::array<std::string_view, 5> kTransient = {"hub.http.connection", "hub.http.timeout",
+                                                          "hub.http.name", "hub.client.status",
+                                                          "hub.client.rate-limit"};
+  return std::find(kTransient.begin(), kTransient.end(), error.code()) != kTransient.end();
+}
+
 std::chrono::seconds retry_after(const HttpResponse& response) {
   if (const std::string& text = response.header("retry-after"); !text.empty()) {
-    return seconds_in(text);
+    const bool is_date = text.find_first_not_of("0123456789") != std::string::npos;
+    const std::time_t wait = is_date ? curl_getdate(text.c_str(), nullptr) - std::time(nullptr) : 0;
+    return is_date ? std::chrono::seconds(std::max<std::time_t>(0, wait)) : seconds_in(text);
   }
   const std::string& limit = response.header("ratelimit");
   const auto left = limit.find(";r=0;"), time = limit.find(";t=");
@@ -248,12 +303,15 @@ std::optional<std::chrono::milliseconds> wait_before_retry(
   return std::chrono::steady_clock::now() + wait > deadline ? std::nullopt : std::optional(wait);
 }
 
-HttpResponse http_send_with_retries(const HttpRequest& request, int max_tries,
+HttpResponse http_send_with_retries(HttpRequest request, int max_tries,
                                     std::chrono::seconds deadline) {
   const auto end = std::chrono::steady_clock::now() + deadline;
   for (int attempt = 0;; ++attempt) {
     const bool last = attempt + 1 >= max_tries;
     std::optional<std::chrono::milliseconds> wait;
+    const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(
+        end - std::chrono::steady_clock::now());
+    request.timeout = std::clamp(left, std::chrono::milliseconds(1), request.timeout);
     try {
       HttpResponse response = http_send(request);
       if (last || !is_transient_status(response.status)) {
@@ -265,7 +323,7 @@ HttpResponse http_send_with_retries(const HttpRequest& request, int max_tries,
       }
     } catch (const NetworkError& error) {
       wait = wait_before_retry(attempt, std::chrono::seconds(0), end);
-      if (last || error.code() == "hub.http.tls" || error.code() == "hub.http.too-large" || !wait) {
+      if (last || !is_transient_error(error) || !wait) {
         throw;
       }
     }
@@ -274,62 +332,6 @@ HttpResponse http_send_with_retries(const HttpRequest& request, int max_tries,
     }
     std::this_thread::sleep_for(*wait);
   }
-}
-
-std::string url_origin(std::string_view url) {
-  const auto scheme_end = url.find("://");
-  const std::string scheme =
-      scheme_end == std::string_view::npos ? "" : lower(url.substr(0, scheme_end));
-  if (scheme != "http" && scheme != "https") {
-    throw NetworkError("hub.http", "scheme",
-                       fmt::format("URL: expected http or https, got `{}`", shown(url)));
-  }
-  std::string_view rest = url.substr(scheme_end + 3);
-  rest = rest.substr(0, rest.find_first_of("/?#"));
-  if (rest.empty() || rest.find('@') != std::string_view::npos) {
-    throw NetworkError("hub.http", "host",
-                       "URL: expected a host without user information, got another");
-  }
-  const auto bracket = rest.rfind(']');  // the end of an IPv6 address
-  const auto colon = rest.rfind(':');
-  const bool has_port =
-      colon != std::string_view::npos && (bracket == std::string_view::npos || colon > bracket);
-  const std::string port = has_port ? "" : (scheme == "https" ? ":443" : ":80");
-  return scheme + "://" + lower(rest) + port;
-}
-
-std::string resolve_location(std::string_view base_url, std::string_view location) {
-  if (location.find("://") != std::string_view::npos) {
-    return std::string(location);
-  }
-  const auto host_start = base_url.find("://") + 3;
-  const auto path_start = std::min(base_url.find('/', host_start), base_url.size());
-  if (location.starts_with("//")) {
-    return std::string(base_url.substr(0, host_start - 2)) + std::string(location);
-  }
-  if (location.starts_with('/')) {
-    return std::string(base_url.substr(0, path_start)) + std::string(location);
-  }
-  const auto path = base_url.substr(0, base_url.find('?'));
-  const auto last_slash = path.rfind('/');
-  return std::string(last_slash < path_start ? path.substr(0, path_start)
-                                             : path.substr(0, last_slash)) +
-         "/" + std::string(location);
-}
-
-std::string percent_encode(std::string_view text, std::string_view keep) {
-  std::string out;
-  for (const char c : text) {
-    const auto byte = static_cast<unsigned char>(c);
-    const bool plain =
-        std::isalnum(byte) != 0 || std::string_view("-_.~").find(c) != std::string_view::npos;
-    if (plain || keep.find(c) != std::string_view::npos) {
-      out += c;
-    } else {
-      out += fmt::format("%{:02X}", byte);
-    }
-  }
-  return out;
 }
 
 }  // namespace graft::hub

@@ -9,6 +9,8 @@
 #include <string>
 #include <string_view>
 
+#include "graft/core/error.h"
+
 namespace graft::hub {
 
 struct HttpResponse;
@@ -25,7 +27,7 @@ struct HttpRequest {
   std::chrono::milliseconds connect_timeout{10'000};
   std::chrono::milliseconds timeout{60'000};  // whole transfer; 0: none
   std::chrono::seconds stall_timeout{20};     // less than 1 KiB/s for so long ends the transfer
-  BodySink sink;  // called for 2xx bodies only; absent: collected in `body`
+  BodySink sink;  // called for 2xx bodies only, and may throw; absent: collected in `body`
 };
 
 struct HttpResponse {
@@ -40,18 +42,23 @@ struct HttpResponse {
 // Sends one request and does not follow redirects: who may see the token is the caller's decision.
 //
 // Proxies from http_proxy, https_proxy, all_proxy, no_proxy in either case; certificates from
-// SSL_CERT_FILE, REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE, else the system's.
-// Throws   NetworkError (`hub.http.*`): connection, TLS, time-out, stall, too-large body, header
-// block
-//          over 256 KiB. No error text holds a token or a query string.
+// SSL_CERT_FILE, REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE, else the system's. What a server sends
+// beside a status that is no success is read up to 64 KiB and no further.
+// Throws   NetworkError (`hub.http.*`): name, connection, proxy, tls, timeout (stalls included),
+//          too-large for a body over its limit or headers over 256 KiB; what the sink threw. No
+//          error text holds a token or a query string.
 // Blocking; thread-safe (one handle per thread).
 HttpResponse http_send(const HttpRequest& request);
 
 // What http_send's caller may do again: 408, 429 and 5xx.
 bool is_transient_status(int status);
 
-// How long the server asks to be left alone: Retry-After in seconds, or `t` of a RateLimit header
-// that has nothing left (`"api";r=0;t=27`). 0 when it does not say.
+// The same for what was thrown: a broken connection, yes; a certificate or a redirect that was
+// refused stays what it is.
+bool is_transient_error(const Error& error);
+
+// How long the server asks to be left alone: Retry-After in seconds or as a date, or `t` of a
+// RateLimit header that has nothing left (`"api";r=0;t=27`). 0 when it does not say.
 std::chrono::seconds retry_after(const HttpResponse& response);
 
 // The wait before try `attempt` + 2: what the server asks for and a second, or full jitter below 1,
@@ -60,18 +67,8 @@ std::optional<std::chrono::milliseconds> wait_before_retry(
     int attempt, std::chrono::seconds asked_for, std::chrono::steady_clock::time_point deadline);
 
 // Sends with up to `max_tries` tries on transient statuses and network errors. Waits with full
-// jitter between 1, 2, 4, 8 s or what Retry-After says, never past `deadline` in all.
-HttpResponse http_send_with_retries(const HttpRequest& request, int max_tries = 5,
-                                    std::chrono::seconds deadline = std::chrono::seconds(60));
-
-// `scheme://host:port` of a URL in lower case, for deciding whether two URLs are the same origin.
-// Throws   NetworkError for a URL that is not http or https, or that carries user information.
-std::string url_origin(std::string_view url);
-
-// Resolves a Location header against the URL that answered with it.
-std::string resolve_location(std::string_view base_url, std::string_view location);
-
-// Percent-encodes everything but unreserved characters; `keep` names further characters to leave.
-std::string percent_encode(std::string_view text, std::string_view keep = {});
+// jitter between 1, 2, 4, 8 s or what Retry-After says; tries and waits end with `deadline`.
+HttpResponse http_send_with_retries(HttpRequest request, int max_tries,
+                                    std::chrono::seconds deadline);
 
 }  // namespace graft::hub

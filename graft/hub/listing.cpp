@@ -1,7 +1,6 @@
 #include "graft/hub/listing.h"
 
 #include <algorithm>
-#include <fstream>
 
 #include <nlohmann/json.hpp>
 
@@ -9,6 +8,8 @@
 #include "graft/core/log.h"
 #include "graft/hub/content_hash.h"
 #include "graft/hub/disk.h"
+#include "graft/hub/payload.h"
+#include "graft/io/json.h"
 
 namespace graft::hub {
 
@@ -52,7 +53,8 @@ std::optional<std::vector<RepoFile>> from_json(const json& object) {
     };
     const auto size = entry.find("size");
     RepoFile file{path, 0, text("blob_id"), text("lfs_sha256"), text("xet_hash")};
-    if (size == entry.end() || !size->is_number_unsigned() || !is_content_id(file.content_id())) {
+    if (size == entry.end() || !size->is_number_unsigned() || !is_content_id(file.content_id()) ||
+        size->get<uint64_t>() > kMaxFileBytes) {
       return std::nullopt;
     }
     file.size_bytes = size->get<uint64_t>();
@@ -61,12 +63,18 @@ std::optional<std::vector<RepoFile>> from_json(const json& object) {
   return files;
 }
 
+// Nothing for a file that is missing, broken or of another format.
 json read_file(const fs::path& file) {
-  std::ifstream in(file);
-  json parsed = in ? json::parse(in, nullptr, /*allow_exceptions=*/false) : json();
-  const bool known = parsed.is_object() && parsed.contains("format_version") &&
-                     parsed["format_version"] == kFormatVersion;
-  return known ? parsed : json::object();
+  constexpr io::JsonLimits kLimits{
+      .max_bytes = 64 << 20, .max_depth = 8, .max_memory_bytes = 1 << 30};
+  try {
+    json parsed = io::read_json_file(file, "hub.listing", kLimits);
+    const bool known = parsed.is_object() && parsed.contains("format_version") &&
+                       parsed["format_version"] == kFormatVersion;
+    return known ? parsed : json::object();
+  } catch (const Error&) {
+    return json::object();
+  }
 }
 
 void write_file(const fs::path& file, const json& content) {

@@ -8,6 +8,8 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 
+#include "graft/hub/leftovers.h"
+
 namespace graft::hub {
 
 namespace fs = std::filesystem;
@@ -58,7 +60,7 @@ std::optional<PartialFile::Range> PartialFile::claim(uint64_t max_bytes) {
   if (first == std::string::npos) {
     return std::nullopt;
   }
-  const size_t most = first + std::max<uint64_t>(1, max_bytes / kBlockBytes);
+  const size_t most = first + std::max<uint64_t>(1, (max_bytes + kBlockBytes - 1) / kBlockBytes);
   size_t last = first;
   while (last < state_.size() && last < most && state_[last] == '0') {
     state_[last++] = 'c';
@@ -107,7 +109,7 @@ void PartialFile::remove(const fs::path& file) {
 
 fs::path PartialFile::blocks_file(const fs::path& file) {
   fs::path blocks = file;
-  return blocks.replace_extension(".graft-blocks");
+  return blocks.replace_extension(kBlocks);
 }
 
 PartialFile::Stream::Stream(PartialFile& file, uint64_t position)

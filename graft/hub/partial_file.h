@@ -1,4 +1,5 @@
-// A file that comes in pieces, from several connections and across processes.
+// A file that comes in pieces, from several connections and across processes; whose it is says its
+// name (leftovers.h).
 //
 //   <name>.graft-incomplete   the bytes, at their places
 //   <name>.graft-blocks       one byte for each block of 256 KiB: `1` once the block lies there
@@ -31,7 +32,8 @@ class PartialFile {
   // too full before anything is transferred.
   PartialFile(std::filesystem::path file, uint64_t size_bytes);
 
-  // The next run of blocks that are missing and nobody else fetches, at most `max_bytes` of it.
+  // The next run of blocks that are missing and nobody else fetches: at most `max_bytes`, rounded up to
+  // whole blocks.
   std::optional<Range> claim(uint64_t max_bytes);
 
   // Gives back what of a claimed range has not come.

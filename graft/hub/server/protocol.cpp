@@ -6,8 +6,8 @@
 
 #include <fmt/format.h>
 
-#include "graft/hub/http.h"
 #include "graft/hub/server/answers.h"
+#include "graft/hub/url.h"
 
 namespace graft::hub::server {
 
