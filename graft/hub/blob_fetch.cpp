@@ -12,6 +12,7 @@
 #include "graft/core/error.h"
 #include "graft/core/log.h"
 #include "graft/hub/content_hash.h"
+#include "graft/hub/disk.h"
 #include "graft/hub/environment.h"
 #include "graft/hub/leftovers.h"
 #include "graft/hub/partial_file.h"
@@ -167,14 +168,14 @@ void transfer(const BlobFetch& fetch, const fs::path& partial_path) {
   if (!partial.is_complete()) {
     Transfer(fetch, partial).run();
   }
-  partial.sync();
 }
 
 void fetch_into(const BlobFetch& fetch, const fs::path& partial) {
   const std::string& id = fetch.file.content_id();
   for (const bool second_try : {false, true}) {
     transfer(fetch, partial);
-    if (has_content(partial, id)) {
+    if (has_content(partial, id)) {  // while the disk still writes
+      sync_file(partial);
       return;
     }
     PartialFile::remove(partial);

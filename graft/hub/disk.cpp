@@ -39,6 +39,13 @@ void make_folders(const fs::path& folder) {
   }
 }
 
+void sync_file(const fs::path& file) {
+  const Descriptor opened(file, O_RDONLY);
+  if (fsync(opened.get()) != 0) {
+    throw_disk(file, 0);
+  }
+}
+
 void move_into_place(const fs::path& made, const fs::path& path) {
   if (std::rename(made.c_str(), path.c_str()) != 0) {
     const int cause = errno;

@@ -14,6 +14,9 @@ namespace graft::hub {
 // Creates a folder and its parents. Throws as throw_disk.
 void make_folders(const std::filesystem::path& folder);
 
+// Returns once a file's content is on disk. Throws as throw_disk.
+void sync_file(const std::filesystem::path& file);
+
 // Gives `made` the name `path`: on disk when this returns, in one step, over what was there.
 // `made` is removed when that fails.
 void move_into_place(const std::filesystem::path& made, const std::filesystem::path& path);

@@ -97,8 +97,7 @@ void link_blob(const fs::path& blob, const fs::path& pointer) {
       unlink(made.c_str());
       throw_disk(pointer, fs::file_size(blob, status));
     }
-    const Descriptor copy(made, O_RDONLY);
-    fsync(copy.get());
+    sync_file(made);
   }
   move_into_place(made, pointer);
 }

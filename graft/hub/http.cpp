@@ -309,9 +309,10 @@ HttpResponse http_send_with_retries(HttpRequest request, int max_tries,
   for (int attempt = 0;; ++attempt) {
     const bool last = attempt + 1 >= max_tries;
     std::optional<std::chrono::milliseconds> wait;
-    const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(
-        end - std::chrono::steady_clock::now());
-    request.timeout = std::clamp(left, std::chrono::milliseconds(1), request.timeout);
+    const auto left = std::max(std::chrono::milliseconds(1),
+                               std::chrono::duration_cast<std::chrono::milliseconds>(
+                                   end - std::chrono::steady_clock::now()));
+    request.timeout = request.timeout.count() == 0 ? left : std::min(left, request.timeout);
     try {
       HttpResponse response = http_send(request);
       if (last || !is_transient_status(response.status)) {

@@ -43,7 +43,9 @@ std::optional<std::vector<RepoFile>> from_json(const json& object) {
     return std::nullopt;
   }
   std::vector<RepoFile> files;
-  for (const auto& [path, entry] : object.items()) {
+  for (const auto& item : object.items()) {
+    const std::string& path = item.key();
+    const json& entry = item.value();
     if (!entry.is_object() || !is_safe_path(path)) {
       return std::nullopt;
     }

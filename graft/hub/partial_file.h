@@ -56,7 +56,6 @@ class PartialFile {
 
   uint64_t done_bytes() const;
   bool is_complete() const { return done_bytes() == size_bytes_; }
-  void sync() const;
   const std::filesystem::path& path() const { return path_; }
 
   // Removes both files of a name. Throws nothing.

@@ -7,7 +7,9 @@
 //   GRAFT_FAULT_COUNT   file that gets the number of such calls at the end
 //   GRAFT_FAULT_HIDE    part of a path: opening such a file for reading fails with EACCES
 //   GRAFT_FAULT_LOCKS   1: flock() says yes and does nothing
+//   GRAFT_FAULT_CASE    1: access() takes a name in capitals for the same name in small letters
 #define _GNU_SOURCE
+#include <ctype.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -185,6 +187,14 @@ int mkdir(const char* path, mode_t mode) {
 int unlink(const char* path) {
   int last;
   return fails("unlink", is_below(path), &last) ? -1 : REAL(unlink)(path);
+}
+
+int access(const char* path, int mode) {
+  char small[4096];
+  if (!number("GRAFT_FAULT_CASE") || strlen(path) >= sizeof small) return REAL(access)(path, mode);
+  strcpy(small, path);
+  for (char* c = strrchr(small, '/'); c && *c; ++c) *c = (char)tolower((unsigned char)*c);
+  return REAL(access)(small, mode);
 }
 
 int flock(int descriptor, int operation) {

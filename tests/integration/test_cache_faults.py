@@ -164,13 +164,14 @@ class CacheFaults(unittest.TestCase):
 
     def test_what_a_killed_process_brought_is_not_brought_again(self):
         self.hub.forget()
-        exit_code, _, _ = self.cache.download(self.cache.spoilt(op="write", kill=45))
+        exit_code, _, _ = self.cache.download(self.cache.spoilt(op="write", kill=75))
         self.assertEqual(exit_code, -9)
         done = [path for path in (self.cache.repo / "blobs").glob(f"{LARGE}*.graft-blocks")
                 if b"1" in path.read_bytes()]
         self.hub.forget()
         self.assertEqual(self.cache.download()[0], 0)
-        ranges = [row["range"] for row in self.hub.log()["requests"] if row["path"].endswith(LARGE) and row["range"]]
+        ranges = [row["range"] for row in self.hub.log()["requests"]
+                  if row["path"].startswith(f"/.graft/large/{LARGE}") and row["range"]]
         self.assertEqual(bool(ranges), bool(done), self.hub.log())
         self.cache.require_complete()
 
@@ -368,8 +369,11 @@ class CacheFaults(unittest.TestCase):
         served.mkdir(parents=True)
         for name, content in names.items():
             (served / name).write_bytes(content)
-        done = subprocess.run([GRAFT, "download", "somebody/names"], env=environment(self.cache.variables()),
-                              capture_output=True, text=True, check=False)
+        command = [GRAFT, "download", "somebody/names"]
+        done = subprocess.run(command, env=environment(self.cache.spoilt(case=1)), capture_output=True, text=True, check=False)
+        self.assertIn("code: hub.download.case", done.stderr)
+        self.assertFalse(list(self.cache.root.rglob("snapshots")))
+        done = subprocess.run(command, env=environment(self.cache.variables()), capture_output=True, text=True, check=False)
         self.assertEqual(done.returncode, 0, done.stderr)
         for name, content in names.items():
             self.assertEqual((pathlib.Path(done.stdout.strip()) / name).read_bytes(), content)
