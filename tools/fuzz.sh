@@ -23,9 +23,9 @@ torch=$(echo .venv/lib/python3*/site-packages/torch)
 
 # Every source once; the targets take from the archive what they use.
 rooms=(graft/core graft/hub graft/io)
-if is_wanted bundle; then rooms+=(graft/trust); fi
+if is_wanted bundle || is_wanted policy; then rooms+=(graft/trust); fi
 if is_wanted tokenizer || is_wanted jinja; then rooms+=(graft/text); fi
-find "${rooms[@]}" graft/kernel/{metadata,elf_check}.cpp -name '*.cpp' | grep -v '_test\|_fuzz\|_bench\|/server/' |
+find "${rooms[@]}" graft/kernel/{metadata,lock_file,elf_check}.cpp -name '*.cpp' | grep -v '_test\|_fuzz\|_bench\|/server/' |
   xargs -P "$jobs" -I{} sh -c '
     object=$folder/objects/$(echo "$1" | tr / _).o
     [ "$object" -nt "$1" ] || clang++ $flags -fsanitize=fuzzer-no-link -c "$1" -o "$object"' _ {}
@@ -51,6 +51,9 @@ fuzz jinja tests/data '*.jinja' graft/text/jinja_fuzz.cpp
 fuzz payload tests/data/fuzz/payload '*' graft/hub/payload_fuzz.cpp
 fuzz listing tests/data/fuzz/listing '*' graft/hub/listing_fuzz.cpp
 fuzz metadata tests/data/fuzz/metadata '*' graft/kernel/metadata_fuzz.cpp
+fuzz lock tests/data/fuzz/lock '*' graft/kernel/lock_file_fuzz.cpp
+fuzz redirect tests/data/fuzz/redirect '*' graft/hub/redirect_fuzz.cpp
+fuzz policy tests/data/fuzz/policy '*' graft/trust/policy_fuzz.cpp
 fuzz bundle tests/data '*.sigstore' graft/trust/sigstore/bundle_fuzz.cpp
 mkdir -p "$folder/elf.seeds"
 echo 'int answer(void) { return 42; }' | cc -shared -fPIC -nostdlib -x c - -o "$folder/elf.seeds/answer.so"
