@@ -148,8 +148,8 @@ GRAFT_OPS(ops) {
       "float scale, float softcap, int window, bool causal) -> (Tensor, Tensor)");
   ops.def(
       "attention_backward(Tensor grad_out, Tensor query, Tensor key, Tensor value, Tensor out, "
-      "Tensor lse, Tensor? mask, float scale, float softcap, int window, bool causal) -> (Tensor, "
-      "Tensor, Tensor)");
+      "Tensor lse, Tensor? mask, float scale, float softcap, int window, bool causal, bool "
+      "deterministic) -> (Tensor, Tensor, Tensor)");
   ops.def(
       "attention_varlen(Tensor query, Tensor key, Tensor value, Tensor cu_seqlens_q, Tensor "
       "cu_seqlens_k, Tensor? sinks, float scale, float softcap, int window, bool causal) -> "
@@ -158,7 +158,7 @@ GRAFT_OPS(ops) {
   ops.def(
       "attention_varlen_backward(Tensor grad_out, Tensor query, Tensor key, Tensor value, Tensor "
       "out, Tensor lse, Tensor cu_seqlens_q, Tensor cu_seqlens_k, float scale, float softcap, int "
-      "window, bool causal) -> (Tensor, Tensor, Tensor)");
+      "window, bool causal, bool deterministic) -> (Tensor, Tensor, Tensor)");
 }
 
 GRAFT_OPS_IMPL(Meta, ops) { graft_kernels::attention::MetaOps::implement(ops); }

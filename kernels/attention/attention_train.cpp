@@ -16,11 +16,19 @@
 // causal    query s sees keys up to T - S + s (of its own sequence)
 // cu_seqlens_q, cu_seqlens_k   [sequences + 1]   int32   from 0 to N and M, never falling; on the
 //                                    tensors' device
-// All sums are float32 in one order, rounded once.
+// deterministic   gradients have the same bits every time; without it, on Hopper, those of queries are
+//           added in any order
+// Sums are float32, rounded once; on CUDA weights and their gradients are rounded to the heads' dtype
+// before they meet values, keys and queries.
 // Throws    std::runtime_error `[op] argument: expected …, got …`
-// Devices   cpu   Autograd no (package/layers.py joins the two), deterministic yes (independent of
-//           threads), thread-safe yes
-// Source    Dao et al. 2022, algorithm 4; Dao 2023
+// Devices   cpu; cuda sm_80+ (attention_train_cuda.cu; Hopper's own kernels for 16-bit heads of 64
+//           and 128 without mask and cap, tensor cores else, plain arithmetic for float32). On CUDA
+//           starts of sequences are not read by the host: they are kept within the tensors, and
+//           rows of no sequence stay unwritten. A NaN in what only some rows of a tile may see
+//           can reach the others of its sequence.
+//           Autograd no (package/training.py joins the two), deterministic yes on the CPU
+//           (independent of threads), thread-safe yes
+// Source    Dao et al. 2022, algorithm 4; Dao 2023; Shah et al. 2024 (Hopper)
 
 #include "kernels/attention/attention_train_ops.h"
 
@@ -38,6 +46,7 @@ void describe_options(const char* op, const TrainOptions& options, TrainProblem&
   problem.base.scale = static_cast<float>(options.scale);
   problem.base.softcap = static_cast<float>(options.softcap);
   problem.base.causal = options.causal;
+  problem.deterministic = options.deterministic;
 }
 
 void describe_lse(const char* op, const Tensor& lse, const Tensor& query, TrainProblem& problem) {
@@ -87,7 +96,7 @@ void check_heads(const char* op, const Tensor& query, const Tensor& key) {
   }
 }
 
-void run_meta(const TrainProblem&, const Sequences*) {}
+void run_meta(const TrainProblem&, const Sequences*, const Tensor&) {}
 
 }  // namespace
 

@@ -19,6 +19,7 @@ struct TrainProblem {
   int64_t lse_stride[2] = {};      // batch, head
   float* delta = nullptr;          // like lse: sum over a row of grad_out * out
   bool backward = false;           // the gradients are asked for
+  bool deterministic = true;       // with the same bits every time
   const void* grad_out = nullptr;  // [B, S, Hq, D]
   int64_t grad_out_stride[3] = {};
   void* grad_query = nullptr;  // [B, S, Hq, D]

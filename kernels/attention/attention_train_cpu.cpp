@@ -76,7 +76,7 @@ TrainProblem part_of(const TrainProblem& all, int64_t query, int64_t queries, in
   return part;
 }
 
-void run_cpu(const TrainProblem& problem, const Sequences* sequences) {
+void run_cpu(const TrainProblem& problem, const Sequences* sequences, const Tensor&) {
   if (sequences == nullptr) {
     return run_dense(problem);
   }

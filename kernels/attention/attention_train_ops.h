@@ -15,6 +15,7 @@ struct TrainOptions {
   double softcap;
   int64_t window;
   bool causal;
+  bool deterministic = true;  // the same bits every time
 };
 
 struct TrainInputs {
@@ -63,7 +64,8 @@ inline Tensor new_lse(const Tensor& query) {
 
 // The ops for a device whose work is done by kRun; sequences are absent for the dense ones, and the
 // problem says whether gradients are asked for.
-template <void (*kRun)(const TrainProblem&, const Sequences*)>
+// `like` is a tensor of the call, for further memory and its device.
+template <void (*kRun)(const TrainProblem&, const Sequences*, const Tensor& like)>
 struct TrainOps {
   using Optional = std::optional<Tensor>;
   static std::tuple<Tensor, Tensor> attention_forward_lse(const Tensor& query, const Tensor& key,
@@ -74,17 +76,17 @@ struct TrainOps {
     Tensor out = torch::stable::new_empty(query, query.sizes()), lse = new_lse(query);
     kRun(check_train("attention_forward_lse", {query, key, value, out, lse, mask, sinks},
                      {scale, softcap, window, causal}),
-         nullptr);
+         nullptr, query);
     return {out, lse};
   }
   static std::tuple<Tensor, Tensor, Tensor> attention_backward(
       const Tensor& grad_out, const Tensor& query, const Tensor& key, const Tensor& value,
       const Tensor& out, const Tensor& lse, const Optional& mask, double scale, double softcap,
-      int64_t window, bool causal) {
+      int64_t window, bool causal, bool deterministic) {
     const char* op = "attention_backward";
     const Optional none;
     const TrainInputs inputs{query, key, value, out, lse, mask, none};
-    TrainProblem problem = check_train(op, inputs, {scale, softcap, window, causal});
+    TrainProblem problem = check_train(op, inputs, {scale, softcap, window, causal, deterministic});
     return backward(op, inputs, grad_out, nullptr, problem);
   }
   static std::tuple<Tensor, Tensor> attention_varlen(const Tensor& query, const Tensor& key,
@@ -98,18 +100,19 @@ struct TrainOps {
     const Sequences sequences{cu_seqlens_q, cu_seqlens_k};
     kRun(check_packed("attention_varlen", {query, key, value, out, lse, none, sinks},
                       {scale, softcap, window, causal}, sequences),
-         &sequences);
+         &sequences, query);
     return {out, lse};
   }
   static std::tuple<Tensor, Tensor, Tensor> attention_varlen_backward(
       const Tensor& grad_out, const Tensor& query, const Tensor& key, const Tensor& value,
       const Tensor& out, const Tensor& lse, const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k,
-      double scale, double softcap, int64_t window, bool causal) {
+      double scale, double softcap, int64_t window, bool causal, bool deterministic) {
     const char* op = "attention_varlen_backward";
     const Optional none;
     const TrainInputs inputs{query, key, value, out, lse, none, none};
     const Sequences sequences{cu_seqlens_q, cu_seqlens_k};
-    TrainProblem problem = check_packed(op, inputs, {scale, softcap, window, causal}, sequences);
+    TrainProblem problem =
+        check_packed(op, inputs, {scale, softcap, window, causal, deterministic}, sequences);
     return backward(op, inputs, grad_out, &sequences, problem);
   }
   static std::tuple<Tensor, Tensor, Tensor> backward(const char* op, const TrainInputs& inputs,
@@ -122,7 +125,7 @@ struct TrainOps {
     const Tensor delta = torch::stable::new_empty(inputs.lse, inputs.lse.sizes());
     check_gradients(op, inputs, {grad_out, grad_query, grad_key, grad_value, delta},
                     sequences != nullptr, problem);
-    kRun(problem, sequences);
+    kRun(problem, sequences, inputs.query);
     return {grad_query, grad_key, grad_value};
   }
   static void implement(torch::stable::detail::StableLibrary& library) {

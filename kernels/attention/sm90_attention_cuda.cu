@@ -6,6 +6,7 @@
 
 #include "kernels/attention/sm90_attention.h"
 #include "kernels/attention/sm90_attention_kernel.cuh"
+#include "kernels/attention/sm90_tensor_map.h"
 #include "kernels/common/cuda_launch.h"
 
 namespace graft_kernels::attention {
@@ -15,75 +16,23 @@ namespace {
 // Below this, dividing the keys fills the device better than tiles of 128 queries.
 constexpr int64_t kLeastQueries = 64;
 
-bool is_whole_vectors(const void* pointer, const int64_t (&stride)[3]) {
-  return reinterpret_cast<uintptr_t>(pointer) % 16 == 0 && stride[0] % 8 == 0 &&
-         stride[1] % 8 == 0 && stride[2] % 8 == 0;
-}
+using sm90::is_whole_vectors;
 
-using Encode = decltype(&cuTensorMapEncodeTiled);
-
-Encode encode_function() {
-  static const Encode found = [] {
-    void* function = nullptr;
-    cudaDriverEntryPointQueryResult result;
-    check_cuda(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000,
-                                                cudaEnableDefault, &result),
-               "cudaGetDriverEntryPointByVersion");
-    if (result != cudaDriverEntryPointSuccess) {
-      throw std::runtime_error("[cuda] cuTensorMapEncodeTiled: expected in the driver, got none");
-    }
-    return reinterpret_cast<Encode>(function);
-  }();
-  return found;
-}
-
-struct Extents {
-  int64_t rows, heads, batch;                     // sizes
-  int64_t row_stride, head_stride, batch_stride;  // elements
+// Tiles of packed sequences, where there are some.
+struct Table {
+  const PackedTile* tiles = nullptr;
+  int64_t count = 0;
 };
 
-CUtensorMap describe(const Problem& base, const void* from, const Extents& extents, int tile_rows) {
-  CUtensorMap map;
-  const auto bytes = [](int64_t size, int64_t stride) {
-    return static_cast<cuuint64_t>(size == 1 ? 16 : stride * 2);
-  };
-  const cuuint64_t sizes[4] = {
-      static_cast<cuuint64_t>(base.head_dim), static_cast<cuuint64_t>(extents.rows),
-      static_cast<cuuint64_t>(extents.heads), static_cast<cuuint64_t>(extents.batch)};
-  const cuuint64_t strides[3] = {bytes(extents.rows, extents.row_stride),
-                                 bytes(extents.heads, extents.head_stride),
-                                 bytes(extents.batch, extents.batch_stride)};
-  const cuuint32_t box[4] = {sm90::kBoxColumns, static_cast<cuuint32_t>(tile_rows), 1, 1};
-  const cuuint32_t steps[4] = {1, 1, 1, 1};
-  const CUtensorMapDataType dtype = base.dtype == Dtype::kBfloat16
-                                        ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
-                                        : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
-  const CUresult status =
-      encode_function()(&map, dtype, 4, const_cast<void*>(from), sizes, strides, box, steps,
-                        CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                        CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  if (status != CUDA_SUCCESS) {
-    throw std::runtime_error("[cuda] cuTensorMapEncodeTiled: expected CUDA_SUCCESS, got " +
-                             std::to_string(static_cast<int>(status)));
-  }
-  return map;
-}
-
 template <typename T, int kD>
-void launch(const DecodeProblem& problem, const Sm90Device& device, int* taken) {
+void launch(const DecodeProblem& problem, const Sm90Device& device, const Table& table,
+            int* taken) {
   const Problem& base = problem.base;
   const CUtensorMap query_map =
-      describe(base, base.query,
-               {base.queries, base.key_heads * base.groups, base.batch, base.query_stride[1],
-                base.query_stride[2], base.query_stride[0]},
-               sm90::kQueryTile);
-  const auto cache_map = [&](const void* from, const int64_t(&stride)[3]) {
-    return describe(base, from,
-                    {base.keys, base.key_heads, base.batch, stride[2], stride[1], stride[0]},
-                    sm90::kKeyTile);
-  };
-  const CUtensorMap key_map = cache_map(base.key, base.key_stride);
-  const CUtensorMap value_map = cache_map(base.value, base.value_stride);
+      sm90::describe_queries(base, base.query, base.query_stride, sm90::kQueryTile);
+  const CUtensorMap key_map = sm90::describe_keys(base, base.key, base.key_stride, sm90::kKeyTile);
+  const CUtensorMap value_map =
+      sm90::describe_keys(base, base.value, base.value_stride, sm90::kKeyTile);
   const int64_t all_heads = base.batch * base.key_heads;
   const int64_t head_bytes = base.keys * base.head_dim * 4;
   sm90::Order order;
@@ -95,6 +44,11 @@ void launch(const DecodeProblem& problem, const Sm90Device& device, int* taken) 
   check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
              "cudaFuncSetAttribute");
   order.tasks = static_cast<int>(sm90_tasks(problem));
+  if (table.tiles != nullptr) {
+    order.packed = table.tiles;
+    order.query_tiles = static_cast<int>(table.count);
+    order.tasks = static_cast<int>(table.count * base.key_heads * base.groups);
+  }
   const int blocks = std::min(order.tasks, device.processors);
   order.taken = order.tasks > blocks ? taken : nullptr;
   if (order.taken != nullptr) {
@@ -119,9 +73,8 @@ const char* why_not_sm90(const DecodeProblem& problem, int compute_capability) {
     return "few queries: dividing the keys is faster";
   }
   if (base.mask != nullptr || problem.lengths != nullptr || problem.table != nullptr ||
-      problem.sinks.values != nullptr || problem.window > 0 || base.softcap > 0.0F ||
-      !(base.scale > 0.0F)) {
-    return "no mask, lengths, pages, sinks, window or soft cap, and a positive scale";
+      base.softcap > 0.0F || !(base.scale > 0.0F)) {
+    return "no mask, lengths, pages or soft cap, and a positive scale";
   }
   if (problem.splits > 1) {
     return "keys are not divided";
@@ -142,15 +95,39 @@ int64_t sm90_tasks(const DecodeProblem& problem) {
   return base.batch * base.key_heads * base.groups * query_tiles;
 }
 
-void run_sm90(const DecodeProblem& problem, const Sm90Device& device, int* taken) {
+namespace {
+
+void launch_any(const DecodeProblem& problem, const Sm90Device& device, const Table& table,
+                int* taken) {
   const bool is_bfloat16 = problem.base.dtype == Dtype::kBfloat16;
   if (problem.base.head_dim == 64) {
-    is_bfloat16 ? launch<Bf16, 64>(problem, device, taken)
-                : launch<Fp16, 64>(problem, device, taken);
+    is_bfloat16 ? launch<Bf16, 64>(problem, device, table, taken)
+                : launch<Fp16, 64>(problem, device, table, taken);
   } else {
-    is_bfloat16 ? launch<Bf16, 128>(problem, device, taken)
-                : launch<Fp16, 128>(problem, device, taken);
+    is_bfloat16 ? launch<Bf16, 128>(problem, device, table, taken)
+                : launch<Fp16, 128>(problem, device, table, taken);
   }
+}
+
+}  // namespace
+
+void run_sm90(const DecodeProblem& problem, const Sm90Device& device, int* taken) {
+  launch_any(problem, device, {}, taken);
+}
+
+int64_t sm90_packed_tiles(const TrainProblem& problem, const Packing& packing) {
+  return problem.base.queries / sm90::kQueryTile + packing.sequences;
+}
+
+void run_sm90_packed(const DecodeProblem& problem, const TrainProblem& packed,
+                     const Packing& packing, const Sm90Device& device, PackedTile* tiles,
+                     int* taken) {
+  const int64_t count = sm90_packed_tiles(packed, packing);
+  sm90::attention_packed_tiles_kernel<<<static_cast<unsigned>((count + 3) / 4), 128, 0,
+                                        device.stream>>>(packed, packing, tiles,
+                                                         static_cast<int>(count));
+  check_cuda(cudaGetLastError(), "attention_packed_tiles_kernel");
+  launch_any(problem, device, {tiles, count}, taken);
 }
 
 }  // namespace graft_kernels::attention

@@ -6,12 +6,11 @@
 
 #include "kernels/attention/attention_mma.cuh"
 #include "kernels/attention/attention_place.cuh"
+#include "kernels/attention/sm90_attention_task.cuh"
 #include "kernels/attention/sm90_wgmma.cuh"
 
 namespace graft_kernels::attention::sm90 {
 
-inline constexpr int kQueryTile = 128;  // of a block, 64 for each computing warpgroup
-inline constexpr int kKeyTile = 128;
 inline constexpr int kStages = 2;
 inline constexpr int kThreads = 384;
 inline constexpr int kComputeWarps = 8;
@@ -40,47 +39,6 @@ struct Barriers {
   uint64_t task[kStages];
   uint64_t task_free[kStages];
 };
-
-// What one block of threads computes: queries [first_query, first_query + 128) of a head against
-// tiles [0, tiles) of keys, from the last to the first.
-struct Task {
-  int batch;
-  int head;
-  int key_head;
-  int first_query;
-  int tiles;
-};
-
-// A block takes task after task. They come with the longest first within as many heads as have their keys in L2 together.
-struct Order {
-  int query_tiles;
-  int heads_together;  // key heads, of all batch entries
-  int tasks;
-  int* taken;  // tasks taken beyond each block's first; absent where every task has its block
-};
-
-__device__ __forceinline__ Task task_of(const DecodeProblem& problem, const Order& order,
-                                        int number) {
-  const Problem& base = problem.base;
-  const int groups = static_cast<int>(base.groups);
-  const int all_heads = static_cast<int>(base.batch * base.key_heads);
-  const int per_section = order.heads_together * groups * order.query_tiles;
-  const int section = number / per_section;
-  const int index = number % per_section;
-  const int first_head = section * order.heads_together;
-  const int section_heads = min(order.heads_together, all_heads - first_head) * groups;
-  const int head = first_head * groups + index % section_heads;  // of batch and query heads
-  const int key_heads = static_cast<int>(base.key_heads);
-  Task task;
-  task.batch = head / (groups * key_heads);
-  task.head = head % (groups * key_heads);
-  task.key_head = task.head / groups;
-  task.first_query = (order.query_tiles - 1 - index / section_heads) * kQueryTile;
-  const int last = min(task.first_query + kQueryTile, static_cast<int>(base.queries)) - 1;
-  const int end = row_end(problem, static_cast<int>(base.keys), last);
-  task.tiles = (end + kKeyTile - 1) / kKeyTile;
-  return task;
-}
 
 template <int kD>
 __device__ __forceinline__ void copy_tile(unsigned char* to, const CUtensorMap* map,
@@ -122,7 +80,7 @@ __device__ __forceinline__ void produce(const DecodeProblem& problem, const Orde
                                     : static_cast<int>(gridDim.x) + atomicAdd(order.taken, 1);
     for (int step = 0; step < max(task.tiles, 1); ++step) {
       const Slot slot(used);
-      const int row = (task.tiles - 1 - step) * kKeyTile;
+      const int row = task.key + (task.first_tile + task.tiles - 1 - step) * kKeyTile;
       if (task.tiles > 0) {
         wait(&barriers.keys_free[slot.stage], slot.phase ^ 1);
         arrive_expecting(&barriers.keys[slot.stage], L::kKeyBytes);
@@ -132,8 +90,8 @@ __device__ __forceinline__ void produce(const DecodeProblem& problem, const Orde
       if (step == 0) {
         wait(&barriers.queries_free, count % 2 ^ 1);
         arrive_expecting(&barriers.queries, L::kQueryBytes);
-        copy_tile<kD>(shared, query_map, &barriers.queries, task.first_query, task.head, task.batch,
-                      L::kQueryBox);
+        copy_tile<kD>(shared, query_map, &barriers.queries, task.query + task.first_query,
+                      task.head, task.batch, L::kQueryBox);
       }
       if (task.tiles > 0) {
         wait(&barriers.values_free[slot.stage], slot.phase ^ 1);
@@ -186,6 +144,33 @@ __device__ __forceinline__ void hide(float (&scores)[64], int first_key, const i
       scores[index] = -INFINITY;
     }
   }
+}
+
+// Hides keys before those that the rows may see.
+__device__ __forceinline__ void hide_before(float (&scores)[64], int first_key,
+                                            const int (&begin)[2]) {
+  const int column = first_key + static_cast<int>(threadIdx.x) % 4 * 2;
+#pragma unroll
+  for (int index = 0; index < 64; ++index) {
+    if (column + index / 4 * 8 + index % 2 < begin[index % 4 / 2]) {
+      scores[index] = -INFINITY;
+    }
+  }
+}
+
+// Values behind a packed sequence's last key become zeros: they are another's, and zero times what lies
+// there may be NaN. By both warpgroups.
+template <int kD>
+__device__ __forceinline__ void clear_values(unsigned char* values, int from) {
+  constexpr int kBarrier = 3;
+  const int thread = static_cast<int>(threadIdx.x) - 128, chunks = kD / 8;
+  for (int index = thread; index < (kKeyTile - from) * chunks; index += 256) {
+    const int row = from + index / chunks, chunk = index % chunks;
+    *reinterpret_cast<uint4*>(values + chunk / 8 * Layout<kD>::kKeyBox + row * 128 +
+                              chunk % 8 * 16) = {0, 0, 0, 0};
+  }
+  publish_shared();
+  sync_named(kBarrier, 256);
 }
 
 // Scores become weights relative to the new largest; the factors that earlier sums must take.
@@ -251,6 +236,12 @@ struct Turns {
   }
 };
 
+template <typename T>
+__device__ __forceinline__ float load_sink(const Sinks& sinks, int head) {
+  return sinks.is_float ? static_cast<const float*>(sinks.values)[head]
+                        : to_float(static_cast<const T*>(sinks.values)[head]);
+}
+
 // Result of a warpgroup through shared memory, so that whole rows are written.
 template <typename T, int kD>
 __device__ __forceinline__ void store_out(const DecodeProblem& problem, const Task& task, int group,
@@ -265,14 +256,20 @@ __device__ __forceinline__ void store_out(const DecodeProblem& problem, const Ta
     float sum = state.sum[half];
     sum += __shfl_xor_sync(0xFFFFFFFFU, sum, 1);
     sum += __shfl_xor_sync(0xFFFFFFFFU, sum, 2);
-    const float factor = sum == 0.0F ? 0.0F : 1.0F / sum;
+    float scaled = 1.0F, origin = origin_of(state.largest[half]) * base.scale;
+    if (problem.sinks.values != nullptr) {
+      const float sink = load_sink<T>(problem.sinks, task.head);
+      const float together = origin_of(fmaxf(state.largest[half] * base.scale, sink));
+      scaled = sum == 0.0F ? 0.0F : exp2f((origin - together) * kLog2E);
+      sum = sum * scaled + exp2f((sink - together) * kLog2E);
+      origin = together;
+    }
+    const float factor = sum == 0.0F ? 0.0F : scaled / sum;
     const int row = warp * 16 + lane / 4 + half * 8;
     const int64_t query = task.first_query + group * 64 + row;
-    if (problem.lse != nullptr && lane % 4 == 0 && query < base.queries) {
-      const float lse =
-          sum == 0.0F ? -INFINITY : origin_of(state.largest[half]) * base.scale + logf(sum);
-      problem.lse[(task.batch * base.key_heads * base.groups + task.head) * base.queries + query] =
-          lse;
+    if (problem.lse != nullptr && lane % 4 == 0 && query < task.queries) {
+      problem.lse[(task.batch * base.key_heads * base.groups + task.head) * base.queries +
+                  task.query + query] = sum == 0.0F ? -INFINITY : origin + logf(sum);
     }
 #pragma unroll
     for (int tile = 0; tile < kD / 8; ++tile) {
@@ -292,9 +289,9 @@ __device__ __forceinline__ void store_out(const DecodeProblem& problem, const Ta
     const int chunk = (column % 8) ^ (row % 8);
     const uint4 value = *reinterpret_cast<const uint4*>(staged + column / 8 * L::kQueryBox +
                                                         row * 128 + chunk * 16);
-    if (query < base.queries) {
+    if (query < task.queries) {
       T* to = static_cast<T*>(base.out) + task.batch * base.out_stride[0] +
-              query * base.out_stride[1] + task.head * base.out_stride[2];
+              (task.query + query) * base.out_stride[1] + task.head * base.out_stride[2];
       reinterpret_cast<uint4*>(to)[column] = value;
     }
   }
@@ -303,17 +300,18 @@ __device__ __forceinline__ void store_out(const DecodeProblem& problem, const Ta
 // One warpgroup's 64 queries against all tiles of a task; `used` tiles came before.
 template <typename T, int kD>
 __device__ __forceinline__ void work_task(const DecodeProblem& problem, const Task& task, int group,
-                                          int used, int count, unsigned char* shared,
+                                          int used, int count, bool packed, unsigned char* shared,
                                           Barriers& barriers) {
   using L = Layout<kD>;
   unsigned char* queries = shared + group * 64 * 128;
   const Turns turns{group};
   const float scale_log2 = problem.base.scale * kLog2E;
-  const int keys = static_cast<int>(problem.base.keys);
   const int warp_row = static_cast<int>(threadIdx.x) / 32 % 4 * 16;
   const int row = task.first_query + group * 64 + warp_row + static_cast<int>(threadIdx.x) % 32 / 4;
-  const int end[2] = {row_end(problem, keys, row), row_end(problem, keys, row + 8)};
-  const int all_see = row_end(problem, keys, task.first_query + group * 64);
+  const int end[2] = {task_end(problem, task, row), task_end(problem, task, row + 8)};
+  const int all_see = task_end(problem, task, task.first_query + group * 64);
+  const int begin[2] = {task_begin(problem, task, row), task_begin(problem, task, row + 8)};
+  const int all_begin = task_begin(problem, task, task.first_query + group * 64 + 63);
   float out[kD / 2] = {};
   RowState state;
   wait(&barriers.queries, count % 2);
@@ -332,9 +330,16 @@ __device__ __forceinline__ void work_task(const DecodeProblem& problem, const Ta
     wait_products<0>();
     fence_registers(scores);
     free_stage(&barriers.keys_free[first.stage]);
-    const int last_first = (task.tiles - 1) * kKeyTile;
+    const int last_first = (task.first_tile + task.tiles - 1) * kKeyTile;
     if (last_first + kKeyTile > all_see) {
       hide(scores, last_first, end);
+    }
+    if (last_first < all_begin) {
+      hide_before(scores, last_first, begin);
+    }
+    if (packed && task.keys - last_first < kKeyTile) {
+      wait(&barriers.values[first.stage], first.phase);
+      clear_values<kD>(shared + L::kValues + first.stage * L::kKeyBytes, task.keys - last_first);
     }
     softmax(scores, state, scale_log2, factor);
     round_weights<T>(scores, weights);
@@ -355,9 +360,12 @@ __device__ __forceinline__ void work_task(const DecodeProblem& problem, const Ta
       wait_products<1>();
       fence_registers(scores);
       free_stage(&barriers.keys_free[now.stage]);
-      const int first_key = (task.tiles - 1 - step) * kKeyTile;
+      const int first_key = (task.first_tile + task.tiles - 1 - step) * kKeyTile;
       if (first_key + kKeyTile > all_see) {
         hide(scores, first_key, end);
+      }
+      if (first_key < all_begin) {
+        hide_before(scores, first_key, begin);
       }
       softmax(scores, state, scale_log2, factor);
       wait_products<0>();
@@ -398,7 +406,7 @@ __device__ __forceinline__ void consume(const DecodeProblem& problem, const Orde
       return;
     }
     const Task task = task_of(problem, order, number);
-    work_task<T, kD>(problem, task, group, used, count, shared, barriers);
+    work_task<T, kD>(problem, task, group, used, count, order.packed != nullptr, shared, barriers);
     used += task.tiles;
   }
 }

@@ -71,6 +71,48 @@ __device__ __forceinline__ void copy_box(void* to, const CUtensorMap* map, uint6
       : "memory");
 }
 
+// `bytes` (a multiple of 16) that lie in one piece.
+__device__ __forceinline__ void copy_bytes(void* to, const void* from, uint64_t* barrier,
+                                           int bytes) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, "
+      "[%3];" ::"r"(shared_address(to)),
+      "l"(from), "r"(bytes), "r"(shared_address(barrier))
+      : "memory");
+}
+
+// to[] += from[], float32, by the copy engine; in no order with others' additions.
+__device__ __forceinline__ void add_bytes(float* to, const void* from, int bytes) {
+  asm volatile(
+      "cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;\n"
+      "cp.async.bulk.commit_group;" ::"l"(to),
+      "r"(shared_address(from)), "r"(bytes)
+      : "memory");
+}
+
+// Waits until what this thread's additions read may be written again.
+__device__ __forceinline__ void wait_additions_read() {
+  asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+}
+
+// Waits until this thread's additions are done.
+__device__ __forceinline__ void wait_additions() {
+  asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
+}
+
+// What this thread wrote to shared memory becomes visible to products and copies.
+__device__ __forceinline__ void publish_shared() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+// Four 8x8 matrices, turned; lane l gives the address of row l % 8 of matrix l / 8.
+__device__ __forceinline__ void store_matrices_turned(void* to, const uint32_t (&from)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
+                   shared_address(to)),
+               "r"(from[0]), "r"(from[1]), "r"(from[2]), "r"(from[3])
+               : "memory");
+}
+
 // ---- registers
 
 template <int kRegisters>
@@ -123,6 +165,15 @@ __device__ __forceinline__ void fence_registers(float (&values)[kCount]) {
   }
 }
 
+// What is in `values` is not needed any more: a product writes them next.
+template <int kCount>
+__device__ __forceinline__ void forget_registers(float (&values)[kCount]) {
+#pragma unroll
+  for (int index = 0; index < kCount; ++index) {
+    asm volatile("" : "=f"(values[index])::"memory");
+  }
+}
+
 template <int kRows>
 __device__ __forceinline__ void fence_registers(uint32_t (&values)[kRows][4]) {
 #pragma unroll
@@ -152,6 +203,21 @@ __device__ __forceinline__ void fence_registers(uint32_t (&values)[kRows][4]) {
         "+f"(sum[48]), "+f"(sum[49]), "+f"(sum[50]), "+f"(sum[51]), "+f"(sum[52]), "+f"(sum[53]),  \
         "+f"(sum[54]), "+f"(sum[55]), "+f"(sum[56]), "+f"(sum[57]), "+f"(sum[58]), "+f"(sum[59]),  \
         "+f"(sum[60]), "+f"(sum[61]), "+f"(sum[62]), "+f"(sum[63])                                 \
+      : "l"(a), "l"(b), "r"(keep))
+
+#define GRAFT_WGMMA_SHARED_32(type, turns)                                                        \
+  asm volatile(                                                                                   \
+      "{\n.reg .pred keep;\nsetp.ne.b32 keep, %34, 0;\n"                                          \
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type                                 \
+      " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, "             \
+      "%17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "              \
+      "%32, %33, keep, 1, 1, " turns ";\n}\n"                                                     \
+      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3]), "+f"(sum[4]), "+f"(sum[5]),       \
+        "+f"(sum[6]), "+f"(sum[7]), "+f"(sum[8]), "+f"(sum[9]), "+f"(sum[10]), "+f"(sum[11]),     \
+        "+f"(sum[12]), "+f"(sum[13]), "+f"(sum[14]), "+f"(sum[15]), "+f"(sum[16]), "+f"(sum[17]), \
+        "+f"(sum[18]), "+f"(sum[19]), "+f"(sum[20]), "+f"(sum[21]), "+f"(sum[22]), "+f"(sum[23]), \
+        "+f"(sum[24]), "+f"(sum[25]), "+f"(sum[26]), "+f"(sum[27]), "+f"(sum[28]), "+f"(sum[29]), \
+        "+f"(sum[30]), "+f"(sum[31])                                                              \
       : "l"(a), "l"(b), "r"(keep))
 
 #define GRAFT_WGMMA_REGISTERS_64(type)                                                             \
@@ -202,6 +268,21 @@ __device__ __forceinline__ void multiply_shared(float (&sum)[64], uint64_t a, ui
   }
 }
 
+// sum[64x64] likewise; kTurned: b is [16x64].
+template <typename T, bool kTurned = false>
+__device__ __forceinline__ void multiply_shared(float (&sum)[32], uint64_t a, uint64_t b,
+                                                int keep) {
+  if constexpr (kTurned && std::is_same_v<T, Bf16>) {
+    GRAFT_WGMMA_SHARED_32("bf16", "0, 1");
+  } else if constexpr (kTurned) {
+    GRAFT_WGMMA_SHARED_32("f16", "0, 1");
+  } else if constexpr (std::is_same_v<T, Bf16>) {
+    GRAFT_WGMMA_SHARED_32("bf16", "0, 0");
+  } else {
+    GRAFT_WGMMA_SHARED_32("f16", "0, 0");
+  }
+}
+
 // sum[64x2N] += a[64x16] b[16x2N], a in registers.
 template <typename T, int kCount>
 __device__ __forceinline__ void multiply_registers(float (&sum)[kCount], const uint32_t (&a)[4],
@@ -219,6 +300,7 @@ __device__ __forceinline__ void multiply_registers(float (&sum)[kCount], const u
 }
 
 #undef GRAFT_WGMMA_SHARED_64
+#undef GRAFT_WGMMA_SHARED_32
 #undef GRAFT_WGMMA_REGISTERS_64
 #undef GRAFT_WGMMA_REGISTERS_32
 

@@ -1,4 +1,4 @@
-"""Attention with gradients, dense and over packed sequences (CPU)."""
+"""Attention with gradients, dense and over packed sequences (CPU and CUDA)."""
 
 from typing import Optional
 
@@ -39,7 +39,8 @@ class _Attention(torch.autograd.Function):
         query, key, value, out, lse, sinks, *places = ctx.saved_tensors
         op = ops.attention_backward if len(places) == 1 else ops.attention_varlen_backward
         grad = _rows(grad)
-        grads = op(grad, query, key, value, out, lse, *places, *ctx.options)
+        deterministic = torch.are_deterministic_algorithms_enabled()
+        grads = op(grad, query, key, value, out, lse, *places, *ctx.options, deterministic)
         return (None, *grads, _sinks_grad(grad, out, lse, sinks), *(None for _ in places))
 
 
