@@ -318,7 +318,8 @@ bool KernelRepository::accepts_unfetched(const FileSource& source, const RepoFil
   return accepts(elsewhere.repo / "snapshots" / source.commit / "build" / variant);
 }
 
-// All listed files are there; without a listing, those that are there are right.
+// All listed files are there; without a listing, those that are there are right, and they are more
+// than the metadata.json that `kernels lock` brings of every variant.
 bool KernelRepository::is_whole(const KernelSnapshot& snapshot, const std::string& variant,
                                 const KernelListing& listing) const {
   std::error_code status;
@@ -332,13 +333,15 @@ bool KernelRepository::is_whole(const KernelSnapshot& snapshot, const std::strin
       throw_damaged(pointer);
     }
   }
+  size_t num_files = files_of(variant, listing).size();
   for (const auto& entry : fs::recursive_directory_iterator(folder, status)) {
+    ++num_files;
     const auto promised = promised_content(entry.path());
     if (promised && !has_content_remembered(entry.path(), *promised)) {
       throw_damaged(entry.path());
     }
   }
-  return fs::exists(folder / "metadata.json", status);
+  return num_files > 1 && fs::exists(folder / "metadata.json", status);
 }
 
 void KernelRepository::throw_damaged(const fs::path& file) const {

@@ -75,21 +75,21 @@ class Kernels : public testing::Test {
 };
 
 TEST_F(Kernels, AreFetchedVerifiedAndLoadedByVersion) {
-  serve("now-binding", "kernels/acme/now-binding/refs/v1");
+  serve("from-hub", "kernels/acme/from-hub/refs/v1");
   hub_.start();
-  EXPECT_TRUE(has_kernel("acme/now-binding", {.version = 1}));
+  EXPECT_TRUE(has_kernel("acme/from-hub", {.version = 1}));
   EXPECT_FALSE(fs::exists(hub_.cache()));
-  const auto kernel = get_kernel("acme/now-binding", {.version = 1});
+  const auto kernel = get_kernel("acme/from-hub", {.version = 1});
   EXPECT_THAT(kernel->op_names(), ElementsAre("copy"));
   EXPECT_EQ(kernel->source, "Hub");
   EXPECT_GT(kernel->bytes_fetched, 1000U);
   EXPECT_THAT(kernel->commit, SizeIs(40));
-  EXPECT_EQ(get_kernel("acme/now-binding", {.version = 1}), kernel);
+  EXPECT_EQ(get_kernel("acme/from-hub", {.version = 1}), kernel);
   hub_.stop();
   hub_.set("HF_HUB_OFFLINE", "1");
-  EXPECT_EQ(get_kernel("acme/now-binding", {.version = 1}), kernel);
-  EXPECT_EQ(get_kernel("acme/now-binding", {.revision = kernel->commit}), kernel);
-  EXPECT_EQ(install_kernel("acme/now-binding", {.version = 1}), kernel->folder);
+  EXPECT_EQ(get_kernel("acme/from-hub", {.version = 1}), kernel);
+  EXPECT_EQ(get_kernel("acme/from-hub", {.revision = kernel->commit}), kernel);
+  EXPECT_EQ(install_kernel("acme/from-hub", {.version = 1}), kernel->folder);
 }
 
 TEST_F(Kernels, NeedExactlyOneOfVersionAndRevision) {
@@ -101,15 +101,15 @@ TEST_F(Kernels, NeedExactlyOneOfVersionAndRevision) {
 }
 
 TEST_F(Kernels, AreNotThereWithoutAFittingVariantAndAnErrorWithoutARepository) {
-  put_metadata("cpu-only", 1);
+  put_metadata("plain", 1);
   hub_.put("kernels/acme/none/refs/v1/build/torch-stable-abi299-cpu-x86_64-linux/metadata.json",
            metadata("none", 1));
   hub_.put("kernels/stranger/relu/refs/v1/build/torch-stable-abi211-cpu-x86_64-linux/metadata.json",
            metadata("relu", 1));
   hub_.start();
-  EXPECT_TRUE(has_kernel("acme/cpu-only", {.version = 1}));
+  EXPECT_TRUE(has_kernel("acme/plain", {.version = 1}));
   EXPECT_FALSE(has_kernel("acme/none", {.version = 1}));
-  EXPECT_EQ(code_of([] { has_kernel("acme/cpu-only", {.version = 2}); }),
+  EXPECT_EQ(code_of([] { has_kernel("acme/plain", {.version = 2}); }),
             "kernel.resolver.missing-package");
   EXPECT_EQ(code_of([] { has_kernel("acme/nobody", {.version = 1}); }),
             "kernel.resolver.missing-package");
@@ -240,17 +240,15 @@ TEST_F(Kernels, AreLockedWithTheirDependenciesAndHeldAgainstTheLock) {
 }
 
 TEST_F(Kernels, OfALockLoadWithoutARequest) {
-  serve("elsewhere", "kernels/acme/elsewhere/refs/v1");
-  serve("activation", "kernels/acme/activation/refs/v1");
+  serve("locked", "kernels/acme/locked/refs/v1");
   hub_.start();
   const fs::path file = hub_.base() / "kernels.lock";
-  hub::write_atomically(file,
-                        lock_text(make_lock(hub::Client(), {{"acme/activation", 1, ""}}, {})));
-  EXPECT_EQ(code_of([&] { load_kernel("acme/activation", file); }),
+  hub::write_atomically(file, lock_text(make_lock(hub::Client(), {{"acme/locked", 1, ""}}, {})));
+  EXPECT_EQ(code_of([&] { load_kernel("acme/locked", file); }),
             "kernel.resolver.missing-package");  // locked, not fetched
-  const auto kernel = get_locked_kernel("acme/activation", file);
+  const auto kernel = get_locked_kernel("acme/locked", file);
   hub_.asked();
-  EXPECT_EQ(load_kernel("acme/activation", file), kernel);
+  EXPECT_EQ(load_kernel("acme/locked", file), kernel);
   EXPECT_THAT(hub_.asked(), IsEmpty());
 }
 

@@ -162,7 +162,13 @@ std::optional<Resolution> HubSource::resolve(const ResolveRequest& request,
     if (answer.snapshot.from_cache) {
       Silence::instance().note(client.endpoint(), "the cache answered instead");
     }
-    return answer.snapshot.variant.empty() ? std::nullopt : std::optional(resolution_of(answer));
+    if (answer.snapshot.variant.empty()) {
+      attempt.looked.push_back(fmt::format("the Hub: `{}` has {} build variants, none that fits",
+                                           answer.snapshot.repo_id,
+                                           answer.snapshot.variants.size()));
+      return std::nullopt;
+    }
+    return resolution_of(answer);
   } catch (const NotFound& error) {
     attempt.looked.push_back(fmt::format("the Hub: {}", error.what()));
     return std::nullopt;

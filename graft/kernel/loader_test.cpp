@@ -118,6 +118,7 @@ TEST_F(Packages, AreFoundInTheCacheThatPythonFilled) {
   constexpr char kCommit[] = "0123456789abcdef0123456789abcdef01234567";
   const fs::path repository = root_ / "cache/kernels--org--repo";
   add_variant(repository / "snapshots" / kCommit, kVariant, "cpu");
+  std::ofstream(repository / "snapshots" / kCommit / "build" / kVariant / "_ops.py") << "";
   fs::create_directories(repository / "refs");
   std::ofstream(repository / "refs/v1") << kCommit;
   const auto found = resolve({parse_layer_reference("org/repo:L"), this_system("cpu", 0)});

@@ -114,7 +114,7 @@ TEST(LockFile, ThatIsWrongIsRefusedWithItsLine) {
     EXPECT_THAT(message, HasSubstr(fmt::format("`kernels.lock` line {}: ", line))) << text;
   };
   const std::string lock = kNew, old = kOld;
-  expect(lock.substr(0, lock.size() - 40), "json", 19);
+  expect(lock.substr(0, lock.size() - 40), "json", 17);
   expect("", "json", 1);
   expect("{}", "type", 1);
   expect("[3]", "type", 1);
@@ -133,7 +133,7 @@ TEST(LockFile, ThatIsWrongIsRefusedWithItsLine) {
   expect(replaced(lock, "acme/norms", "../norms"), "repo-id", 4);
   expect(replaced(lock, "acme/norms", "norms"), "repo-id", 4);
   expect(replaced(lock, "  {\n", "<<<<<<< ours\n  {\n"), "conflict", 2);
-  expect(replaced(lock, "  },\n", "  },\n=======\n"), "conflict", 11);
+  expect(replaced(lock, "  },\n", "  },\n=======\n"), "conflict", 7);
   expect(replaced(old, "git_lfs_concat", "md5"), "hash", 6);
   expect(replaced(old, "sha256-0", "sha256-"), "hash", 6);
   expect(replaced(old,

@@ -10,6 +10,7 @@
 
 #include "graft/core/error.h"
 #include "graft/hub/content_hash.h"
+#include "graft/hub/listing.h"
 #include "graft/hub/snapshot.h"
 #include "graft/kernel/hub_source.h"
 
@@ -79,6 +80,7 @@ class Locker {
     const hub::FileSource source{client_, snapshot.type, kernel.repo_id, entry.commit,
                                  snapshot.build.parent_path().parent_path().parent_path()};
     hub::download_files(source, metadata);
+    hub::write_kernel_listing(source.repo, entry.commit, hub::kernel_listing_of(files));
     std::vector<KernelDependency> dependencies;
     for (const auto& file : metadata) {
       const auto read =
@@ -117,8 +119,16 @@ class Locker {
   LockFile lock_;
 };
 
-// The id of every file of a variant's folder, by the links into blobs, as the Hub lists it.
+// What a variant's folder in a snapshot holds: a file whose bytes are not those of its id has none.
 std::vector<hub::RepoFile> files_on_disk(const std::string& variant, const fs::path& folder) {
+  const fs::path snapshot = folder.parent_path().parent_path();
+  std::map<std::string, std::string> listed;  // for copies, where there are no links to blobs
+  if (auto listing = hub::read_kernel_listing(snapshot.parent_path().parent_path(),
+                                              snapshot.filename().string())) {
+    for (const auto& file : listing->files[variant]) {
+      listed[file.path] = file.content_id();
+    }
+  }
   std::vector<hub::RepoFile> files;
   for (const auto& entry : fs::recursive_directory_iterator(folder)) {
     if (entry.is_directory() && !entry.is_symlink()) {
@@ -127,7 +137,7 @@ std::vector<hub::RepoFile> files_on_disk(const std::string& variant, const fs::p
     hub::RepoFile file;
     file.path = fmt::format("build/{}/{}", variant,
                             entry.path().lexically_relative(folder).generic_string());
-    const std::string id = hub::promised_content(entry.path()).value_or("");
+    const std::string id = hub::promised_content(entry.path()).value_or(listed[file.path]);
     if (hub::has_content_remembered(entry.path(), id)) {
       (id.size() == 64 ? file.sha256 : file.git_oid) = id;
     }
