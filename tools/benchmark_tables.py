@@ -44,15 +44,16 @@ def kernel_table(name, shapes):
             f"{first['runs']} runs.\n\n" + table(head, kernel_rows(path, shapes)))
 
 
-def work_table(name):
+def work_table(name, machine="h200"):
     """Every bfloat16 row that has a peer, with the rate of whichever bounds it."""
-    lines = [row for row in rows(RESULTS / f"h200/kernels_{name}_bench.jsonl")
+    lines = [row for row in rows(RESULTS / f"{machine}/kernels_{name}_bench.jsonl")
              if row["dtype"] == "BFloat16" and row.get("peers")]
     body = []
     for row in lines:
         rate = (f"{row['TFLOPps']:.0f} TFLOP/s" if row.get("TFLOPps", 0) >= 50 else f"{row['GBps']:.0f} GB/s")
         peers = ", ".join(f"{peer['name']} {peer['median_us']:.1f} µs ({peer['ratio']:.2f}×)" for peer in row["peers"])
-        title = f"`{row['op']}`" + (f", {row['variant'].replace('_', ' ')}" if row["variant"] else "")
+        variant = re.sub("_(?=[a-z])", " ", row["variant"])  # Q4_0 is a name
+        title = f"`{row['op']}`" + (f", {variant}" if variant else "")
         body.append([title, row["shape"].replace("_", " "), f"{row['median_us']:.1f}", rate, peers])
     return (f"{lines[0]['machine']}; commit {lines[0]['commit']}; bfloat16; cold L2: {lines[0]['cold_L2']}.\n\n"
             + table(["op, variant", "shape", "median µs", "rate", "peers, and how many times longer"], body))
@@ -142,6 +143,7 @@ def main():
     parts = {"docs/benchmarks.md": {"rms-norm": kernel_table("rms_norm", RMS_NORM),
                                     "activation": kernel_table("activation", ACTIVATION),
                                     "rotary": kernel_table("rotary", ROTARY), "loss": work_table("loss"),
+                                    "linear": work_table("linear", "h100"), "mlp": work_table("mlp", "h100"),
                                     "attention": work_table("attention"), "cpu": cpu_table(), "cuda-model": cuda_model_table(),
                                     "tokenizer": tokenizer_table()},
              "README.md": {"measured": headline()}}
