@@ -16,6 +16,10 @@ using std::chrono::steady_clock;
 
 constexpr std::chrono::minutes kWordStays{10};
 constexpr std::chrono::seconds kAnswersStay{60};
+// A load waits this long for the Hub's word, once in a while: what is here may well be allowed before.
+constexpr std::chrono::seconds kDeadline{10};
+constexpr int kMaxTries = 2;
+constexpr std::chrono::seconds kSilenceStays{30};
 
 trust::Origin origin_of(const std::string& source) {
   if (source == "embedded hub") {
@@ -50,7 +54,8 @@ trust::Policy with_callers_word(const TrustPolicy& word, const std::string& repo
   return policy;
 }
 
-// The Hub's words of the last minutes, so that between fetch and load nothing is asked twice.
+// The Hub's words of the last minutes, so that between fetch and load nothing is asked twice, and
+// endpoints that did not answer a moment ago.
 class Words {
  public:
   static Words& instance() {
@@ -68,34 +73,48 @@ class Words {
     const std::lock_guard lock(mutex_);
     words_[key] = {trusted, steady_clock::now()};
   }
+  bool is_silent(const std::string& endpoint) {
+    const std::lock_guard lock(mutex_);
+    const auto found = silent_.find(endpoint);
+    return found != silent_.end() && steady_clock::now() - found->second < kSilenceStays;
+  }
+  void note_silence(const std::string& endpoint) {
+    const std::lock_guard lock(mutex_);
+    silent_[endpoint] = steady_clock::now();
+  }
 
  private:
   std::mutex mutex_;
   std::map<std::string, std::pair<bool, steady_clock::time_point>> words_;
+  std::map<std::string, steady_clock::time_point> silent_;
 };
 
 // The Hub's word on the publisher; nothing where a load cannot have it.
 std::optional<bool> ask_hub(const TrustQuestion& question, TrustStage stage) {
   const std::string organisation = question.repository.substr(0, question.repository.find('/'));
-  const std::string key = hub::endpoint() + " " + organisation;
+  const std::string endpoint = hub::endpoint();
+  const std::string key = endpoint + " " + organisation;
   if (const auto known = Words::instance().of(key)) {
     return known;
   }
-  if (hub::offline()) {
+  if (hub::offline() || (stage == TrustStage::kLoad && Words::instance().is_silent(endpoint))) {
     return std::nullopt;
   }
   hub::ClientOptions options;
   options.answers_stay = kAnswersStay;
+  options.max_tries = kMaxTries;
+  options.deadline = kDeadline;
   try {
     const bool trusted = question.client != nullptr
                              ? question.client->is_trusted_publisher(organisation)
                              : hub::Client(options).is_trusted_publisher(organisation);
     Words::instance().note(key, trusted);
     return trusted;
-  } catch (const NetworkError&) {
+  } catch (const Error&) {  // no answer, or not the Hub's
     if (stage == TrustStage::kFetch) {
       throw;
     }
+    Words::instance().note_silence(endpoint);
     return std::nullopt;
   }
 }
