@@ -6,6 +6,7 @@
 namespace graft_kernels::attention::sm90 {
 
 __device__ __forceinline__ void free_slot(uint64_t* barrier) {
+  __syncwarp();
   if (threadIdx.x % 32 == 0) {
     arrive(barrier);
   }
@@ -182,8 +183,8 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
     init_barrier(&barriers.keys, 1);
     init_barrier(&barriers.values, 1);
     for (int stage = 0; stage < kBackwardStages; ++stage) {
-      init_barrier(&barriers.queries[stage], 1);
-      init_barrier(&barriers.grads[stage], 1);
+      init_barrier(&barriers.queries[stage], 2);  // the tile and its statistics
+      init_barrier(&barriers.grads[stage], 2);
       init_barrier(&barriers.queries_free[stage], 8);
       init_barrier(&barriers.grads_free[stage], 8);
     }
@@ -201,6 +202,8 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
       }
     } else if (warp < 3) {
       take_sums<kD>(call, task, warp - 1, shared);
+    } else {
+      bring_statistics<kD>(call, task, shared, barriers);
     }
   } else {
     take_registers<240>();

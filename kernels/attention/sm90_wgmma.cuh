@@ -71,16 +71,6 @@ __device__ __forceinline__ void copy_box(void* to, const CUtensorMap* map, uint6
       : "memory");
 }
 
-// `bytes` (a multiple of 16) that lie in one piece.
-__device__ __forceinline__ void copy_bytes(void* to, const void* from, uint64_t* barrier,
-                                           int bytes) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, "
-      "[%3];" ::"r"(shared_address(to)),
-      "l"(from), "r"(bytes), "r"(shared_address(barrier))
-      : "memory");
-}
-
 // to[] += from[], float32, by the copy engine; in no order with others' additions.
 __device__ __forceinline__ void add_bytes(float* to, const void* from, int bytes) {
   asm volatile(
