@@ -63,6 +63,7 @@ struct LayerOp {
 
 struct PackageLayer {
   std::string contract;
+  std::string published;  // of published_layers(): whose adapter binds it; empty: layers.json does
   bool has_backward = false;
   bool can_torch_compile = false;
   std::vector<std::string> devices;

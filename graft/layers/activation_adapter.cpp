@@ -1,6 +1,7 @@
 #include "graft/layers/adapter.h"
 #include "graft/layers/bound_op.h"
 #include "graft/layers/gradient.h"
+#include "graft/layers/published/contracts.h"
 
 namespace graft::layers {
 
@@ -91,6 +92,9 @@ std::shared_ptr<const Activation::Kernel> bind(const Activation::Spec&,
                                                const kernel::LoadedKernel& kernel,
                                                const kernel::PackageLayer& layer) {
   check_contract(kernel, layer, "Activation");
+  if (!layer.published.empty()) {
+    return published::bind_activation(kernel, layer);
+  }
   check_default_variant(kernel, layer);
   return std::make_shared<ActivationAdapter>(kernel, layer);
 }
@@ -99,6 +103,9 @@ std::shared_ptr<const GatedActivation::Kernel> bind(const GatedActivation::Spec&
                                                     const kernel::LoadedKernel& kernel,
                                                     const kernel::PackageLayer& layer) {
   check_contract(kernel, layer, "GatedActivation");
+  if (!layer.published.empty()) {
+    return published::bind_gated_activation(kernel, layer);
+  }
   check_default_variant(kernel, layer);
   return std::make_shared<GatedActivationAdapter>(kernel, layer);
 }

@@ -29,6 +29,7 @@ struct RmsNorm {
 
   struct Spec {
     RmsNormVariant variant = RmsNormVariant::kCastBeforeWeight;
+    int64_t hidden_size = 0;  // of the slot's rows, so that a kernel can refuse them; 0: not known
   };
 
   class Kernel {
@@ -37,6 +38,11 @@ struct RmsNorm {
     // Whether results can be differentiated. References can; a kernel that cannot refuses inputs
     // that need a gradient.
     virtual bool has_backward() const { return true; }
+    // Why rows of this length cannot be served; empty: they can.
+    virtual std::string row_refusal(int64_t hidden) const {
+      (void)hidden;
+      return {};
+    }
     // x [N..., H], weight [H] -> [N..., H] in x's dtype (variant A: promoted with weight's dtype).
     virtual at::Tensor forward(const at::Tensor& x, const at::Tensor& weight, double eps) const = 0;
     // Returns (norm(x + residual), x + residual); the sum is rounded to x's dtype first.

@@ -82,7 +82,8 @@ void record(const std::string& repository, const Tensors& outputs, const Tensors
   const auto node = own(new KernelNode(repository, saved, std::move(backward)));
   torch::autograd::edge_list edges;
   for (const auto& input : inputs) {
-    edges.push_back(torch::autograd::impl::gradient_edge(input));
+    edges.push_back(input.defined() ? torch::autograd::impl::gradient_edge(input)
+                                    : torch::autograd::Edge());
   }
   node->set_next_edges(std::move(edges));
   for (const auto& output : outputs) {

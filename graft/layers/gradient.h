@@ -21,6 +21,7 @@ bool needs_gradient(std::initializer_list<const at::Tensor*> inputs);
 // Makes `outputs`, which an op computed below autograd, functions of `inputs`.
 //
 // repository  the package, for errors
+// inputs      undefined ones are absent; their gradients are dropped
 // saved       what backward() reads; must not be among `outputs`
 // Throws, when a second derivative is asked for,   IncompatibleError
 // `layers.gradient.second-derivative`: kernels have none of their own and would cut the graph.

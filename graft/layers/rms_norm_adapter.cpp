@@ -2,6 +2,7 @@
 #include "graft/layers/adapter.h"
 #include "graft/layers/bound_op.h"
 #include "graft/layers/gradient.h"
+#include "graft/layers/published/contracts.h"
 
 namespace graft::layers {
 
@@ -128,6 +129,9 @@ std::shared_ptr<const RmsNorm::Kernel> bind(const RmsNorm::Spec& spec,
                                             const kernel::LoadedKernel& kernel,
                                             const kernel::PackageLayer& layer) {
   check_contract(kernel, layer, "RMSNorm");
+  if (!layer.published.empty()) {
+    return published::bind_rms_norm(spec, kernel, layer);
+  }
   return std::make_shared<RmsNormAdapter>(spec, kernel, layer);
 }
 

@@ -1,6 +1,7 @@
 #include "graft/layers/adapter.h"
 #include "graft/layers/bound_op.h"
 #include "graft/layers/gradient.h"
+#include "graft/layers/published/contracts.h"
 
 namespace graft::layers {
 
@@ -102,6 +103,9 @@ class RotaryAdapter final : public Rotary::Kernel,
 std::shared_ptr<const Rotary::Kernel> bind(const Rotary::Spec&, const kernel::LoadedKernel& kernel,
                                            const kernel::PackageLayer& layer) {
   check_contract(kernel, layer, "Rotary");
+  if (!layer.published.empty()) {
+    return published::bind_rotary(kernel, layer);
+  }
   return std::make_shared<RotaryAdapter>(kernel, layer);
 }
 
