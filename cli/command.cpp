@@ -19,7 +19,9 @@ void add_model_options(CLI::App& command, ModelOptions& options) {
       ->capture_default_str();
   command.add_option("--dtype", options.dtype, "auto, float32, bfloat16 or float16")
       ->capture_default_str();
-  command.add_option("--attn-implementation", options.attn_implementation, "eager or sdpa")
+  command
+      .add_option("--attn-implementation", options.attn_implementation,
+                  "sdpa, eager, graft, flash_attention_2, flash_attention_3 or org/repo[@ref]")
       ->capture_default_str();
   command
       .add_option_function<std::string>(

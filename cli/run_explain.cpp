@@ -1,4 +1,6 @@
 #include <algorithm>
+#include <array>
+#include <utility>
 
 #include <fmt/format.h>
 
@@ -54,6 +56,37 @@ std::string text_of(const std::vector<trust::JournalEntry>& decisions) {
   return text;
 }
 
+// A prompt, and one token after it.
+constexpr std::array<std::pair<const char*, int64_t>, 2> kPasses = {
+    {{"prefill", 512}, {"decode", 1}}};
+
+nlohmann::ordered_json attention_json(const models::CausalLM& model) {
+  nlohmann::ordered_json object{{"implementation", model.attn_implementation()}};
+  for (const auto& [pass, queries] : kPasses) {
+    for (const auto& candidate : model.attention_candidates(queries)) {
+      object[pass].push_back({{"name", candidate.name}, {"reason", candidate.reason}});
+    }
+  }
+  return object;
+}
+
+// The first candidate without a reason is taken; those before it say why they are not.
+std::string attention_text(const models::CausalLM& model) {
+  std::string text = fmt::format("attention (attn_implementation {}), candidates best first\n",
+                                 model.attn_implementation());
+  for (const auto& [pass, queries] : kPasses) {
+    text += fmt::format("  {} ({} new {})\n", pass, queries, queries == 1 ? "token" : "tokens");
+    bool taken = false;
+    for (const auto& candidate : model.attention_candidates(queries)) {
+      const bool chosen = !taken && candidate.reason.empty();
+      text += fmt::format("    {} {}{}\n", chosen ? "*" : "-", candidate.name,
+                          candidate.reason.empty() ? "" : ": " + candidate.reason);
+      taken = taken || chosen;
+    }
+  }
+  return text;
+}
+
 }  // namespace
 
 int run_explain(const ExplainOptions& options) {
@@ -73,9 +106,10 @@ int run_explain(const ExplainOptions& options) {
     object["model"] = resolve_model(options.model.model);
     object["cuda_graph"] = {{"possible", no_graph.empty()}, {"reason", no_graph}};
     object["trust"] = json_of(decisions_on(report));
+    object["attention"] = attention_json(*model);
     print_json(object);
   } else {
-    write_stdout(text_of(decisions_on(report)) + report.to_text());
+    write_stdout(text_of(decisions_on(report)) + report.to_text() + attention_text(*model));
     if (model->device().is_cuda()) {
       write_stdout(fmt::format(
           "decode steps with a static cache: {}\n",

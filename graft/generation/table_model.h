@@ -76,10 +76,13 @@ class TableModel final : public models::CausalLM {
                                                at::TensorOptions().dtype(at::kFloat));
   }
 
+  void set_attn_implementation(const std::string&) override {}
+  const std::string& attn_implementation() const override { return attention_; }
   const models::CausalLMInfo& info() const override { return info_; }
   at::Device device() const override { return at::kCPU; }
   at::ScalarType dtype() const override { return at::kFloat; }
 
+  std::string attention_ = "none";
   models::CausalLMInfo info_;
   at::Tensor tables_;  // [3, V, V]: by last token, by sum of all tokens, by position
   int64_t num_forwards = 0;

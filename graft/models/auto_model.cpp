@@ -14,6 +14,7 @@
 #include "graft/models/checkpoint_weights.h"
 #include "graft/models/decoder.h"
 #include "graft/models/registry.h"
+#include "graft/nn/attention_name.h"
 #include "graft/tensor/device.h"
 
 namespace graft::models {
@@ -94,10 +95,11 @@ void swap_kernels(CausalLM& model, const LoadOptions& options) {
 
 std::shared_ptr<CausalLM> AutoModelForCausalLM::from_pretrained(const std::string& name_or_path,
                                                                 const LoadOptions& options) {
-  const ModelOptions model_options{nn::parse_attention_backend(options.attn_implementation)};
+  nn::parse_attention_name(options.attn_implementation);  // a mistyped name comes first
   const Location location = locate(name_or_path, options);
   const at::Device device = options.device_map.resolve();
   tensor::ensure_device(device);
+  const ModelOptions model_options{nn::choose_attention(options.attn_implementation, device)};
 
   GgufModel gguf;
   std::unique_ptr<WeightSource> source;
@@ -115,9 +117,11 @@ std::shared_ptr<CausalLM> AutoModelForCausalLM::from_pretrained(const std::strin
   const auto model = family.make(config, model_options);
   options.device_map.check_covers(nn::list_weights(*model));
 
-  const auto dtype = options.dtype ? options.dtype : read_dtype(config);
+  const auto named_dtype = options.dtype ? options.dtype : read_dtype(config);
+  const at::ScalarType dtype = named_dtype.value_or(source->stored_dtype());
+  model->check_attention(dtype, device, options.trainable);
   load_weights(*model, *source,
-               {.dtype = dtype.value_or(source->stored_dtype()),
+               {.dtype = dtype,
                 .device = device,
                 .trainable = options.trainable,
                 .progress = options.progress});

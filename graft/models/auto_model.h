@@ -29,7 +29,8 @@ struct LoadOptions {
   DeviceMap device_map;
   // Absent: the checkpoint's own dtype; float32 for quantized GGUF tensors.
   std::optional<at::ScalarType> dtype;
-  // `sdpa` or `eager`. Models that cap their scores (gemma2) are always eager.
+  // `sdpa`, `eager`, `graft`, `flash_attention_2`, `flash_attention_3` or `org/repo[@ref]`: a caller's
+  // choice alone, never a model's (docs/attention.md). CausalLM::set_attn_implementation changes it.
   std::string attn_implementation = "sdpa";
   // A .gguf file inside the folder.
   std::string gguf_file;
@@ -52,6 +53,8 @@ class AutoModelForCausalLM {
   // Throws   FormatError when config or weights break their format or do not fit each other
   // Throws   IncompatibleError for a model_type that graft does not know
   // Throws   InvalidArgument for an unknown attn_implementation, and `models.device-map.uncovered`
+  // Throws   IncompatibleError `models.attn_implementation.refused` for a kernel that cannot do what the
+  //          model asks, before weights are read
   // Throws   DeviceError when the device is missing
   // Blocking: reads files; no network. Memory: at most the weights and one tensor beside.
   static std::shared_ptr<CausalLM> from_pretrained(const std::string& name_or_path,

@@ -9,6 +9,7 @@
 
 #include <torch/nn/module.h>
 
+#include "graft/nn/attention_kernel.h"
 #include "graft/nn/kv_cache.h"
 
 namespace graft::models {
@@ -64,6 +65,22 @@ class CausalLM : public torch::nn::Module {
   // Throws   InvalidArgument `models.device_steps.<reason>` where device_steps_refusal() has one, or the
   //          cache is none of this model's static ones.
   virtual void count_on_device(nn::KvCache& cache, const at::Tensor& attention_mask) const;
+
+  // Changes how the model attends from the next forward pass on, as LoadOptions::attn_implementation
+  // does at loading. On an error nothing changes.
+  // Throws   InvalidArgument `models.attn_implementation.unknown`; IncompatibleError
+  //          `models.attn_implementation.refused` where the kernel cannot do what the model asks; what
+  //          loading a kernel throws (docs/attention.md).
+  virtual void set_attn_implementation(const std::string& name) = 0;
+  // The name that was asked for last.
+  virtual const std::string& attn_implementation() const = 0;
+
+  // Who could attend in a pass of `num_queries` new tokens, best first, each with the reason where it
+  // does not apply. Empty for a model that cannot say.
+  virtual std::vector<nn::AttentionCandidate> attention_candidates(int64_t num_queries) const {
+    (void)num_queries;
+    return {};
+  }
 
   virtual const CausalLMInfo& info() const = 0;
   virtual at::Device device() const = 0;

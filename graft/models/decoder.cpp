@@ -6,6 +6,7 @@
 #include <fmt/ranges.h>
 
 #include "graft/core/error.h"
+#include "graft/core/warn.h"
 #include "graft/nn/contiguous_kv_cache.h"
 #include "graft/nn/point_recorder.h"
 
@@ -55,10 +56,10 @@ void check_step(const ForwardInput& input, int64_t batch_size) {
                           "on the device, got one");
   }
   if (input.cache->length() >= input.cache->max_length()) {
-    throw InvalidArgument("nn.kv_cache", "full",
-                          fmt::format("cache: expected at most {} tokens, got one more",
-                                      input.cache->max_length()),
-                          "make the cache with a larger max_length");
+    throw InvalidArgument(
+        "nn.kv_cache", "full",
+        fmt::format("cache: expected at most {} tokens, got one more", input.cache->max_length()),
+        "make the cache with a larger max_length");
   }
 }
 
@@ -164,6 +165,7 @@ DecoderForCausalLM::DecoderForCausalLM(const DecoderConfig& config,
   for (const LayerType type : config.layer_types) {
     (type == LayerType::kSliding ? any_sliding_ : any_full_) = true;
   }
+  adopt_attention(config.attention);
   model_ = register_module("model", std::make_shared<DecoderModel>(config, norm_variant));
   lm_head_ = register_module(
       "lm_head", std::make_shared<nn::Linear>(config.hidden_size, config.vocab_size, false));
@@ -178,8 +180,54 @@ DecoderForCausalLM::DecoderForCausalLM(const DecoderConfig& config,
   info_.pad_token_id = config.pad_token_id;
 }
 
-void DecoderForCausalLM::finish_loading(const std::string& folder,
-                                        const std::string& weights_file,
+void DecoderForCausalLM::adopt_attention(nn::AttentionChoice choice) {
+  if (choice.backend == nn::AttentionBackend::kSdpa && config_.attn_softcap > 0.0) {
+    inform(fmt::format("[models.{}] attn_implementation: eager, as sdpa has no soft cap on scores",
+                       config_.model_type));
+    choice.backend = nn::AttentionBackend::kEager;
+  }
+  attention_ = std::move(choice);
+}
+
+nn::AttentionNeeds DecoderForCausalLM::attention_needs(at::ScalarType dtype, at::Device device,
+                                                       bool training) const {
+  return {.device = device.type(),
+          .dtype = dtype,
+          .head_dim = config_.head_dim,
+          .window = any_sliding_ && config_.sliding_window > 0,
+          .softcap = config_.attn_softcap > 0.0,
+          .sinks = false,
+          .training = training};
+}
+
+void DecoderForCausalLM::check_attention(at::ScalarType dtype, at::Device device,
+                                         bool training) const {
+  nn::check_attention(attention_, attention_needs(dtype, device, training));
+}
+
+void DecoderForCausalLM::set_attn_implementation(const std::string& name) {
+  nn::AttentionChoice choice = nn::choose_attention(name, device());
+  nn::check_attention(choice, attention_needs(dtype(), device(), is_training()));
+  adopt_attention(std::move(choice));
+}
+
+std::vector<nn::AttentionCandidate> DecoderForCausalLM::attention_candidates(
+    int64_t num_queries) const {
+  // One slot stands for all: they are swapped alike.
+  for (const auto& module : modules(/*include_self=*/false)) {
+    if (const auto slot =
+            std::dynamic_pointer_cast<layers::ContractSlot<layers::Attention>>(module)) {
+      return nn::attention_candidates(*slot, attention_,
+                                      {.device = device(),
+                                       .dtype = dtype(),
+                                       .num_queries = num_queries,
+                                       .head_dim = config_.head_dim});
+    }
+  }
+  return {};
+}
+
+void DecoderForCausalLM::finish_loading(const std::string& folder, const std::string& weights_file,
                                         const std::string& config_json) {
   if (tied()) {
     lm_head_->assign_weight("weight", model_->embed_tokens->weight);
@@ -205,7 +253,7 @@ std::unique_ptr<nn::KvCache> DecoderForCausalLM::make_cache(int64_t batch_size,
 }
 
 std::string DecoderForCausalLM::device_steps_refusal() const {
-  if (config_.attention_backend != nn::AttentionBackend::kSdpa) {
+  if (attention_.backend != nn::AttentionBackend::kSdpa) {
     return "only sdpa attention reads lengths from the device";
   }
   return rotary_.needs_length() ? "the rotary frequencies change with the length" : "";
@@ -253,7 +301,8 @@ void DecoderForCausalLM::fill_masks(ForwardContext& context, const ForwardInput&
                           .padding = {},
                           .dtype = dtype(),
                           .device = input.input_ids.device(),
-                          .backend = config_.attention_backend};
+                          .backend = attention_.backend,
+                          .kernel = attention_.kernel.get()};
   if (input.attention_mask.defined()) {
     const at::Tensor attended = input.attention_mask.to(request.device, at::kBool);
     if (!attended.all().item<bool>()) {
@@ -270,6 +319,10 @@ void DecoderForCausalLM::fill_masks(ForwardContext& context, const ForwardInput&
 
 ForwardContext DecoderForCausalLM::make_step_context(const ForwardInput& input) const {
   const nn::DeviceSteps& steps = *input.cache->device_steps();
+  // The attention may have been changed since the cache began to count.
+  if (const std::string refusal = device_steps_refusal(); !refusal.empty()) {
+    throw InvalidArgument("models.device_steps", "model", refusal);
+  }
   check_step(input, steps.counts.size(1));
   ForwardContext context;
   context.cache = input.cache;

@@ -101,9 +101,16 @@ class DecoderForCausalLM : public CausalLM {
   std::unique_ptr<nn::KvCache> make_cache(int64_t batch_size, int64_t max_length) const final;
   std::string device_steps_refusal() const final;
   void count_on_device(nn::KvCache& cache, const at::Tensor& attention_mask) const final;
+  void set_attn_implementation(const std::string& name) final;
+  const std::string& attn_implementation() const final { return attention_.name; }
+  std::vector<nn::AttentionCandidate> attention_candidates(int64_t num_queries) const final;
   const CausalLMInfo& info() const final { return info_; }
   at::Device device() const final { return model_->embed_tokens->weight.device(); }
   at::ScalarType dtype() const final { return model_->embed_tokens->weight.scalar_type(); }
+
+  // What the model will ask of its attention once its weights are in `dtype` on `device`. Throws   as
+  // set_attn_implementation(); the loader calls it before it reads weights.
+  void check_attention(at::ScalarType dtype, at::Device device, bool training) const;
 
   // Called by the loader once all weights are in: ties the head and counts parameters.
   // config_json is what transformers would have as config.json.
@@ -128,11 +135,15 @@ class DecoderForCausalLM : public CausalLM {
   const nn::RotaryEmbedding& rotary() const { return rotary_; }
 
  private:
+  // Scaled dot-product attention knows no soft cap, so models with one then attend eagerly.
+  void adopt_attention(nn::AttentionChoice choice);
+  nn::AttentionNeeds attention_needs(at::ScalarType dtype, at::Device device, bool training) const;
   ForwardContext make_context(const ForwardInput& input) const;
   ForwardContext make_step_context(const ForwardInput& input) const;
   void fill_masks(ForwardContext& context, const ForwardInput& input, int64_t num_past) const;
 
   DecoderConfig config_;
+  nn::AttentionChoice attention_;
   nn::RotaryEmbedding rotary_;
   bool any_sliding_ = false;
   bool any_full_ = false;

@@ -135,8 +135,7 @@ nn::AttentionOptions DecoderConfig::attention_options() const {
           .num_kv_heads = num_kv_heads,
           .head_dim = head_dim,
           .scale = 1.0 / std::sqrt(static_cast<double>(head_dim)),
-          .softcap = 0.0,
-          .backend = attention_backend};
+          .softcap = 0.0};
 }
 
 std::optional<at::ScalarType> read_dtype(const ConfigReader& reader) {
@@ -189,14 +188,6 @@ void refuse_bidirectional(const ConfigReader& reader) {
                             fmt::format("`{}`: use_bidirectional_attention: expected false for a "
                                         "causal language model, got true",
                                         reader.where()));
-  }
-}
-
-void use_eager_for_softcap(DecoderConfig& config) {
-  if (config.attention_backend != nn::AttentionBackend::kEager) {
-    inform(fmt::format("[models.{}] attn_implementation: eager, as sdpa has no soft cap on scores",
-                       config.model_type));
-    config.attention_backend = nn::AttentionBackend::kEager;
   }
 }
 

@@ -58,7 +58,8 @@ struct DecoderConfig {
   int64_t bos_token_id = -1;
   int64_t pad_token_id = -1;
   std::optional<at::ScalarType> dtype;  // the checkpoint's, where the file says
-  nn::AttentionBackend attention_backend = nn::AttentionBackend::kSdpa;
+  double attn_softcap = 0.0;            // of attention scores; 0: off
+  nn::AttentionChoice attention;
 
   // Options of this model's attention with the usual scale 1 / sqrt(head_dim).
   nn::AttentionOptions attention_options() const;
@@ -91,9 +92,6 @@ double read_softcap(const ConfigReader& reader, const std::string& key, double f
 
 // Throws   IncompatibleError where a config asks for attention in both directions.
 void refuse_bidirectional(const ConfigReader& reader);
-
-// Scaled dot-product attention knows no soft cap, so such models attend eagerly. Logs the change.
-void use_eager_for_softcap(DecoderConfig& config);
 
 // Reads `dtype` or `torch_dtype`; nullopt when absent or `auto`.
 std::optional<at::ScalarType> read_dtype(const ConfigReader& reader);

@@ -8,7 +8,7 @@
 #include <string_view>
 
 #include "graft/models/config_reader.h"
-#include "graft/nn/attention.h"
+#include "graft/nn/attention_kernel.h"
 
 namespace graft::models {
 
@@ -16,7 +16,7 @@ class DecoderForCausalLM;
 
 // What a caller chooses about a model, beyond what its config says.
 struct ModelOptions {
-  nn::AttentionBackend attention_backend = nn::AttentionBackend::kSdpa;
+  nn::AttentionChoice attention;
 };
 
 struct ModelFamily {

@@ -8,9 +8,6 @@
 #include <ATen/core/grad_mode.h>
 #include <fmt/format.h>
 
-#include "graft/core/error.h"
-#include "graft/nn/attention_name.h"
-
 namespace graft::nn {
 
 namespace {
@@ -59,9 +56,16 @@ at::Tensor repeat_kv(const at::Tensor& x, int64_t num_groups) {
 // Queries up to which a slot's kernel is asked; from there on a matrix product pays.
 constexpr int64_t kMaxKernelQueries = 16;
 
+// The last of the candidates.
+constexpr char kFormula[] = "plain ATen";
+
+bool fits_flash(at::Device device, at::ScalarType dtype, int64_t head_dim) {
+  const bool is_16_bit = dtype == at::kHalf || dtype == at::kBFloat16;
+  return device.is_cuda() && is_16_bit && head_dim % 8 == 0 && head_dim <= 256;
+}
+
 bool fits_flash(const at::Tensor& query) {
-  const bool is_16_bit = query.scalar_type() == at::kHalf || query.scalar_type() == at::kBFloat16;
-  return query.is_cuda() && is_16_bit && query.size(-1) % 8 == 0 && query.size(-1) <= 256;
+  return fits_flash(query.device(), query.scalar_type(), query.size(-1));
 }
 
 // softmax(query key^T * scale + mask) value, each [B, H, S, D], by the fastest kernel that PyTorch
@@ -131,49 +135,32 @@ at::Tensor attend_one(const at::Tensor& query, const at::Tensor& key, const at::
       .reshape({batch, 1, options.num_heads * dim});
 }
 
-}  // namespace
-
-AttentionBackend parse_attention_backend(const std::string& name) {
-  const AttentionName parsed = parse_attention_name(name);
-  const auto refuse = [&](const std::string& reason, const std::string& hint) {
-    throw IncompatibleError(
-        "models.attn_implementation", "not-served",
-        fmt::format("attn_implementation: expected one that can be served, got `{}`: {}", name,
-                    reason),
-        hint);
-  };
-  if (parsed.paged) {
-    refuse("`paged|` needs a paged cache, and caches here are contiguous",
-           "leave `paged|` out; a static cache is allocated once for all tokens");
+// The last query alone sees other tokens than those that the pass was packed for.
+at::Tensor attend_kernel(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                         const AttentionMask& mask, const AttentionOptions& options) {
+  std::shared_ptr<const Unpadding> tokens = mask.unpadding;
+  if (tokens && tokens->num_queries != query.size(1)) {
+    tokens = unpad(mask.padding, query.size(1));
   }
-  switch (parsed.kind) {
-    case AttentionKind::kEager:
-      return AttentionBackend::kEager;
-    case AttentionKind::kSdpa:
-      break;
-    case AttentionKind::kFlash2:
-    case AttentionKind::kFlash3:
-      refuse("no adapter binds flash-attention's ops",
-             "`sdpa` runs PyTorch's flash attention on CUDA wherever there is no mask");
-      break;
-    case AttentionKind::kGraft:
-      refuse("our package is chosen by kernelize, not by an attn_implementation",
-             "`sdpa` with use_kernels takes it where it holds; `graft explain` shows where");
-      break;
-    case AttentionKind::kKernel:
-      refuse(
-          "kernels are bound by a layer of their layers.json, not by a function of a Python module",
-          fmt::format("with use_kernels, a kernel_config {{\"Attention\": \"{}{}{}:Attention\"}}",
-                      parsed.repository, parsed.ref.empty() ? "" : "@", parsed.ref));
-      break;
-  }
-  return AttentionBackend::kSdpa;
+  return mask.kernel
+      ->forward({query, key, value, options.scale, options.softcap, mask.window, tokens.get()})
+      .reshape({query.size(0), query.size(1), options.num_heads * options.head_dim});
 }
+
+}  // namespace
 
 AttentionMask build_mask(const MaskRequest& request, int64_t window) {
   const int64_t num_keys = request.num_past + request.num_new;
   const bool windowed = window > 0 && num_keys > window;
   AttentionMask mask;
+  mask.backend = request.backend;
+  if (request.backend == AttentionBackend::kKernel) {
+    mask.kernel = request.kernel;
+    mask.window = window;
+    mask.padding = request.padding;
+    mask.unpadding = request.padding.defined() ? unpad(request.padding, request.num_new) : nullptr;
+    return mask;
+  }
   if (!request.padding.defined()) {
     if (request.num_new == 1) {
       mask.first_key = windowed ? num_keys - window : 0;
@@ -200,6 +187,9 @@ at::Tensor attend(const AttentionSlot& kernel, const at::Tensor& query, const at
   const auto joined = [&](const at::Tensor& out) {
     return out.view({query.size(0), query.size(1), options.num_heads * options.head_dim});
   };
+  if (mask.backend == AttentionBackend::kKernel) {
+    return attend_kernel(query, key, value, mask, options);
+  }
   if (mask.lengths.defined()) {
     return joined(kernel->decode_forward(query, key, value, mask.lengths, mask.additive,
                                          options.scale, options.softcap, mask.window));
@@ -207,13 +197,14 @@ at::Tensor attend(const AttentionSlot& kernel, const at::Tensor& query, const at
   const bool cut = mask.first_key > 0;
   const at::Tensor keys = cut ? key.slice(2, mask.first_key) : key;
   const at::Tensor values = cut ? value.slice(2, mask.first_key) : value;
-  const bool eager = options.backend == AttentionBackend::kEager;
+  const bool eager = mask.backend == AttentionBackend::kEager;
   const bool swapped = !eager && kernel.module().swapped();
   if (swapped && !mask.causal && query.size(1) <= kMaxKernelQueries) {
     return joined(
         kernel->forward(query, keys, values, mask.additive, options.scale, options.softcap));
   }
-  if (swapped && mask.causal && kernel->takes_prompt(query) && !needs_gradient(query, keys, values)) {
+  if (swapped && mask.causal && kernel->takes_prompt(query) &&
+      !needs_gradient(query, keys, values)) {
     return joined(kernel->causal_forward(query, keys, values, options.scale));
   }
   if (!eager && query.size(1) == 1) {
@@ -224,6 +215,49 @@ at::Tensor attend(const AttentionSlot& kernel, const at::Tensor& query, const at
                                : attend_sdpa(heads_first, keys, values, mask, options);
   return out.transpose(1, 2).reshape(
       {query.size(0), query.size(1), options.num_heads * options.head_dim});
+}
+
+std::vector<AttentionCandidate> attention_candidates(
+    const layers::ContractSlot<layers::Attention>& kernel, const AttentionChoice& choice,
+    const AttentionShapes& shapes) {
+  const bool named = choice.backend == AttentionBackend::kKernel;
+  const bool eager = choice.backend == AttentionBackend::kEager;
+  const bool flash = fits_flash(shapes.device, shapes.dtype, shapes.head_dim);
+  const bool causal = shapes.num_queries > 1 && !shapes.padded;
+  std::vector<AttentionCandidate> candidates;
+  const auto add = [&](const std::string& name, std::string reason) {
+    if (named) {
+      reason = fmt::format("`{}` names a kernel, and no other one steps in for it", choice.name);
+    } else if (eager && name != kFormula) {
+      reason = "the model attends by the formula";
+    }
+    candidates.push_back({name, std::move(reason)});
+  };
+  if (named) {
+    candidates.push_back({choice.kernel->name(), ""});
+  }
+  const auto takes_prompt = [&] {
+    const auto options = at::TensorOptions().dtype(shapes.dtype).device(shapes.device);
+    return causal && kernel.active().takes_prompt(
+                         at::empty({1, shapes.num_queries, 1, shapes.head_dim}, options));
+  };
+  std::string slot;
+  if (!kernel.swapped()) {
+    slot = "no kernel is in the slot";
+  } else if ((causal || shapes.num_queries > kMaxKernelQueries) && !takes_prompt()) {
+    slot = fmt::format("takes up to {} queries that no causal mask divides, not {}",
+                       kMaxKernelQueries, shapes.num_queries);
+  }
+  add("the slot's kernel", slot);
+  add("cuDNN", shapes.device.is_cuda()
+                   ? "plans anew, for 50 ms, for every length that it has not seen"
+                   : "a CUDA library");
+  const std::string unfit = "takes 16-bit heads on CUDA, of a multiple of 8 up to 256";
+  add("PyTorch's flash attention", !flash ? unfit : shapes.padded ? "takes no mask" : "");
+  add("PyTorch's memory-efficient attention", !flash ? unfit : "");
+  add("PyTorch's scaled_dot_product_attention", "");
+  add(kFormula, eager ? "" : "exact but slow; `eager` asks for it");
+  return candidates;
 }
 
 }  // namespace graft::nn

@@ -3,24 +3,15 @@
 #pragma once
 
 #include <cstdint>
-#include <string>
+#include <memory>
+#include <vector>
 
 #include <ATen/ATen.h>
 
 #include "graft/layers/slot.h"
+#include "graft/nn/attention_kernel.h"
 
 namespace graft::nn {
-
-// kSdpa   at::scaled_dot_product_attention
-// kEager  matmul, float32 softmax, matmul, rounding after each as transformers' eager path does
-enum class AttentionBackend { kSdpa, kEager };
-
-// The backend that an `attn_implementation` (attention_name.h) asks for.
-//
-// Throws   InvalidArgument `models.attn_implementation.unknown` listing the known ones;
-//          IncompatibleError `models.attn_implementation.not-served` for a name that is right and that
-//          no backend here serves, with the way on. There is no silent change to another one.
-AttentionBackend parse_attention_backend(const std::string& name);
 
 // What one kind of layer (full or sliding) may attend to in one forward pass.
 struct AttentionMask {
@@ -30,7 +21,12 @@ struct AttentionMask {
   // A step of a cache that counts on the device: T is all its places, of which lengths [B] are in use,
   // and `additive` is [B, 1, 1, T].
   at::Tensor lengths;
-  int64_t window = 0;  // with lengths: keys that the query sees, itself included; 0: all
+  int64_t window = 0;  // with lengths or a kernel: keys that a query sees, itself included; 0: all
+  AttentionBackend backend = AttentionBackend::kSdpa;
+  // kKernel alone, which masks by itself.
+  const AttentionKernel* kernel = nullptr;
+  at::Tensor padding;                          // undefined: every token is real
+  std::shared_ptr<const Unpadding> unpadding;  // of the queries of the pass
 };
 
 struct MaskRequest {
@@ -40,6 +36,7 @@ struct MaskRequest {
   at::ScalarType dtype = at::kFloat;
   at::Device device = at::kCPU;
   AttentionBackend backend = AttentionBackend::kSdpa;
+  const AttentionKernel* kernel = nullptr;  // kKernel
 };
 
 // Builds the causal mask of one forward pass; leaves it out wherever nothing is lost by that.
@@ -52,19 +49,34 @@ struct AttentionOptions {
   int64_t num_kv_heads = 0;
   int64_t head_dim = 0;
   double scale = 1.0;
-  double softcap = 0.0;  // scores become softcap * tanh(score / softcap); 0: off. Needs kEager.
-  AttentionBackend backend = AttentionBackend::kSdpa;
+  double softcap = 0.0;  // scores become softcap * tanh(score / softcap); 0: off. Not for kSdpa.
 };
 
 using AttentionSlot = layers::Slot<layers::Attention>;
 
-// Candidates, best first: the slot's kernel (few queries, nothing but the mask between them and the
-// keys; whole prompts where it is the fastest), PyTorch's fused kernels (kSdpa), the formula (kEager).
+// A kernel that was named (kKernel) serves alone. Otherwise candidates, best first: the slot's kernel
+// (few queries, nothing but the mask between them and the keys; whole prompts where it is the fastest),
+// PyTorch's fused kernels (kSdpa), the formula (kEager).
 //
 // query  [B, S, Hq, D]   key, value [B, Hkv, T, D], any strides with a dense last dimension
 // returns [B, S, Hq * D]
 at::Tensor attend(const AttentionSlot& kernel, const at::Tensor& query, const at::Tensor& key,
                   const at::Tensor& value, const AttentionMask& mask,
                   const AttentionOptions& options);
+
+// The shapes of a pass, for attention_candidates().
+struct AttentionShapes {
+  at::Device device = at::kCPU;
+  at::ScalarType dtype = at::kFloat;
+  int64_t num_queries =
+      1;  // S; with more than one the pass is causal and nothing is cached before it
+  int64_t head_dim = 0;
+  bool padded = false;
+};
+
+// Who could serve such a pass under `choice`, best first, by the rules of attend().
+std::vector<AttentionCandidate> attention_candidates(
+    const layers::ContractSlot<layers::Attention>& kernel, const AttentionChoice& choice,
+    const AttentionShapes& shapes);
 
 }  // namespace graft::nn

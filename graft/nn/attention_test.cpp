@@ -5,7 +5,6 @@
 
 #include <gtest/gtest.h>
 
-#include "graft/core/error.h"
 #include "graft/tensor/device.h"
 
 namespace graft::nn {
@@ -82,8 +81,7 @@ class Attention : public ::testing::TestWithParam<Setting> {
 };
 
 TEST_P(Attention, FollowsCausalWindowedAndPaddedMasks) {
-  AttentionOptions options{.num_heads = 4, .num_kv_heads = 2, .head_dim = 8, .scale = 0.3};
-  options.backend = GetParam().backend;
+  const AttentionOptions options{.num_heads = 4, .num_kv_heads = 2, .head_dim = 8, .scale = 0.3};
   at::Tensor padding = at::ones({2, 32}, at::kBool);
   padding[1].slice(0, 0, 2).fill_(false);
   for (const Case& c :
@@ -124,12 +122,8 @@ INSTANTIATE_TEST_SUITE_P(
 
 TEST(Attention, CapsScoresSoftly) {
   at::manual_seed(1);
-  const AttentionOptions options{.num_heads = 2,
-                                 .num_kv_heads = 1,
-                                 .head_dim = 4,
-                                 .scale = 3.0,
-                                 .softcap = 2.0,
-                                 .backend = AttentionBackend::kEager};
+  const AttentionOptions options{
+      .num_heads = 2, .num_kv_heads = 1, .head_dim = 4, .scale = 3.0, .softcap = 2.0};
   const Case c{5, 0, 0, false};
   const at::Tensor query = at::randn({1, 2, 5, 4});
   const at::Tensor key = at::randn({1, 1, 5, 4}), value = at::randn({1, 1, 5, 4});
@@ -147,40 +141,6 @@ TEST(AttentionMask, IsLeftOutWhereNothingIsLost) {
   EXPECT_EQ(windowed.first_key, 6);
   EXPECT_FALSE(windowed.additive.defined());
   EXPECT_TRUE(build_mask({.num_new = 2, .num_past = 3}, 0).additive.defined());
-}
-
-TEST(AttentionBackend, RefusesAnUnknownNameListingTheKnownOnes) {
-  EXPECT_EQ(parse_attention_backend("eager"), AttentionBackend::kEager);
-  EXPECT_EQ(parse_attention_backend("sdpa"), AttentionBackend::kSdpa);
-  try {
-    parse_attention_backend("flash");
-    FAIL() << "expected InvalidArgument";
-  } catch (const InvalidArgument& error) {
-    EXPECT_STREQ(error.what(),
-                 "[models.attn_implementation] attn_implementation: expected `eager`, `sdpa`, "
-                 "`flash_attention_2`, `flash_attention_3`, `graft` or "
-                 "`org/repo[@ref][:function]`, got `flash`");
-  }
-}
-
-TEST(AttentionBackend, RefusesByNameWithAWayOnWhatItCannotServe) {
-  const auto expect_refused = [](const char* name, const char* way_on) {
-    try {
-      parse_attention_backend(name);
-      FAIL() << "expected IncompatibleError for " << name;
-    } catch (const IncompatibleError& error) {
-      EXPECT_EQ(error.code(), "models.attn_implementation.not-served");
-      const std::string text = error.what();
-      EXPECT_NE(text.find(std::string("got `") + name + "`"), std::string::npos) << text;
-      EXPECT_NE(text.find(way_on), std::string::npos) << text;
-    }
-  };
-  expect_refused("flash_attention_2", "`sdpa`");
-  expect_refused("flash_attention_3", "`sdpa`");
-  expect_refused("graft", "use_kernels");
-  expect_refused("paged|sdpa", "leave `paged|` out");
-  expect_refused("paged|org/repo", "leave `paged|` out");
-  expect_refused("org/repo@v1:fn", R"({"Attention": "org/repo@v1:Attention"})");
 }
 
 }  // namespace

@@ -297,6 +297,13 @@ class Explain(unittest.TestCase):
         self.assertTrue(all(slot["capturable"] for slot in report["slots"]))
         text = run("explain", TINY).stdout
         self.assertRegex(text, r"swapped \d+ of \d+ slots on cpu in \w+, mode inference")
+        for step in ("prefill", "decode"):
+            candidates = report["attention"][step]
+            self.assertTrue(any(not candidate["reason"] for candidate in candidates), candidates)
+            self.assertEqual(candidates[-1]["name"], "plain ATen")
+        self.assertIn("* the slot's kernel", text[text.index("decode (1 new token)"):])
+        eager = run("explain", TINY, "--attn-implementation", "eager").stdout
+        self.assertIn("* plain ATen", eager)
 
     def test_each_mode_is_explained(self):
         for mode in ("training", "inference+compile", "training+compile"):

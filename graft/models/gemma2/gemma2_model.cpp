@@ -10,7 +10,6 @@ constexpr auto kNorm = layers::RmsNormVariant::kZeroCentered;
 
 struct Gemma2Config : DecoderConfig {
   double query_pre_attn_scalar = 256.0;
-  double attn_logit_softcapping = 0.0;   // 0: off
   double final_logit_softcapping = 0.0;  // 0: off
 };
 
@@ -21,7 +20,7 @@ class Gemma2Attention : public nn::Block {
         layer_type_(config.layer_types[layer_idx]),
         options_(config.attention_options()) {
     options_.scale = 1.0 / std::sqrt(config.query_pre_attn_scalar);
-    options_.softcap = config.attn_logit_softcapping;
+    options_.softcap = config.attn_softcap;
     const int64_t query_size = config.num_heads * config.head_dim;
     const int64_t kv_size = config.num_kv_heads * config.head_dim;
     q_proj_ = add<nn::Linear>("q_proj", config.hidden_size, query_size, config.attention_bias);
@@ -111,18 +110,15 @@ std::shared_ptr<DecoderForCausalLM> make_gemma2(const ConfigReader& reader,
                                    .tie_word_embeddings = true,
                                    .activation_key = "hidden_activation",
                                    .activation = "gelu_pytorch_tanh"});
-  config.attention_backend = options.attention_backend;
+  config.attention = options.attention;
   config.mlp_bias = false;
   refuse_bidirectional(reader);
   config.query_pre_attn_scalar = reader.real("query_pre_attn_scalar", {1e-3, 1e6}, 256.0);
-  config.attn_logit_softcapping = read_softcap(reader, "attn_logit_softcapping", 50.0);
+  config.attn_softcap = read_softcap(reader, "attn_logit_softcapping", 50.0);
   config.final_logit_softcapping = read_softcap(reader, "final_logit_softcapping", 30.0);
   config.sliding_window = read_sliding_window(reader, 4096);
   config.layer_types =
       read_layer_types(reader, config.num_layers, [](int64_t i) { return (i + 1) % 2 != 0; });
-  if (config.attn_logit_softcapping > 0.0) {
-    use_eager_for_softcap(config);
-  }
   return std::make_shared<Gemma2ForCausalLM>(config);
 }
 

@@ -35,10 +35,10 @@ class Gemma3Attention : public nn::Block {
     const nn::RotaryTables& rotary =
         layer_type_ == LayerType::kSliding ? context.sliding_rotary : context.rotary;
     const auto heads = project_heads(x, *q_proj_, *k_proj_, *v_proj_, options_.head_dim);
-    return o_proj_->forward(rotate_and_attend(
-        {layer_idx_, &rotary_, attention_, options_},
-        {q_norm_->forward(heads.query), k_norm_->forward(heads.key), heads.value}, rotary,
-        context.mask(layer_type_), context));
+    return o_proj_->forward(
+        rotate_and_attend({layer_idx_, &rotary_, attention_, options_},
+                          {q_norm_->forward(heads.query), k_norm_->forward(heads.key), heads.value},
+                          rotary, context.mask(layer_type_), context));
   }
 
  private:
@@ -142,7 +142,7 @@ std::shared_ptr<DecoderForCausalLM> make_gemma3(const ConfigReader& reader,
                                    .tie_word_embeddings = true,
                                    .activation_key = "hidden_activation",
                                    .activation = "gelu_pytorch_tanh"});
-  config.attention_backend = options.attention_backend;
+  config.attention = options.attention;
   config.mlp_bias = false;
   refuse_bidirectional(reader);
   config.query_pre_attn_scalar = reader.real("query_pre_attn_scalar", {1e-3, 1e6}, 256.0);

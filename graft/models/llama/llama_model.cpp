@@ -39,7 +39,7 @@ LlamaForCausalLM::LlamaForCausalLM(const DecoderConfig& config)
 std::shared_ptr<DecoderForCausalLM> make_llama(const ConfigReader& reader,
                                                const ModelOptions& options) {
   DecoderConfig config = read_decoder_config(reader, {});
-  config.attention_backend = options.attention_backend;
+  config.attention = options.attention;
   return std::make_shared<LlamaForCausalLM>(config);
 }
 

@@ -74,7 +74,7 @@ std::shared_ptr<DecoderForCausalLM> make_mistral(const ConfigReader& reader,
                                                  const ModelOptions& options) {
   DecoderConfig config =
       read_decoder_config(reader, {.max_position_embeddings = 131072, .num_kv_heads = 8});
-  config.attention_backend = options.attention_backend;
+  config.attention = options.attention;
   // A null window means none; the class default of 4096 counts only where the key is left out.
   config.sliding_window = read_sliding_window(reader, 4096);
   std::fill(config.layer_types.begin(), config.layer_types.end(),

@@ -82,7 +82,7 @@ class Olmo2ForCausalLM final : public DecoderForCausalLM {
 std::shared_ptr<DecoderForCausalLM> make_olmo2(const ConfigReader& reader,
                                                const ModelOptions& options) {
   DecoderConfig config = read_decoder_config(reader, {.rms_norm_eps = 1e-5});
-  config.attention_backend = options.attention_backend;
+  config.attention = options.attention;
   config.mlp_bias = false;
   return std::make_shared<Olmo2ForCausalLM>(config);
 }

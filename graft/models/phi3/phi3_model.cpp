@@ -21,10 +21,9 @@ class Phi3Attention : public nn::Block {
   at::Tensor forward(const at::Tensor& x, const ForwardContext& context) const {
     const at::Tensor qkv = qkv_proj_->forward(x);
     const int64_t dim = options_.head_dim;
-    const ProjectedHeads heads{
-        split_heads(qkv.narrow(-1, 0, query_size_), dim),
-        split_heads(qkv.narrow(-1, query_size_, kv_size_), dim),
-        split_heads(qkv.narrow(-1, query_size_ + kv_size_, kv_size_), dim)};
+    const ProjectedHeads heads{split_heads(qkv.narrow(-1, 0, query_size_), dim),
+                               split_heads(qkv.narrow(-1, query_size_, kv_size_), dim),
+                               split_heads(qkv.narrow(-1, query_size_ + kv_size_, kv_size_), dim)};
     return o_proj_->forward(rotate_and_attend({layer_idx_, &rotary_, attention_, options_}, heads,
                                               context.rotary, context.mask(layer_type_), context));
   }
@@ -77,7 +76,7 @@ std::shared_ptr<DecoderForCausalLM> make_phi3(const ConfigReader& reader,
                                               const ModelOptions& options) {
   DecoderConfig config =
       read_decoder_config(reader, {.max_position_embeddings = 4096, .rms_norm_eps = 1e-5});
-  config.attention_backend = options.attention_backend;
+  config.attention = options.attention;
   config.mlp_bias = false;
   if (config.rope.type == nn::RopeType::kLongRope) {
     config.rope_switch_length = config.rope.original_max_position_embeddings;

@@ -71,7 +71,7 @@ class Qwen2ForCausalLM final : public DecoderForCausalLM {
 std::shared_ptr<DecoderForCausalLM> make_qwen2(const ConfigReader& reader,
                                                const ModelOptions& options) {
   DecoderConfig config = read_decoder_config(reader, {.max_position_embeddings = 32768});
-  config.attention_backend = options.attention_backend;
+  config.attention = options.attention;
   read_upper_window(reader, config);
   return std::make_shared<Qwen2ForCausalLM>(config);
 }

@@ -24,10 +24,10 @@ class Qwen3Attention : public nn::Block {
 
   at::Tensor forward(const at::Tensor& x, const ForwardContext& context) const {
     const auto heads = project_heads(x, *q_proj_, *k_proj_, *v_proj_, options_.head_dim);
-    return o_proj_->forward(rotate_and_attend(
-        {layer_idx_, &rotary_, attention_, options_},
-        {q_norm_->forward(heads.query), k_norm_->forward(heads.key), heads.value}, context.rotary,
-        context.mask(layer_type_), context));
+    return o_proj_->forward(
+        rotate_and_attend({layer_idx_, &rotary_, attention_, options_},
+                          {q_norm_->forward(heads.query), k_norm_->forward(heads.key), heads.value},
+                          context.rotary, context.mask(layer_type_), context));
   }
 
  private:
@@ -79,7 +79,7 @@ std::shared_ptr<DecoderForCausalLM> make_qwen3(const ConfigReader& reader,
                                                const ModelOptions& options) {
   DecoderConfig config =
       read_decoder_config(reader, {.max_position_embeddings = 32768, .head_dim = 128});
-  config.attention_backend = options.attention_backend;
+  config.attention = options.attention;
   read_upper_window(reader, config);
   return std::make_shared<Qwen3ForCausalLM>(config);
 }

@@ -24,9 +24,9 @@ class SmolLM3Attention : public nn::Block {
 
   at::Tensor forward(const at::Tensor& x, const ForwardContext& context) const {
     const auto heads = project_heads(x, *q_proj_, *k_proj_, *v_proj_, options_.head_dim);
-    return o_proj_->forward(rotate_and_attend(
-        {layer_idx_, use_rope_ ? &rotary_ : nullptr, attention_, options_}, heads, context.rotary,
-        context.mask(layer_type_), context));
+    return o_proj_->forward(
+        rotate_and_attend({layer_idx_, use_rope_ ? &rotary_ : nullptr, attention_, options_}, heads,
+                          context.rotary, context.mask(layer_type_), context));
   }
 
  private:
@@ -93,7 +93,7 @@ std::shared_ptr<DecoderForCausalLM> make_smollm3(const ConfigReader& reader,
                                                       .num_kv_heads = 4,
                                                       .rope_theta = 2e6,
                                                       .tie_word_embeddings = true});
-  config.attention_backend = options.attention_backend;
+  config.attention = options.attention;
   const std::vector<int64_t> use_rope = read_rope_layers(reader, config.num_layers);
   if (reader.boolean("use_sliding_window", false)) {
     config.sliding_window = read_sliding_window(reader, 0);
