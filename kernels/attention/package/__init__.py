@@ -6,6 +6,7 @@ import torch
 
 from . import layers, training
 from ._ops import ops
+from .flash import flash_attn_func, flash_attn_varlen_func
 from .training import attention_train, attention_varlen
 
 
@@ -30,4 +31,5 @@ def attention_decode(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     return out
 
 
-__all__ = ["attention", "attention_decode", "attention_train", "attention_varlen", "layers", "training"]
+__all__ = ["attention", "attention_decode", "attention_train", "attention_varlen", "flash_attn_func",
+           "flash_attn_varlen_func", "layers", "training"]
