@@ -31,8 +31,15 @@ class NamedAttention : public testing::Test {
       list += std::string(list.empty() ? "" : ":") + "org/" + name + "=" + hub + name;
     }
     setenv("LOCAL_KERNELS", list.c_str(), 1);
+    setenv("HF_HUB_OFFLINE", "1", 1);
+    setenv("KERNELS_CACHE", "/nowhere", 1);
+    setenv("HF_HUB_CACHE", "/nowhere", 1);
   }
-  void TearDown() override { unsetenv("LOCAL_KERNELS"); }
+  void TearDown() override {
+    for (const char* name : {"LOCAL_KERNELS", "HF_HUB_OFFLINE", "KERNELS_CACHE", "HF_HUB_CACHE"}) {
+      unsetenv(name);
+    }
+  }
 
   static std::shared_ptr<CausalLM> load(const std::string& model, const std::string& attention,
                                         bool trainable = false) {

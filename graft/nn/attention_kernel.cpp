@@ -8,6 +8,7 @@
 
 #include "graft/core/error.h"
 #include "graft/core/warn.h"
+#include "graft/kernel/get_kernel.h"
 #include "graft/kernel/resolver.h"
 #include "graft/nn/attention_name.h"
 #include "graft/tensor/device.h"
@@ -57,10 +58,12 @@ std::string text_of(const kernel::LayerReference& reference) {
 std::shared_ptr<const kernel::LoadedKernel> load(const kernel::LayerReference& reference,
                                                  at::Device device) {
   tensor::ensure_device(device);
-  const auto system = kernel::this_system(device.is_cuda() ? "cuda" : "cpu",
-                                          device.is_cuda() ? tensor::torch_cuda_version() : 0);
-  return kernel::load(reference.repository,
-                      kernel::resolve({reference, system, tensor::capability(device)}));
+  kernel::ResolveRequest request;
+  request.reference = reference;
+  request.system = kernel::this_system(device.is_cuda() ? "cuda" : "cpu",
+                                       device.is_cuda() ? tensor::torch_cuda_version() : 0);
+  request.capability = tensor::capability(device);
+  return kernel::load_tree(kernel::resolve_tree(request), request.trust);
 }
 
 bool has_op(const kernel::LoadedKernel& kernel, std::string_view name) {

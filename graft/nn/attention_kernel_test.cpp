@@ -27,8 +27,17 @@ std::string package(const std::string& name) {
 // LOCAL_KERNELS for one test.
 class AttentionByName : public testing::Test {
  protected:
-  void SetUp() override { at::manual_seed(3); }
-  void TearDown() override { unsetenv("LOCAL_KERNELS"); }
+  void SetUp() override {
+    at::manual_seed(3);
+    setenv("HF_HUB_OFFLINE", "1", 1);
+    setenv("KERNELS_CACHE", "/nowhere", 1);
+    setenv("HF_HUB_CACHE", "/nowhere", 1);
+  }
+  void TearDown() override {
+    for (const char* name : {"LOCAL_KERNELS", "HF_HUB_OFFLINE", "KERNELS_CACHE", "HF_HUB_CACHE"}) {
+      unsetenv(name);
+    }
+  }
 
   static void provide(const std::string& repository, const std::string& name) {
     setenv("LOCAL_KERNELS", (repository + "=" + package(name)).c_str(), 1);
