@@ -20,6 +20,12 @@ void add_model_options(CLI::App& command, ModelOptions& options) {
   command.add_option("--dtype", options.dtype, "auto, float32, bfloat16 or float16")
       ->capture_default_str();
   command
+      .add_option("--weights", options.weights,
+                  "Of a .gguf file: packed (stay in its blocks), unpacked, or auto (packed on the "
+                  "CPU with kernels, unless --dtype is given)")
+      ->check(CLI::IsMember({"auto", "packed", "unpacked"}))
+      ->capture_default_str();
+  command
       .add_option("--attn-implementation", options.attn_implementation,
                   "sdpa, eager, graft, flash_attention_2, flash_attention_3 or org/repo[@ref]")
       ->capture_default_str();

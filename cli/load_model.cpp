@@ -35,6 +35,7 @@ std::shared_ptr<models::CausalLM> load_model(const ModelOptions& options,
   load.kernel_config = kernel_config(options);
   load.device_map = options.device;
   load.dtype = tensor::parse_dtype(options.dtype);
+  load.weights = models::parse_weight_format(options.weights);
   load.attn_implementation = options.attn_implementation;
   load.gguf_file = options.gguf_file;
   load.revision = options.revision;

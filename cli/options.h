@@ -23,6 +23,7 @@ struct ModelOptions {
   std::string revision;
   std::string device = "cpu";  // models/device_map.h
   std::string dtype = "auto";  // auto, float32, bfloat16, float16
+  std::string weights = "auto";  // auto, packed, unpacked
   std::string attn_implementation = "sdpa";
   bool use_kernels = true;
   std::string kernel_config;  // JSON text or a file with it

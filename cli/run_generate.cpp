@@ -10,6 +10,7 @@
 #include "graft/core/file_status.h"
 #include "graft/generation/generate.h"
 #include "graft/layers/kernelize.h"
+#include "graft/nn/block.h"
 #include "graft/tensor/device.h"
 #include "graft/text/chat_template.h"
 #include "graft/text/pretrained.h"
@@ -173,11 +174,13 @@ nlohmann::ordered_json swapped_rows(models::CausalLM& model) {
 void print_loaded(const GenerateOptions& options, const models::CausalLM& model,
                   std::chrono::steady_clock::time_point start) {
   const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
-  print_note(
-      options.common,
-      fmt::format("loaded {}: {} parameters, {}, {}, in {}", model.info().model_type,
-                  format_count(model.info().num_parameters), tensor::dtype_name(model.dtype()),
-                  model.device().str(), format_seconds(elapsed.count())));
+  const size_t packed = nn::packed_bytes(model);
+  print_note(options.common,
+             fmt::format("loaded {}: {} parameters, {}{}, {}, in {}", model.info().model_type,
+                         format_count(model.info().num_parameters),
+                         packed > 0 ? fmt::format("{} of them packed, ", format_bytes(packed)) : "",
+                         tensor::dtype_name(model.dtype()), model.device().str(),
+                         format_seconds(elapsed.count())));
 }
 
 void print_summary(const GenerateOptions& options, models::CausalLM& model,
@@ -243,6 +246,7 @@ int run_generate(const GenerateOptions& options) {
          {"decode_seconds", output.decode_seconds},
          {"cuda_graph", {{"used", output.used_graph}, {"reason", output.graph_refusal}}},
          {"peak_rss_bytes", peak_rss_bytes()},
+         {"packed_bytes", nn::packed_bytes(*model)},
          {"swapped", swapped_rows(*model)}});
   } else {
     write_stdout(options.stream ? "\n" : text + "\n");

@@ -213,7 +213,11 @@ function(graft_add_kernel_package name)
     graft_test(kernels_${stem}_test ${tests})
     _package_program(kernels_${stem}_test)
     add_dependencies(kernels_${stem}_test ${variants})
-    foreach(isa plain avx2)
+    set(lesser_isas plain avx2)
+    if(name STREQUAL "linear")
+      list(APPEND lesser_isas avx512 avx512_bf16)  # kernels/linear/packed_isa.h
+    endif()
+    foreach(isa ${lesser_isas})
       # The same cases on lesser processors, in fewer sizes; without a report of their own, since they
       # skip nothing new.
       add_test(NAME kernels_${stem}_${isa} COMMAND kernels_${stem}_test "--gtest_filter=-*cuda*:*Cuda*")

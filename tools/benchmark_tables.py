@@ -95,6 +95,38 @@ def cuda_model_table():
     return "\n\n".join(parts) or "No results are committed."
 
 
+def packed_files():
+    return sorted(RESULTS.glob("*/packed_vs_llama_cpp*.jsonl"))
+
+
+def packed_table():
+    parts = []
+    for path in packed_files():
+        lines = rows(path)
+        first = lines[0]
+        body = [[line["file"], line["op"], line["variant"], f"{line['median_tokens_per_second']:.1f}",
+                 f"{line['min_tokens_per_second']:.1f} to {line['max_tokens_per_second']:.1f}",
+                 f"{line['ratio_to_llama_cpp']:.2f}×", line.get("peak_rss_mb", "")] for line in lines]
+        parts.append(f"{first['machine']}; {first['threads']} threads; torch {first['torch']}, llama-cpp-python "
+                     f"{first['llama_cpp_python']}; commit {first['commit']}; {first['runs']} rounds.\n\n"
+                     + table(["file", "what", "who", "median tokens/s", "range", "against llama.cpp", "peak MB"], body))
+    return "\n\n".join(parts) or "No results are committed."
+
+
+def cpu_ops_table():
+    parts = []
+    for path in sorted(RESULTS.glob("*/ops_vs_torch.jsonl")):
+        lines = rows(path)
+        first = lines[0]
+        body = [[f"`{line['op']}`", line["shape"], line["dtype"], f"{line['median_us']:.1f}",
+                 f"{line['eager_us']:.1f} µs ({line['ratio_to_eager']:.2f}×)",
+                 f"{line['compiled_us']:.1f} µs ({line['ratio_to_compiled']:.2f}×)"] for line in lines]
+        parts.append(f"{first['machine']}; {first['threads']} threads; torch {first['torch']}; commit {first['commit']}; "
+                     f"{first['runs']} rounds.\n\n"
+                     + table(["op", "shape", "dtype", "µs", "eager", "torch.compile"], body))
+    return "\n\n".join(parts) or "No results are committed."
+
+
 def tokenizer_table():
     lines = rows(RESULTS / "amd-epyc/tokenizer.jsonl")
     body = [[line["variant"], f"{line['process_seconds']:.2f}", f"{line['library_encode_seconds']:.2f}",
@@ -121,6 +153,12 @@ def headline():
             ratio = ours["decode_tokens_per_second"] / lines[(peer, context)]["decode_tokens_per_second"]
             body.append([f"Llama-3.2-1B shape, decode after {context} tokens, bfloat16, one CUDA graph", ours["machine"],
                          f"{ours['decode_tokens_per_second']:.0f} tokens/s", f"transformers compiled: {ratio:.2f}×"])
+    for path in packed_files():
+        for line in rows(path):
+            if line["variant"] == "graft packed":
+                body.append([f"SmolLM2-135M {line['file']}, {line['op']}, packed, {line['threads']} threads",
+                             line["machine"].split(", ")[0], f"{line['median_tokens_per_second']:.1f} tokens/s",
+                             f"llama.cpp: {line['ratio_to_llama_cpp']:.2f}×"])
     for name, op, shape in (("rms_norm", "rms_norm", "8192x4096"), ("rms_norm", "rms_norm", "1x4096"),
                             ("activation", "gelu_new", "8192x14336"), ("activation", "silu_and_mul", "8192x14336")):
         line = next(row for row in rows(RESULTS / f"h200/kernels_{name}_bench.jsonl")
@@ -145,6 +183,7 @@ def main():
                                     "rotary": kernel_table("rotary", ROTARY), "loss": work_table("loss"),
                                     "linear": work_table("linear", "h100"), "mlp": work_table("mlp", "h100"),
                                     "attention": work_table("attention"), "cpu": cpu_table(), "cuda-model": cuda_model_table(),
+                                    "packed": packed_table(), "cpu-ops": cpu_ops_table(),
                                     "tokenizer": tokenizer_table()},
              "README.md": {"measured": headline()}}
     stale = 0

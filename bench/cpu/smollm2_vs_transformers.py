@@ -75,13 +75,14 @@ def cpu_name():
     return name, best
 
 
-def parse_arguments(name):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_arguments(name, stem="smollm2_vs_transformers", description=__doc__, add_more=lambda parser: None):
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_more(parser)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     folder = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     parser.add_argument("--out", type=pathlib.Path,
-                        default=ROOT / "bench/results" / folder / "smollm2_vs_transformers.jsonl")
+                        default=ROOT / "bench/results" / folder / f"{stem}.jsonl")
     return parser.parse_args()
 
 

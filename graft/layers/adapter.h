@@ -31,6 +31,9 @@ std::shared_ptr<const GatedActivation::Kernel> bind(const GatedActivation::Spec&
 std::shared_ptr<const Linear::Kernel> bind(const Linear::Spec& spec,
                                            const kernel::LoadedKernel& kernel,
                                            const kernel::PackageLayer& layer);
+std::shared_ptr<const PackedLinear::Kernel> bind(const PackedLinear::Spec& spec,
+                                                 const kernel::LoadedKernel& kernel,
+                                                 const kernel::PackageLayer& layer);
 std::shared_ptr<const Rotary::Kernel> bind(const Rotary::Spec& spec,
                                            const kernel::LoadedKernel& kernel,
                                            const kernel::PackageLayer& layer);

@@ -25,7 +25,7 @@ bool type_matches(const c10::Argument& argument, const ContractValue& value) {
 
 std::vector<size_t> bind_arguments(const c10::FunctionSchema& schema,
                                    const kernel::LoadedKernel& kernel, const kernel::LayerOp& op,
-                                   std::span<const ContractValue> values) {
+                                   std::span<const ContractValue> values, size_t num_results) {
   std::vector<size_t> order;
   std::vector<std::string> problems;
   for (const auto& argument : schema.arguments()) {
@@ -52,9 +52,9 @@ std::vector<size_t> bind_arguments(const c10::FunctionSchema& schema,
       problems.push_back(fmt::format("the op has no argument `{}`", name));
     }
   }
-  if (!schema.returns().empty()) {
-    problems.push_back(fmt::format("the op returns {} values, expected none (it writes to `out`)",
-                                   schema.returns().size()));
+  if (schema.returns().size() != num_results) {
+    problems.push_back(fmt::format("the op returns {} values, expected {}", schema.returns().size(),
+                                   num_results == 0 ? "none (it writes to `out`)" : "one"));
   }
   if (!problems.empty()) {
     throw LoadError(

@@ -7,6 +7,8 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include <ATen/core/LegacyTypeDispatch.h>
@@ -30,34 +32,34 @@ struct ContractValue {
 // schema.
 std::vector<size_t> bind_arguments(const c10::FunctionSchema& schema,
                                    const kernel::LoadedKernel& kernel, const kernel::LayerOp& op,
-                                   std::span<const ContractValue> values);
+                                   std::span<const ContractValue> values, size_t num_results);
 
 // Args is the canonical signature, with the values in the contract's order: an op that has it is
-// called unboxed, another order boxed.
+// called unboxed, another order boxed. Result is void where the op writes to `out`.
 template <typename>
 class BoundOp;
 
-template <typename... Args>
-class BoundOp<void(Args...)> {
+template <typename Result, typename... Args>
+class BoundOp<Result(Args...)> {
  public:
   using Values = std::array<ContractValue, sizeof...(Args)>;
 
   BoundOp(const kernel::LoadedKernel& kernel, const kernel::LayerOp& op, const Values& values)
-      : handle_(kernel.op(op.op)), order_(bind_arguments(handle_.schema(), kernel, op, values)) {
+      : handle_(kernel.op(op.op)),
+        order_(bind_arguments(handle_.schema(), kernel, op, values, std::is_void_v<Result> ? 0 : 1)) {
     bool canonical = order_.size() == values.size();
     for (size_t i = 0; canonical && i < order_.size(); ++i) {
       canonical = order_[i] == i;
     }
     if (canonical) {
-      typed_.emplace(handle_.typed<void(Args...)>());
+      typed_.emplace(handle_.template typed<Result(Args...)>());
     }
   }
 
-  void operator()(Args... args) const {
+  Result operator()(Args... args) const {
     const at::AutoDispatchBelowADInplaceOrView no_autograd;
     if (typed_) {
-      typed_->call(args...);
-      return;
+      return typed_->call(args...);
     }
     const std::array<c10::IValue, sizeof...(Args)> values = {c10::IValue(args)...};
     torch::jit::Stack stack;
@@ -66,6 +68,9 @@ class BoundOp<void(Args...)> {
       stack.push_back(values[index]);
     }
     handle_.callBoxed(&stack);
+    if constexpr (!std::is_void_v<Result>) {
+      return std::move(stack.back()).to<Result>();
+    }
   }
 
   const c10::OperatorHandle& handle() const { return handle_; }
@@ -73,7 +78,7 @@ class BoundOp<void(Args...)> {
  private:
   c10::OperatorHandle handle_;
   std::vector<size_t> order_;
-  std::optional<c10::TypedOperatorHandle<void(Args...)>> typed_;
+  std::optional<c10::TypedOperatorHandle<Result(Args...)>> typed_;
 };
 
 // The op that a layer names for `role`. Throws   LoadError `layers.adapter.signature` where it does

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <limits>
 
+#include "graft/layers/packed_weight.h"
+
 namespace graft::layers {
 
 namespace {
@@ -76,6 +78,18 @@ class LinearReference final : public Linear::Kernel {
   at::Tensor forward(const at::Tensor& x, const at::Tensor& weight,
                      const at::Tensor& bias) const override {
     return at::linear(x, weight, bias.defined() ? std::optional<at::Tensor>(bias) : std::nullopt);
+  }
+};
+
+class PackedLinearReference final : public PackedLinear::Kernel {
+ public:
+  at::Tensor forward(const at::Tensor& x, const PackedWeight& weight,
+                     const at::Tensor& bias) const override {
+    const at::ScalarType dtype = x.scalar_type();
+    const at::Tensor values =
+        weight.layout(std::string("values ") + c10::toString(dtype),
+                      [&] { return weight.unpacked(dtype).to(x.device()); });
+    return at::linear(x, values, bias.defined() ? std::optional<at::Tensor>(bias) : std::nullopt);
   }
 };
 
@@ -226,6 +240,23 @@ std::shared_ptr<const Linear::Kernel> Linear::reference(const Spec&) {
 
 std::string Linear::variant_name(const Spec&) { return "default"; }
 
+PackedLinear::Products PackedLinear::Kernel::join_forward(const at::Tensor& x,
+                                                          const Factors& factors) const {
+  Products products;
+  for (const auto& [weight, bias] : factors) {
+    products.push_back(forward(x, *weight, bias));
+  }
+  return products;
+}
+
+std::shared_ptr<const PackedLinear::Kernel> PackedLinear::reference(const Spec&) {
+  return std::make_shared<PackedLinearReference>();
+}
+
+std::string PackedLinear::variant_name(const Spec& spec) {
+  return std::string(io::info(spec.type).name);
+}
+
 std::shared_ptr<const Rotary::Kernel> Rotary::reference(const Spec&) {
   return std::make_shared<RotaryReference>();
 }
@@ -259,6 +290,8 @@ std::string layer_name(const GatedActivation::Spec& spec) {
 }
 
 std::string layer_name(const Linear::Spec&) { return std::string(Linear::kName); }
+
+std::string layer_name(const PackedLinear::Spec&) { return std::string(PackedLinear::kName); }
 
 std::string layer_name(const Attention::Spec&) { return std::string(Attention::kName); }
 

@@ -5,6 +5,7 @@
 // Shape letters: B batch, S query length, H hidden, I intermediate, N rows (all leading dims).
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <optional>
 #include <string>
@@ -13,7 +14,13 @@
 
 #include <ATen/ATen.h>
 
+namespace graft::io {
+enum class GgmlType : uint32_t;
+}
+
 namespace graft::layers {
+
+class PackedWeight;
 
 // Where the cast back to the input's dtype happens, and what the weight is.
 //   kCastBeforeWeight  y = weight * cast(norm(x))            llama, mistral, qwen, phi3, smollm3
@@ -131,6 +138,40 @@ struct Linear {
   static std::string variant_name(const Spec& spec);
 };
 
+// Layer name `PackedLinear`: y = x weight^T + bias, the weight kept in the blocks of a GGUF file
+// (layers/packed_weight.h), one numeric variant for each block format.
+struct PackedLinear {
+  static constexpr std::string_view kName = "PackedLinear";
+
+  struct Spec {
+    io::GgmlType type{};
+  };
+  // Weight and bias (undefined: none).
+  using Factors = c10::SmallVector<std::pair<const PackedWeight*, at::Tensor>, 3>;
+  using Products = Linear::Products;
+
+  class Kernel {
+   public:
+    virtual ~Kernel() = default;
+    // Packed weights have no gradient: models that train unpack them.
+    virtual bool has_backward() const { return false; }
+    // Makes what forward() reads of the weight now, so that the first call need not.
+    virtual void prepare(const PackedWeight&) const {}
+    // x [N..., K] -> [N..., M] in x's dtype. A kernel may round x: a result lies within the sum over
+    // k of |weight[m][k]| * s / 2 of the exact one, s being the largest |x| of k's 32 columns / 127.
+    virtual at::Tensor forward(const at::Tensor& x, const PackedWeight& weight,
+                               const at::Tensor& bias) const = 0;
+    // As Linear's.
+    virtual Products join_forward(const at::Tensor& x, const Factors& factors) const;
+    virtual bool joins(const Kernel& other) const { return this == &other; }
+  };
+
+  // Unpacks the weight at the first call, keeps the values in x's dtype, and multiplies with ATen.
+  static std::shared_ptr<const Kernel> reference(const Spec& spec);
+  // `Q4_1`
+  static std::string variant_name(const Spec& spec);
+};
+
 // cos and sin of one forward pass. Half-split: both halves of the last dimension are equal.
 struct RotaryTables {
   at::Tensor cos;  // [B or 1, S, R], R = rotated dimensions of a head; the heads' dtype or float32
@@ -227,6 +268,7 @@ std::string layer_name(const RmsNorm::Spec& spec);
 std::string layer_name(const Activation::Spec& spec);
 std::string layer_name(const GatedActivation::Spec& spec);
 std::string layer_name(const Linear::Spec& spec);
+std::string layer_name(const PackedLinear::Spec& spec);
 std::string layer_name(const Rotary::Spec& spec);
 std::string layer_name(const Attention::Spec& spec);
 

@@ -24,6 +24,8 @@ std::string guard(const GatedActivation::Spec& spec, const GatedActivation::Kern
                   at::Device device);
 std::string guard(const Linear::Spec& spec, const Linear::Kernel& candidate,
                   const Linear::Kernel& reference, at::ScalarType dtype, at::Device device);
+std::string guard(const PackedLinear::Spec& spec, const PackedLinear::Kernel& candidate,
+                  const PackedLinear::Kernel& reference, at::ScalarType dtype, at::Device device);
 std::string guard(const Rotary::Spec& spec, const Rotary::Kernel& candidate,
                   const Rotary::Kernel& reference, at::ScalarType dtype, at::Device device);
 std::string guard(const Attention::Spec& spec, const Attention::Kernel& candidate,

@@ -153,6 +153,8 @@ const KernelMapping& default_mapping() {
       made.set("Attention", {device},
                {{Mode::kInferenceCompile, reference("attention", "Attention")}});
     }
+    made.set("PackedLinear", {"cpu"},
+             {{Mode::kInferenceCompile, reference("linear", "PackedLinear")}});
     return made;
   }();
   return mapping;

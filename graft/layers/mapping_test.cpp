@@ -115,6 +115,8 @@ TEST(Mapping, TheDefaultServesOurLayersOnTheCpuAndOnCuda) {
   }
   // No backward and no CUDA yet.
   EXPECT_EQ(default_mapping().find("Linear", "cpu", 0, Mode::kInference).outcome, Outcome::kFound);
+  EXPECT_EQ(default_mapping().find("PackedLinear", "cpu", 0, Mode::kInference).outcome,
+            Outcome::kFound);
   EXPECT_EQ(default_mapping().find("Linear", "cpu", 0, Mode::kTraining).outcome,
             Outcome::kNoCompatibleMode);
 }

@@ -84,6 +84,7 @@ template class ContractSlot<RmsNorm>;
 template class ContractSlot<Activation>;
 template class ContractSlot<GatedActivation>;
 template class ContractSlot<Linear>;
+template class ContractSlot<PackedLinear>;
 template class ContractSlot<Rotary>;
 template class ContractSlot<Attention>;
 

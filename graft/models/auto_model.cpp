@@ -4,6 +4,7 @@
 
 #include <fmt/format.h>
 
+#include "graft/core/env.h"
 #include "graft/core/error.h"
 #include "graft/core/file_status.h"
 #include "graft/core/warn.h"
@@ -78,6 +79,23 @@ Location locate(const std::string& name_or_path, const LoadOptions& options) {
   return locate_in_folder(snapshot->folder, options);
 }
 
+// Whether matrices stay in packed blocks.
+bool stays_packed(const LoadOptions& options, const Location& location, const at::Device& device) {
+  const bool can = !location.gguf_file.empty() && device.is_cpu() && !options.trainable;
+  if (options.weights == WeightFormat::kPacked && !can) {
+    throw InvalidArgument(
+        "models.auto_model", "packed",
+        fmt::format("packed weights: expected a .gguf file, on the CPU, not to train, got `{}` on {}{}",
+                    location.gguf_file.empty() ? location.folder.string()
+                                               : location.gguf_file.string(),
+                    device.str(), options.trainable ? ", to train" : ""));
+  }
+  const bool kernels = (options.use_kernels || options.kernel_config) && env::use_hub_kernels() &&
+                       !env::disable_kernel_mapping();
+  return options.weights == WeightFormat::kPacked ||
+         (options.weights == WeightFormat::kAuto && can && kernels && !options.dtype);
+}
+
 // Kernels go in after the weights: the guard runs in the model's own dtype, on its device.
 void swap_kernels(CausalLM& model, const LoadOptions& options) {
   if (!options.use_kernels && !options.kernel_config) {
@@ -89,9 +107,25 @@ void swap_kernels(CausalLM& model, const LoadOptions& options) {
   const auto report = layers::kernelize(
       model, {.device = model.device(), .dtype = model.dtype(), .config = options.kernel_config});
   inform(report.to_text());
+  nn::prepare_packed(model);
 }
 
 }  // namespace
+
+WeightFormat parse_weight_format(const std::string& text) {
+  if (text == "auto") {
+    return WeightFormat::kAuto;
+  }
+  if (text == "packed") {
+    return WeightFormat::kPacked;
+  }
+  if (text == "unpacked") {
+    return WeightFormat::kUnpacked;
+  }
+  throw InvalidArgument(
+      "models.weights", "format",
+      fmt::format("weights: expected auto, packed or unpacked, got `{}`", text));
+}
 
 std::shared_ptr<CausalLM> AutoModelForCausalLM::from_pretrained(const std::string& name_or_path,
                                                                 const LoadOptions& options) {
@@ -124,6 +158,7 @@ std::shared_ptr<CausalLM> AutoModelForCausalLM::from_pretrained(const std::strin
                {.dtype = dtype,
                 .device = device,
                 .trainable = options.trainable,
+                .packed = stays_packed(options, location, device),
                 .progress = options.progress});
   model->finish_loading(location.folder.string(), location.gguf_file.string(), config.raw().dump());
   model->eval();

@@ -19,6 +19,16 @@
 
 namespace graft::models {
 
+// Whether the matrices of a quantized .gguf file stay in its packed blocks (layers/packed_weight.h).
+//   kAuto      packed where kernels are on, the device is the CPU, no dtype is named and nothing
+//              trains; else unpacked
+//   kPacked    packed; `dtype` is then that of everything else, float32 by itself
+//   kUnpacked  unpacked to `dtype` at loading
+enum class WeightFormat { kAuto, kPacked, kUnpacked };
+
+// `auto`, `packed` or `unpacked`. Throws   InvalidArgument `models.weights.format`.
+WeightFormat parse_weight_format(const std::string& text);
+
 struct LoadOptions {
   // Swap optimized kernels in after loading (layers/kernelize.h).
   bool use_kernels = false;
@@ -29,6 +39,8 @@ struct LoadOptions {
   DeviceMap device_map;
   // Absent: the checkpoint's own dtype; float32 for quantized GGUF tensors.
   std::optional<at::ScalarType> dtype;
+  // Other files than .gguf have no packed blocks.
+  WeightFormat weights = WeightFormat::kAuto;
   // `sdpa`, `eager`, `graft`, `flash_attention_2`, `flash_attention_3` or `org/repo[@ref]`: a caller's
   // choice alone, never a model's (docs/attention.md). CausalLM::set_attn_implementation changes it.
   std::string attn_implementation = "sdpa";
@@ -52,7 +64,9 @@ class AutoModelForCausalLM {
   // Throws   NotFound when the folder, a file in it, or the snapshot does not exist
   // Throws   FormatError when config or weights break their format or do not fit each other
   // Throws   IncompatibleError for a model_type that graft does not know
-  // Throws   InvalidArgument for an unknown attn_implementation, and `models.device-map.uncovered`
+  // Throws   InvalidArgument for an unknown attn_implementation, `models.device-map.uncovered`, and
+  //          `models.auto_model.packed` for packed weights of another file, on another device or to
+  //          train
   // Throws   IncompatibleError `models.attn_implementation.refused` for a kernel that cannot do what the
   //          model asks, before weights are read
   // Throws   DeviceError when the device is missing

@@ -1,12 +1,14 @@
 #include "graft/models/decoder.h"
 
 #include <algorithm>
+#include <set>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
 #include "graft/core/error.h"
 #include "graft/core/warn.h"
+#include "graft/layers/packed_weight.h"
 #include "graft/nn/contiguous_kv_cache.h"
 #include "graft/nn/point_recorder.h"
 
@@ -230,14 +232,36 @@ std::vector<nn::AttentionCandidate> DecoderForCausalLM::attention_candidates(
 void DecoderForCausalLM::finish_loading(const std::string& folder, const std::string& weights_file,
                                         const std::string& config_json) {
   if (tied()) {
-    lm_head_->assign_weight("weight", model_->embed_tokens->weight);
+    tie_head();
   }
+  model_->embed_tokens->packed_dtype = dtype();
   info_.folder = folder;
   info_.weights_file = weights_file;
   info_.config_json = config_json;
-  info_.num_parameters = tied() ? -lm_head_->weight.numel() : 0;
+  count_weights();
+}
+
+void DecoderForCausalLM::tie_head() {
+  if (const auto& packed = model_->embed_tokens->packed_weight()) {
+    lm_head_->assign_packed("weight", packed);
+  } else {
+    lm_head_->assign_weight("weight", model_->embed_tokens->weight);
+  }
+}
+
+// A tied head counts once.
+void DecoderForCausalLM::count_weights() {
+  std::set<const void*> seen;
+  info_.num_parameters = 0;
   for (const at::Tensor& weight : parameters()) {
-    info_.num_parameters += weight.numel();
+    if (seen.insert(weight.unsafeGetTensorImpl()).second) {
+      info_.num_parameters += weight.numel();
+    }
+  }
+  for (const auto& [key, weight] : nn::list_packed_weights(*this)) {
+    if (seen.insert(weight.get()).second) {
+      info_.num_parameters += weight->rows() * weight->columns();
+    }
   }
 }
 

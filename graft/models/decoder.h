@@ -105,8 +105,9 @@ class DecoderForCausalLM : public CausalLM {
   const std::string& attn_implementation() const final { return attention_.name; }
   std::vector<nn::AttentionCandidate> attention_candidates(int64_t num_queries) const final;
   const CausalLMInfo& info() const final { return info_; }
-  at::Device device() const final { return model_->embed_tokens->weight.device(); }
-  at::ScalarType dtype() const final { return model_->embed_tokens->weight.scalar_type(); }
+  // Of the final norm: matrices may be packed.
+  at::Device device() const final { return model_->norm->weight.device(); }
+  at::ScalarType dtype() const final { return model_->norm->weight.scalar_type(); }
 
   // What the model will ask of its attention once its weights are in `dtype` on `device`. Throws   as
   // set_attn_implementation(); the loader calls it before it reads weights.
@@ -141,6 +142,8 @@ class DecoderForCausalLM : public CausalLM {
   ForwardContext make_context(const ForwardInput& input) const;
   ForwardContext make_step_context(const ForwardInput& input) const;
   void fill_masks(ForwardContext& context, const ForwardInput& input, int64_t num_past) const;
+  void tie_head();
+  void count_weights();
 
   DecoderConfig config_;
   nn::AttentionChoice attention_;

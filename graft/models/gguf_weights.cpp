@@ -9,6 +9,7 @@
 #include "graft/core/error.h"
 #include "graft/io/dequantize.h"
 #include "graft/io/gguf.h"
+#include "graft/layers/packed_weight.h"
 #include "graft/models/checkpoint_weights.h"
 #include "graft/models/decoder_config.h"
 #include "graft/models/gguf_config.h"
@@ -127,6 +128,26 @@ class GgufWeights final : public WeightSource {
       value = value - 1.0;
     }
     return value.to(at::TensorOptions().dtype(dtype).device(device));
+  }
+
+  std::shared_ptr<const layers::PackedWeight> load_packed(const std::string& key) override {
+    const Stored& stored = stored_.at(key);
+    const io::GgufTensor& tensor = *stored.tensor;
+    if (tensor.shape.size() != 2 || stored.target.shifted ||
+        !layers::PackedWeight::is_packed(tensor.type)) {
+      return nullptr;
+    }
+    const int64_t heads = stored.target.permuted == GgufTarget::Heads::kNone    ? 0
+                          : stored.target.permuted == GgufTarget::Heads::kQuery ? num_heads_
+                                                                                : num_kv_heads_;
+    return std::make_shared<layers::PackedWeight>(layers::PackedWeight::Source{
+        .type = tensor.type,
+        .rows = tensor.shape[0],
+        .columns = tensor.shape[1],
+        .bytes = tensor.bytes,
+        .owner = file_.file(),
+        .release = [file = file_.file(), bytes = tensor.bytes] { file->release(bytes); },
+        .interleaved_heads = heads});
   }
 
   at::ScalarType stored_dtype() const override { return at::kFloat; }

@@ -12,113 +12,18 @@
 #include "graft/io/test_allocations.h"
 #include "graft/models/auto_model.h"
 #include "graft/models/gguf_names.h"
-#include "graft/models/test_checkpoint.h"
+#include "graft/models/test_gguf.h"
 
 namespace graft::models {
 namespace {
 
+using testing::GgufWriter;
+using testing::llama_cpp_name;
+using testing::permuted;
 using testing::random_weights;
 using testing::TempFolder;
 using testing::tiny_config;
 using testing::Weights;
-
-// Writes GGUF version 3 with float32 tensors.
-class GgufWriter {
- public:
-  using Value = std::variant<uint32_t, float, std::string>;
-
-  void metadata(const std::string& key, const Value& value) {
-    text(header_, key);
-    constexpr uint32_t kTypes[] = {4, 6, 8};  // uint32, float32, string
-    number(header_, kTypes[value.index()]);
-    std::visit(
-        [this](const auto& item) {
-          if constexpr (std::is_same_v<std::decay_t<decltype(item)>, std::string>) {
-            text(header_, item);
-          } else {
-            number(header_, item);
-          }
-        },
-        value);
-    ++num_metadata_;
-  }
-
-  void tensor(const std::string& name, const at::Tensor& value) {
-    const at::Tensor dense = value.contiguous();
-    text(infos_, name);
-    number(infos_, static_cast<uint32_t>(dense.dim()));
-    for (int64_t i = dense.dim() - 1; i >= 0; --i) {
-      number(infos_, static_cast<uint64_t>(dense.size(i)));
-    }
-    number(infos_, uint32_t{0});  // float32
-    number(infos_, static_cast<uint64_t>(data_.size()));
-    data_.append(static_cast<const char*>(dense.data_ptr()), dense.nbytes());
-    data_.resize((data_.size() + 31) / 32 * 32);
-    ++num_tensors_;
-  }
-
-  void write(const std::filesystem::path& path) const {
-    std::string all = "GGUF";
-    number(all, uint32_t{3});
-    number(all, num_tensors_);
-    number(all, num_metadata_);
-    all += header_ + infos_;
-    all.resize((all.size() + 31) / 32 * 32);
-    std::ofstream(path, std::ios::binary) << all << data_;
-  }
-
- private:
-  template <typename T>
-  static void number(std::string& out, T value) {
-    out.append(reinterpret_cast<const char*>(&value), sizeof value);
-  }
-  static void text(std::string& out, const std::string& value) {
-    number(out, static_cast<uint64_t>(value.size()));
-    out += value;
-  }
-  std::string header_, infos_, data_;
-  uint64_t num_metadata_ = 0, num_tensors_ = 0;
-};
-
-// llama.cpp's name for a state_dict key; the table of its converter, read the other way round.
-std::string llama_cpp_name(const std::string& architecture, std::string key) {
-  const bool gemma = architecture.starts_with("gemma");
-  const std::pair<std::string, std::string> table[] = {
-      {"model.embed_tokens.", "token_embd."},
-      {"model.norm.", "output_norm."},
-      {"lm_head.", "output."},
-      {"model.layers.", "blk."},
-      {"self_attn.q_proj.", "attn_q."},
-      {"self_attn.k_proj.", "attn_k."},
-      {"self_attn.v_proj.", "attn_v."},
-      {"self_attn.o_proj.", "attn_output."},
-      {"self_attn.qkv_proj.", "attn_qkv."},
-      {"self_attn.q_norm.", "attn_q_norm."},
-      {"self_attn.k_norm.", "attn_k_norm."},
-      {"mlp.gate_up_proj.", "ffn_up."},
-      {"mlp.gate_proj.", "ffn_gate."},
-      {"mlp.up_proj.", "ffn_up."},
-      {"mlp.down_proj.", "ffn_down."},
-      {"input_layernorm.", "attn_norm."},
-      {"pre_feedforward_layernorm.", "ffn_norm."},
-      {"post_feedforward_layernorm.", "post_ffw_norm."},
-      {"post_attention_layernorm.",
-       gemma || architecture == "olmo2" ? "post_attention_norm." : "ffn_norm."},
-  };
-  for (const auto& [from, to] : table) {
-    if (const size_t at = key.find(from); at != std::string::npos) {
-      key.replace(at, from.size(), to);
-    }
-  }
-  return key;
-}
-
-// What llama.cpp's converter does to rows of queries and keys of llama-like models.
-at::Tensor permuted(const at::Tensor& rows, int64_t num_heads) {
-  return rows.view({num_heads, 2, rows.size(0) / num_heads / 2, -1})
-      .transpose(1, 2)
-      .reshape(rows.sizes());
-}
 
 struct GgufCase {
   std::string architecture;
@@ -142,44 +47,8 @@ TEST_P(GgufArchitectures, ComputeWhatTheSafetensorsCheckpointComputes) {
   testing::write_config(folder.path(), config);
   testing::write_weights(folder.path(), weights);
 
-  GgufWriter writer;
-  const std::string prefix = architecture + ".";
-  writer.metadata("general.architecture", architecture);
-  for (const auto& [key, from] : {std::pair{"context_length", "max_position_embeddings"},
-                                  {"embedding_length", "hidden_size"},
-                                  {"feed_forward_length", "intermediate_size"},
-                                  {"block_count", "num_hidden_layers"},
-                                  {"attention.head_count", "num_attention_heads"},
-                                  {"attention.head_count_kv", "num_key_value_heads"},
-                                  {"attention.key_length", "head_dim"},
-                                  {"rope.dimension_count", "head_dim"}}) {
-    writer.metadata(prefix + key, config.at(from).get<uint32_t>());
-  }
-  writer.metadata(prefix + "attention.layer_norm_rms_epsilon", 1e-5F);
-  writer.metadata(prefix + "rope.freq_base", 5000.0F);
-  if (config.at("sliding_window").is_number()) {
-    writer.metadata(prefix + "attention.sliding_window",
-                    config.at("sliding_window").get<uint32_t>());
-  }
-  if (architecture == "gemma2") {
-    writer.metadata("gemma2.attn_logit_softcapping", 50.0F);
-    writer.metadata("gemma2.final_logit_softcapping", 30.0F);
-  }
-  for (const auto& [key, value] : weights) {
-    const std::string name = llama_cpp_name(architecture, key);
-    at::Tensor stored = value;
-    if (architecture == "llama" || architecture == "smollm3") {
-      stored = name.find("attn_q.") != std::string::npos   ? permuted(value, 4)
-               : name.find("attn_k.") != std::string::npos ? permuted(value, 2)
-                                                           : value;
-    }
-    if (architecture.starts_with("gemma") && name.find("norm") != std::string::npos) {
-      stored = value + 1.0;
-    }
-    writer.tensor(name, stored);
-  }
   const auto file = folder.path() / "model.gguf";
-  writer.write(file);
+  testing::write_gguf(architecture, config, weights, file);
 
   const at::Tensor ids = at::arange(3, 15, at::TensorOptions().dtype(at::kLong)).view({1, 12});
   const auto expected = AutoModelForCausalLM::from_pretrained(folder.path().string());

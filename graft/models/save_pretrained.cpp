@@ -12,6 +12,7 @@
 #include "graft/core/error.h"
 #include "graft/core/file_status.h"
 #include "graft/io/safetensors.h"
+#include "graft/layers/packed_weight.h"
 #include "graft/nn/block.h"
 #include "graft/tensor/device.h"
 
@@ -92,6 +93,17 @@ void save_pretrained(CausalLM& model, const fs::path& folder) {
                      stored_type(weight.scalar_type()),
                      weight.sizes().vec(),
                      {static_cast<const std::byte*>(weight.const_data_ptr()), weight.nbytes()}});
+  }
+  for (const auto& [key, weight] : nn::list_packed_weights(model)) {
+    if (!seen.insert(weight.get()).second) {
+      continue;
+    }
+    held.push_back(weight->unpacked(model.dtype()));
+    const at::Tensor& values = held.back();
+    views.push_back({key,
+                     stored_type(values.scalar_type()),
+                     values.sizes().vec(),
+                     {static_cast<const std::byte*>(values.const_data_ptr()), values.nbytes()}});
   }
   io::write_safetensors(folder / "model.safetensors", std::move(views), {{"format", "pt"}});
   write_config(model, folder);

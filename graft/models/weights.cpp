@@ -123,15 +123,38 @@ std::vector<nn::WeightSlot> match(DecoderForCausalLM& model, const WeightSource&
 
 }  // namespace
 
+namespace {
+
+// Whether the weight stays in its blocks, and is in its place now.
+bool assign_packed(const nn::WeightSlot& slot, WeightSource& source) {
+  if (!slot.owner->takes_packed(slot.name)) {
+    return false;
+  }
+  auto packed = source.load_packed(slot.key);
+  if (packed == nullptr) {
+    return false;
+  }
+  slot.owner->assign_packed(slot.name, std::move(packed));
+  return true;
+}
+
+void assign_values(const nn::WeightSlot& slot, WeightSource& source, const WeightOptions& options) {
+  at::Tensor value = source.load(slot.key, options.dtype, options.device);
+  if (options.trainable) {
+    value = value.clone().set_requires_grad(true);
+  }
+  slot.owner->assign_weight(slot.name, std::move(value));
+}
+
+}  // namespace
+
 void load_weights(DecoderForCausalLM& model, WeightSource& source, const WeightOptions& options) {
   const std::vector<nn::WeightSlot> wanted = match(model, source);
   int64_t done = 0;
   for (const nn::WeightSlot& slot : wanted) {
-    at::Tensor value = source.load(slot.key, options.dtype, options.device);
-    if (options.trainable) {
-      value = value.clone().set_requires_grad(true);
+    if (!options.packed || !assign_packed(slot, source)) {
+      assign_values(slot, source, options);
     }
-    slot.owner->assign_weight(slot.name, std::move(value));
     if (options.progress) {
       options.progress(++done, static_cast<int64_t>(wanted.size()));
     }

@@ -3,11 +3,16 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include <ATen/ATen.h>
+
+namespace graft::layers {
+class PackedWeight;
+}
 
 namespace graft::models {
 
@@ -26,6 +31,10 @@ class WeightSource {
   virtual std::vector<StoredTensor> list() const = 0;
   // The tensor under `key`. Aliases the file's mapping where device and dtype allow it.
   virtual at::Tensor load(const std::string& key, at::ScalarType dtype, at::Device device) = 0;
+  // The tensor under `key` in its packed blocks; null where it is stored otherwise.
+  virtual std::shared_ptr<const layers::PackedWeight> load_packed(const std::string&) {
+    return nullptr;
+  }
   // The floating dtype that most of the file is stored in; float32 for quantized files.
   virtual at::ScalarType stored_dtype() const = 0;
   // Names the file or folder in messages.
@@ -40,6 +49,8 @@ struct WeightOptions {
   at::Device device = at::kCPU;
   // Weights in memory of their own and with gradients, for training.
   bool trainable = false;
+  // Matrices that are stored in packed blocks stay so.
+  bool packed = false;
   LoadProgress progress;
 };
 

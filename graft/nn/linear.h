@@ -1,6 +1,10 @@
 // Linear projection and token embedding.
 #pragma once
 
+#include <memory>
+#include <optional>
+#include <string>
+
 #include "graft/layers/slot.h"
 #include "graft/nn/block.h"
 
@@ -11,14 +15,32 @@ class Linear : public Block {
   Linear(int64_t in_features, int64_t out_features, bool has_bias);
 
   // x [..., in] -> [..., out]
-  at::Tensor forward(const at::Tensor& x) const { return kernel_->forward(x, weight, bias); }
-  const layers::Linear::Kernel& kernel() const { return *kernel_.operator->(); }
+  at::Tensor forward(const at::Tensor& x) const {
+    return packed_ ? (*packed_kernel_)->forward(x, *packed_, bias)
+                   : (*kernel_)->forward(x, weight, bias);
+  }
 
-  at::Tensor weight;  // [out, in]
+  // A packed weight changes the contract: the slot is then one of layers::PackedLinear.
+  bool takes_packed(const std::string& name) const override { return name == "weight"; }
+  void assign_packed(const std::string& name,
+                     std::shared_ptr<const layers::PackedWeight> value) override;
+  const std::shared_ptr<const layers::PackedWeight>& packed_weight() const override {
+    return packed_;
+  }
+
+  // The active kernel of either contract; the other is null.
+  const layers::Linear::Kernel* kernel() const { return packed_ ? nullptr : kernel_->operator->(); }
+  const layers::PackedLinear::Kernel* packed_kernel() const {
+    return packed_ ? packed_kernel_->operator->() : nullptr;
+  }
+
+  at::Tensor weight;  // [out, in]; undefined where it is packed
   at::Tensor bias;    // [out] or undefined
 
  private:
-  layers::Slot<layers::Linear> kernel_;
+  std::optional<layers::Slot<layers::Linear>> kernel_;
+  std::optional<layers::Slot<layers::PackedLinear>> packed_kernel_;
+  std::shared_ptr<const layers::PackedWeight> packed_;
 };
 
 // The products of x [..., in] with each of `linears`, two or more: in one call where one kernel serves
@@ -30,10 +52,24 @@ class Embedding : public Block {
  public:
   Embedding(int64_t num_embeddings, int64_t embedding_dim);
 
-  // ids [B, S] int64 -> [B, S, H]
+  // ids [B, S] int64 -> [B, S, H], in the dtype of the weight; of a packed one, in `packed_dtype`.
   at::Tensor forward(const at::Tensor& ids) const;
 
-  at::Tensor weight;  // [V, H]
+  bool takes_packed(const std::string& name) const override { return name == "weight"; }
+  void assign_packed(const std::string& name,
+                     std::shared_ptr<const layers::PackedWeight> value) override;
+  const std::shared_ptr<const layers::PackedWeight>& packed_weight() const override {
+    return packed_;
+  }
+
+  at::Tensor weight;  // [V, H]; undefined where it is packed
+  at::ScalarType packed_dtype = at::kFloat;
+
+ private:
+  std::shared_ptr<const layers::PackedWeight> packed_;
 };
+
+// Lets the kernels of all packed weights below `root` make their layouts now.
+void prepare_packed(const torch::nn::Module& root);
 
 }  // namespace graft::nn

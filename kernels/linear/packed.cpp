@@ -1,17 +1,20 @@
-// y = x weight^T + bias with a weight kept in GGUF's blocks; and the layout that this reads.
+// y = x weight^T + bias with a weight kept in GGUF's blocks, two or three such products of one x in
+// one call (packed_linear_join_out, whose result holds them beside each other), and the layout that
+// these read (pack_weight).
 //
 // out     [..., M]  x's dtype                    contiguous
 // x       [..., K]  float32, bfloat16, float16   last dimension contiguous, rows strided
 // packed  uint8     what pack_weight gave for [M, K] of `type`
 // type    ggml's number: Q4_0 2, Q4_1 3, Q5_0 6, Q5_1 7, Q8_0 8, Q4_K 12, Q5_K 13, Q6_K 14
 // bias    [M]       x's dtype                    may be absent
-// round_x           x is rounded to bytes, 32 columns to a scale, and products are sums of whole
-//                   numbers; false: the weight's float32 values times x, sums in float32.
+// round_x           x may be rounded; false: the weight's float32 values times x, sums in float32.
 // With round_x a result lies within the sum over k of |weight[m][k]| * s / 2 of the exact one, s being
-// the largest |x| of k's 32 columns / 127, but for float32 rounding. A row of x with a value that is
-// not finite gives NaN then.
-// On CUDA, more than 16 rows of x take the product of the weight's values rounded to x's dtype; x is not
-// rounded then.
+// the largest |x| of k's 32 columns / 127, but for float32 rounding: the bound that holds on every
+// device. On the CPU up to 16 rows are far closer: x becomes whole numbers of 15 bits, 32 columns to a
+// scale. More rows are bfloat16 times the weight in bfloat16 where the processor multiplies tiles of
+// it (AMX), else whole numbers of 7 bits. A row of x with a NaN gives NaN, one with an infinity NaN or
+// infinities. On CUDA up to 16 rows are rounded to bytes, where a row with a value that is not finite
+// gives NaN; more rows, not rounded, take the product of the weight's values in x's dtype.
 // Throws   std::runtime_error `[op] argument: expected …, got …`
 // Devices  cpu, cuda; pack_weight: cpu (pack, then move)
 // Autograd no, deterministic yes (independent of threads), thread-safe yes
@@ -63,43 +66,72 @@ Tensor new_packed_output(const char* op, const Tensor& x, int64_t rows) {
   return torch::stable::new_empty(x, {sizes.data(), sizes.size()});
 }
 
-const PackedFormat& check_packed_arguments(const char* op, const Tensor& out, const Tensor& x,
-                                           const Tensor& packed, int64_t type, int64_t rows,
-                                           const std::optional<Tensor>& bias) {
+void check_packed_parts(const char* op, const Tensor& out, const Tensor& x,
+                        const std::vector<PackedPart>& parts) {
   check_floating(op, {"x", x});
   check_has_rows(op, {"x", x});
   check_rows(op, {"x", x});
   const int64_t depth = x.size(x.dim() - 1);
-  const PackedFormat& format = check_packed_shape(op, type, rows, depth);
-  check_bytes(op, {"packed", packed}, packed_bytes(format, rows, depth));
-  check_same_device(op, {"packed", packed}, {"x", x});
-  if (bias) {
-    check_vector(op, {"bias", *bias}, rows, "rows", {"x", x});
+  int64_t columns = 0;
+  for (const PackedPart& part : parts) {
+    const PackedFormat& format = check_packed_shape(op, part.type, part.rows, depth);
+    check_bytes(op, {part.packed_name, part.packed}, packed_bytes(format, part.rows, depth));
+    check_same_device(op, {part.packed_name, part.packed}, {"x", x});
+    if (part.bias) {
+      check_vector(op, {part.bias_name, *part.bias}, part.rows, "rows", {"x", x});
+    }
+    columns += part.rows;
   }
-  bool same = out.dim() == x.dim() && out.size(out.dim() - 1) == rows && out.is_contiguous();
+  bool same = out.dim() == x.dim() && out.size(out.dim() - 1) == columns && out.is_contiguous();
   for (int64_t dim = 0; same && dim + 1 < x.dim(); ++dim) {
     same = out.size(dim) == x.size(dim);
   }
   if (!same) {
-    fail(op, "out", "contiguous, the shape of x with " + std::to_string(rows) + " columns",
+    fail(op, "out", "contiguous, the shape of x with " + std::to_string(columns) + " columns",
          shape_text(out));
   }
   check_dtype(op, {"out", out}, x.scalar_type(), "that of x");
   check_same_device(op, {"out", out}, {"x", x});
-  return format;
+}
+
+std::vector<PackedPart> packed_join_parts(
+    const Tensor& first, const Tensor& second, const std::optional<Tensor>& third,
+    int64_t first_type, int64_t second_type, int64_t third_type, int64_t first_rows,
+    int64_t second_rows, int64_t third_rows, const std::optional<Tensor>& first_bias,
+    const std::optional<Tensor>& second_bias, const std::optional<Tensor>& third_bias) {
+  std::vector<PackedPart> parts = {
+      {first, first_type, first_rows, first_bias, "first", "first_bias"},
+      {second, second_type, second_rows, second_bias, "second", "second_bias"}};
+  if (third) {
+    parts.push_back({*third, third_type, third_rows, third_bias, "third", "third_bias"});
+  }
+  return parts;
 }
 
 namespace {
 
+void packed_linear_join_out_meta(Tensor out, const Tensor& x, const Tensor& first,
+                                 const Tensor& second, const std::optional<Tensor>& third,
+                                 int64_t first_type, int64_t second_type, int64_t third_type,
+                                 int64_t first_rows, int64_t second_rows, int64_t third_rows,
+                                 const std::optional<Tensor>& first_bias,
+                                 const std::optional<Tensor>& second_bias,
+                                 const std::optional<Tensor>& third_bias, bool) {
+  check_packed_parts("packed_linear_join_out", out, x,
+                     packed_join_parts(first, second, third, first_type, second_type, third_type,
+                                       first_rows, second_rows, third_rows, first_bias, second_bias,
+                                       third_bias));
+}
+
 void packed_linear_out_meta(Tensor out, const Tensor& x, const Tensor& packed, int64_t type,
                             int64_t rows, const std::optional<Tensor>& bias, bool) {
-  check_packed_arguments("packed_linear_out", out, x, packed, type, rows, bias);
+  check_packed_parts("packed_linear_out", out, x, {{packed, type, rows, bias}});
 }
 
 Tensor packed_linear_meta(const Tensor& x, const Tensor& packed, int64_t type, int64_t rows,
                           const std::optional<Tensor>& bias, bool) {
   Tensor out = new_packed_output("packed_linear", x, rows);
-  check_packed_arguments("packed_linear", out, x, packed, type, rows, bias);
+  check_packed_parts("packed_linear", out, x, {{packed, type, rows, bias}});
   return out;
 }
 
@@ -115,6 +147,8 @@ Tensor pack_weight_meta(const Tensor& blocks, int64_t type, int64_t rows, int64_
 
 GRAFT_OPS_IMPL(Meta, ops) {
   ops.impl("packed_linear_out", TORCH_BOX(&graft_kernels::linear::packed_linear_out_meta));
+  ops.impl("packed_linear_join_out",
+           TORCH_BOX(&graft_kernels::linear::packed_linear_join_out_meta));
   ops.impl("packed_linear", TORCH_BOX(&graft_kernels::linear::packed_linear_meta));
   ops.impl("pack_weight", TORCH_BOX(&graft_kernels::linear::pack_weight_meta));
 }

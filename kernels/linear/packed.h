@@ -60,11 +60,18 @@ int64_t packed_bytes(const PackedFormat& format, int64_t rows, int64_t columns);
 void pack_groups(const PackedFormat& format, const uint8_t* blocks, int64_t rows, int64_t columns,
                  uint8_t* packed, int64_t begin, int64_t end);
 
+// Up to kMaxVectorRows (linear.h) rows of x each result comes from whole numbers of 15 bits, and has the
+// same bits whatever rows stand beside it. Above, arithmetic bounds the work, and x is rounded further.
+
+// Rows of the weight that are unpacked at a time where the processor multiplies tiles of bfloat16.
+inline constexpr int kPanelRows = 32;
+// Rows and columns of one such tile.
+inline constexpr int kTileRows = 16, kTileColumns = 32;
+
 // y[n][m] = sum over k of x[n][k] * weight[m][k], plus bias[m].
 struct PackedProblem {
   const PackedFormat* format = nullptr;
   Dtype dtype = Dtype::kFloat32;  // of bias and out
-  bool use_vnni = false;          // vpdpbusd may be used (avx512 alone)
   int64_t rows = 0;               // N
   int64_t depth = 0;              // K
   int64_t columns = 0;            // M
@@ -72,32 +79,60 @@ struct PackedProblem {
   const void* bias = nullptr;  // [M] or absent
   void* out = nullptr;         // [N, M]
   int64_t out_stride = 0;      // elements from one row of out to the next
-  // x: either rounded to bytes, with a scale for each 32 and scale * sum of bytes for each 16 ...
-  const int8_t* x_codes = nullptr;  // [N, K]
-  const float* x_scales = nullptr;  // [N, K / 32]
-  const float* x_sums = nullptr;    // [N, K / 16]
-  const float* x = nullptr;         // ... or [N, K] as it is
+  // x is one of: whole numbers (RoundedX) ...
+  const int8_t* x_high = nullptr;    // [N, K]
+  const int8_t* x_low = nullptr;     // [N, K], absent: a number is `high` alone, else 255 high + low
+  const float* x_scales = nullptr;   // [N, K / 32], what to multiply the numbers with
+  const float* x_sums = nullptr;     // [N, K / 16], scale times the sum of 16 numbers
+  const int32_t* x_counts = nullptr;  // [N, K / 16], the sum itself
+  // the same bytes as vpdpbusd wants them, [N, K / 8, 2, 64]: for 8 columns first `high`, then `low`;
+  // eight times the first four columns, eight times the other four. Absent: not used.
+  const int8_t* x_spread = nullptr;
+  bool use_vnni = false;             // vpdpbusd may be used (avx512 alone)
+  const float* x = nullptr;          // ... [N, K] as it is ...
+  const uint16_t* x_tiles = nullptr;  // ... or bfloat16 [N / 16, K / 32, 16, 32], zeros past the last
+  uint16_t* panel = nullptr;         // scratch of panel_elements() for the calling thread, with x_tiles
 };
+
+// Elements of a panel: kPanelRows rows of weight in bfloat16.
+constexpr int64_t panel_elements(int64_t depth) { return depth * kPanelRows; }
 
 using PackedFunction = void (*)(const PackedProblem& problem, int64_t begin, int64_t end);
 
-// Rounds `count` elements, a multiple of 32: code = round(x * 127 / largest |x| of the 32), ties to
-// even. 32 elements of which one is not finite get NaN as their scale.
-using RoundFunction = void (*)(const float* x, int64_t count, int8_t* codes, float* scales,
-                               float* sums);
+// Where rounding writes: as in PackedProblem. `low` may be null.
+struct RoundedX {
+  int8_t* high = nullptr;
+  int8_t* low = nullptr;
+  float* scales = nullptr;
+  float* sums = nullptr;
+  int32_t* counts = nullptr;
+};
+
+// Rounds `count` elements, a multiple of 32, to nearest: 32 share a scale, the largest |x| of them
+// over 32512, or over 127 without `low`. 32 elements of which one is not finite get NaN as their
+// scale.
+using RoundFunction = void (*)(const float* x, int64_t count, const RoundedX& to);
 
 }  // namespace graft_kernels::linear
 
-// One entry per instruction set (packed_simd.cpp). Groups of eight columns [begin, end) of out.
+// One entry per instruction set (packed_simd.cpp, packed_round_simd.cpp). Groups of eight columns
+// [begin, end) of out.
 namespace graft_kernels::plain {
 void packed_groups(const linear::PackedProblem& problem, int64_t begin, int64_t end);
-void round_to_bytes(const float* x, int64_t count, int8_t* codes, float* scales, float* sums);
+void round_rows(const float* x, int64_t count, const linear::RoundedX& to);
 }  // namespace graft_kernels::plain
 namespace graft_kernels::avx2 {
 void packed_groups(const linear::PackedProblem& problem, int64_t begin, int64_t end);
-void round_to_bytes(const float* x, int64_t count, int8_t* codes, float* scales, float* sums);
+void round_rows(const float* x, int64_t count, const linear::RoundedX& to);
 }  // namespace graft_kernels::avx2
 namespace graft_kernels::avx512 {
 void packed_groups(const linear::PackedProblem& problem, int64_t begin, int64_t end);
-void round_to_bytes(const float* x, int64_t count, int8_t* codes, float* scales, float* sums);
+void round_rows(const float* x, int64_t count, const linear::RoundedX& to);
+// With VNNI: PackedProblem::x_spread of `count` elements, a multiple of 32.
+void spread_rows(const int8_t* high, const int8_t* low, int64_t count, int8_t* spread);
+void vnni_groups(const linear::PackedProblem& problem, int64_t begin, int64_t end);
+// With tiles: PackedProblem::x_tiles of tile rows [begin, end), and panels [begin, end) of out.
+void tile_rows(const float* x, int64_t rows, int64_t depth, uint16_t* tiles, int64_t begin,
+               int64_t end);
+void tile_panels(const linear::PackedProblem& problem, int64_t begin, int64_t end);
 }  // namespace graft_kernels::avx512

@@ -1,11 +1,13 @@
 // The linear layer on packed weights, on the CPU: any number of rows of x, the weight read once for
 // all of them.
 
+#include <algorithm>
 #include <memory>
 
 #include "kernels/common/isa.h"
 #include "kernels/common/parallel.h"
 #include "kernels/linear/linear_ops.h"
+#include "kernels/linear/packed_isa.h"
 #include "kernels/linear/packed_ops.h"
 
 namespace graft_kernels::linear {
@@ -14,81 +16,184 @@ namespace {
 
 // Bytes of weight, times rows of x, below which a second thread costs more than it saves.
 constexpr int64_t kGrainBytes = 1 << 16;
+// Elements of x for which the same holds.
+constexpr int64_t kGrainElements = 1 << 14;
 
-// x as bytes with their scales.
-struct RoundedRows {
-  std::unique_ptr<int8_t[]> codes;
-  std::unique_ptr<float[]> scales, sums;
+template <typename T>
+std::unique_ptr<T[]> make_array(int64_t count) {
+  return std::unique_ptr<T[]>(new T[static_cast<size_t>(count)]);
+}
+
+// How the rows of x are multiplied.
+enum class Path { kExact, kWholeNumbers, kBytes, kTiles };
+
+Path choose_path(int64_t rows, int64_t depth, bool round_x) {
+  if (!round_x || depth == 0) {
+    return Path::kExact;
+  }
+  if (rows <= kMaxVectorRows) {
+    return Path::kWholeNumbers;
+  }
+  return multiplies_tiles() ? Path::kTiles : Path::kBytes;
+}
+
+// What a path reads of x, and the memory for it.
+class PreparedRows {
+ public:
+  PreparedRows(const char* op, const Tensor& x, bool round_x)
+      : path(choose_path(count_rows(x), x.size(x.dim() - 1), round_x)) {
+    problem.dtype = dtype_of(x);
+    problem.rows = count_rows(x);
+    problem.depth = x.size(x.dim() - 1);
+    const float* rows = float_rows(op, x, problem.rows, problem.depth, wide_);
+    if (path == Path::kExact) {
+      problem.x = rows;
+    } else if (path == Path::kTiles) {
+      make_tiles(rows);
+    } else {
+      make_whole_numbers(rows);
+    }
+  }
+
+  const Path path;
+  PackedProblem problem;  // without a weight
+
+ private:
+  void make_tiles(const float* rows) {
+    const int64_t tile_rows = (problem.rows + kTileRows - 1) / kTileRows;
+    tiles_ = make_array<uint16_t>(tile_rows * kTileRows * problem.depth);
+    spread(tile_rows, kGrainElements / (kTileRows * problem.depth) + 1,
+           [&](int64_t begin, int64_t end) {
+             avx512::tile_rows(rows, problem.rows, problem.depth, tiles_.get(), begin, end);
+           });
+    problem.x_tiles = tiles_.get();
+  }
+
+  void make_whole_numbers(const float* rows) {
+    const bool low = path == Path::kWholeNumbers;
+    const int64_t count = problem.rows * problem.depth;
+    problem.use_vnni = low && multiplies_bytes();
+    bytes_ = make_array<int8_t>(count * (low ? 2 : 1));
+    floats_ = make_array<float>(count / 32 * 3);
+    counts_ = make_array<int32_t>(count / 16);
+    const RoundedX to{bytes_.get(), low ? bytes_.get() + count : nullptr, floats_.get(),
+                      floats_.get() + count / 32, counts_.get()};
+    if (problem.use_vnni) {
+      spread_ = make_array<int8_t>(count * 16);
+    }
+    const auto round =
+        choose_isa<RoundFunction>(plain::round_rows, avx2::round_rows, avx512::round_rows);
+    spread(problem.rows, kGrainElements / problem.depth + 1, [&](int64_t begin, int64_t end) {
+      const int64_t at = begin * problem.depth, part = (end - begin) * problem.depth;
+      int8_t* low_part = low ? to.low + at : nullptr;
+      round(rows + at, part,
+            {to.high + at, low_part, to.scales + at / 32, to.sums + at / 16, to.counts + at / 16});
+      if (problem.use_vnni) {
+        avx512::spread_rows(to.high + at, low_part, part, spread_.get() + at * 16);
+      }
+    });
+    problem.x_high = to.high;
+    problem.x_low = to.low;
+    problem.x_scales = to.scales;
+    problem.x_sums = to.sums;
+    problem.x_counts = to.counts;
+    problem.x_spread = spread_.get();
+  }
+
+  std::unique_ptr<float[]> wide_, floats_;
+  std::unique_ptr<uint16_t[]> tiles_;
+  std::unique_ptr<int8_t[]> bytes_, spread_;
+  std::unique_ptr<int32_t[]> counts_;
 };
 
-RoundedRows round_rows(PackedProblem& problem) {
-  const auto count = static_cast<size_t>(problem.rows * problem.depth);
-  RoundedRows rounded{std::unique_ptr<int8_t[]>(new int8_t[count]),
-                      std::unique_ptr<float[]>(new float[count / 32]),
-                      std::unique_ptr<float[]>(new float[count / 16])};
-  const auto round_to = choose_isa<RoundFunction>(plain::round_to_bytes, avx2::round_to_bytes,
-                                                  avx512::round_to_bytes);
-  const int64_t depth = problem.depth;
-  torch::stable::parallel_for(
-      0, problem.rows, (1 << 14) / depth + 1, [&](int64_t begin, int64_t end) {
-        const int64_t at = begin * depth;
-        round_to(problem.x + at, (end - begin) * depth, rounded.codes.get() + at,
-                 rounded.scales.get() + at / 32, rounded.sums.get() + at / 16);
-      });
-  problem.x_codes = rounded.codes.get();
-  problem.x_scales = rounded.scales.get();
-  problem.x_sums = rounded.sums.get();
-  return rounded;
+// A part's share of the tasks: groups or panels, counted over all parts.
+struct PartTasks {
+  PackedProblem problem;
+  int64_t first = 0, end = 0;
+};
+
+std::vector<PartTasks> describe_parts(const Tensor& out, const std::vector<PackedPart>& parts,
+                                      const PackedProblem& shared, int64_t task_rows) {
+  std::vector<PartTasks> described;
+  auto* bytes = static_cast<char*>(out.mutable_data_ptr());
+  int64_t task = 0;
+  for (const PackedPart& part : parts) {
+    PartTasks tasks{shared, task, task + (part.rows + task_rows - 1) / task_rows};
+    tasks.problem.format = find_packed_format(part.type);
+    tasks.problem.columns = part.rows;
+    tasks.problem.packed = static_cast<const uint8_t*>(part.packed.const_data_ptr());
+    tasks.problem.bias = part.bias ? part.bias->const_data_ptr() : nullptr;
+    tasks.problem.out = bytes;
+    tasks.problem.out_stride = out.size(out.dim() - 1);
+    bytes += part.rows * bytes_of(shared.dtype);
+    task = tasks.end;
+    described.push_back(tasks);
+  }
+  return described;
 }
 
-bool has_vnni() {
-  static const bool has =
-      __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vl");
-  return has && current_isa() == Isa::kAvx512;
-}
-
-void run(const PackedFormat& format, Tensor& out, const Tensor& x, const Tensor& packed,
-         const std::optional<Tensor>& bias, bool round_x) {
+void run(const char* op, Tensor& out, const Tensor& x, const std::vector<PackedPart>& parts,
+         bool round_x) {
+  check_packed_parts(op, out, x, parts);
   if (out.numel() == 0) {
     return;
   }
-  PackedProblem problem;
-  problem.format = &format;
-  problem.dtype = dtype_of(x);
-  problem.use_vnni = has_vnni();
-  problem.rows = count_rows(x);
-  problem.depth = x.size(x.dim() - 1);
-  problem.columns = problem.out_stride = out.size(out.dim() - 1);
-  problem.packed = static_cast<const uint8_t*>(packed.const_data_ptr());
-  problem.bias = bias ? bias->const_data_ptr() : nullptr;
-  problem.out = out.mutable_data_ptr();
-  std::unique_ptr<float[]> wide;
-  problem.x = float_rows("packed_linear", x, problem.rows, problem.depth, wide);
-  RoundedRows rounded;
-  if (round_x && problem.depth > 0) {
-    rounded = round_rows(problem);
-  }
-  const auto groups =
-      choose_isa<PackedFunction>(plain::packed_groups, avx2::packed_groups, avx512::packed_groups);
-  const int64_t count = (problem.columns + kPackedRows - 1) / kPackedRows;
-  const int64_t group_bytes = problem.depth / kPackedColumns * format.chunk_bytes() * problem.rows;
-  const int64_t grain = kGrainBytes / (group_bytes + 1) + 1;
-  spread(count, grain, [&](int64_t begin, int64_t end) { groups(problem, begin, end); });
+  const PreparedRows x_rows(op, x, round_x);
+  const bool tiles = x_rows.path == Path::kTiles;
+  const std::vector<PartTasks> described =
+      describe_parts(out, parts, x_rows.problem, tiles ? kPanelRows : kPackedRows);
+  const PackedFunction groups =
+      x_rows.problem.use_vnni ? avx512::vnni_groups
+                              : choose_isa<PackedFunction>(plain::packed_groups, avx2::packed_groups,
+                                                           avx512::packed_groups);
+  const int64_t depth = x_rows.problem.depth;
+  const int64_t group_bytes = depth / kPackedColumns *
+                              described.front().problem.format->chunk_bytes() * x_rows.problem.rows;
+  const int64_t grain = tiles ? 1 : kGrainBytes / (group_bytes + 1) + 1;
+  spread(described.back().end, grain, [&](int64_t begin, int64_t end) {
+    // A tile's store and load want lines of the cache.
+    constexpr size_t kAlignment = 32;  // elements
+    const auto scratch =
+        tiles ? make_array<uint16_t>(panel_elements(depth) + kAlignment) : nullptr;
+    for (const PartTasks& part : described) {
+      const int64_t first = std::max(begin, part.first), last = std::min(end, part.end);
+      if (first >= last) {
+        continue;
+      }
+      PackedProblem problem = part.problem;
+      if (tiles) {
+        const auto address = reinterpret_cast<uintptr_t>(scratch.get());
+        problem.panel = reinterpret_cast<uint16_t*>((address + 63) / 64 * 64);
+        avx512::tile_panels(problem, first - part.first, last - part.first);
+      } else {
+        groups(problem, first - part.first, last - part.first);
+      }
+    }
+  });
 }
 
 void packed_linear_out(Tensor out, const Tensor& x, const Tensor& packed, int64_t type,
                        int64_t rows, const std::optional<Tensor>& bias, bool round_x) {
-  const PackedFormat& format =
-      check_packed_arguments("packed_linear_out", out, x, packed, type, rows, bias);
-  run(format, out, x, packed, bias, round_x);
+  run("packed_linear_out", out, x, {{packed, type, rows, bias}}, round_x);
+}
+
+void packed_linear_join_out(Tensor out, const Tensor& x, const Tensor& first, const Tensor& second,
+                            const std::optional<Tensor>& third, int64_t first_type,
+                            int64_t second_type, int64_t third_type, int64_t first_rows,
+                            int64_t second_rows, int64_t third_rows,
+                            const std::optional<Tensor>& first_bias,
+                            const std::optional<Tensor>& second_bias,
+                            const std::optional<Tensor>& third_bias, bool round_x) {
+  run("packed_linear_join_out", out, x,
+      packed_join_parts(first, second, third, first_type, second_type, third_type, first_rows,
+                        second_rows, third_rows, first_bias, second_bias, third_bias),
+      round_x);
 }
 
 Tensor packed_linear(const Tensor& x, const Tensor& packed, int64_t type, int64_t rows,
                      const std::optional<Tensor>& bias, bool round_x) {
   Tensor out = new_packed_output("packed_linear", x, rows);
-  const PackedFormat& format =
-      check_packed_arguments("packed_linear", out, x, packed, type, rows, bias);
-  run(format, out, x, packed, bias, round_x);
+  run("packed_linear", out, x, {{packed, type, rows, bias}}, round_x);
   return out;
 }
 
@@ -111,6 +216,7 @@ Tensor pack_weight(const Tensor& blocks, int64_t type, int64_t rows, int64_t col
 
 GRAFT_OPS_IMPL(CPU, ops) {
   ops.impl("packed_linear_out", TORCH_BOX(&graft_kernels::linear::packed_linear_out));
+  ops.impl("packed_linear_join_out", TORCH_BOX(&graft_kernels::linear::packed_linear_join_out));
   ops.impl("packed_linear", TORCH_BOX(&graft_kernels::linear::packed_linear));
   ops.impl("pack_weight", TORCH_BOX(&graft_kernels::linear::pack_weight));
 }

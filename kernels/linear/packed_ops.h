@@ -19,9 +19,25 @@ const PackedFormat& check_packed_shape(const char* op, int64_t type, int64_t row
 // A flat tensor of bytes, of the size that the weight's shape gives.
 void check_bytes(const char* op, NamedTensor value, int64_t bytes);
 
-const PackedFormat& check_packed_arguments(const char* op, const Tensor& out, const Tensor& x,
-                                           const Tensor& packed, int64_t type, int64_t rows,
-                                           const std::optional<Tensor>& bias);
+// One weight of a call, and what its arguments are called in errors.
+struct PackedPart {
+  Tensor packed;
+  int64_t type = 0;
+  int64_t rows = 0;
+  std::optional<Tensor> bias;
+  const char* packed_name = "packed";
+  const char* bias_name = "bias";
+};
+
+void check_packed_parts(const char* op, const Tensor& out, const Tensor& x,
+                        const std::vector<PackedPart>& parts);
+
+// The arguments of packed_linear_join_out as parts.
+std::vector<PackedPart> packed_join_parts(
+    const Tensor& first, const Tensor& second, const std::optional<Tensor>& third,
+    int64_t first_type, int64_t second_type, int64_t third_type, int64_t first_rows,
+    int64_t second_rows, int64_t third_rows, const std::optional<Tensor>& first_bias,
+    const std::optional<Tensor>& second_bias, const std::optional<Tensor>& third_bias);
 
 // Bytes of ggml's blocks of [rows, columns].
 int64_t block_bytes(const PackedFormat& format, int64_t rows, int64_t columns);

@@ -1,5 +1,6 @@
 // Packed weights against gguf-py's unpacked values and float64, on every device.
 
+#include <cmath>
 #include <fstream>
 #include <iterator>
 
@@ -45,6 +46,10 @@ class PackedLinear : public ::testing::TestWithParam<Type> {
     at::manual_seed(11);
   }
   static const Package& package() { return Package::for_device("linear", GetParam().device); }
+
+  static int64_t block_columns() {
+    return stored(std::string(GetParam().name) + ".float32").numel() / 9;
+  }
 
   // Rows of blocks drawn from the nine of the data.
   static Weight draw(int64_t rows, int64_t blocks_in_row) {
@@ -123,6 +128,74 @@ TEST_P(PackedLinear, WithRoundedInputsStaysWithinTheWrittenBound) {
   }
 }
 
+// Few rows are whole numbers of 15 bits: 256 times closer than the bound that every device keeps.
+TEST_P(PackedLinear, OfFewRowsIsNearlyExact) {
+  for (const int64_t rows : {1, 4, 5, 16}) {
+    const Weight weight = draw(40, 4);
+    const int64_t depth = weight.values.size(1);
+    const at::Tensor x = at::randn({rows, depth});
+    const at::Tensor wide = x.to(at::kDouble), values = weight.values.to(at::kDouble);
+    const at::Tensor step = wide.view({rows, depth / 32, 32})
+                                .abs()
+                                .amax(-1, true)
+                                .div(127.0 * 256.0)
+                                .expand({rows, depth / 32, 32})
+                                .reshape({rows, depth});
+    const at::Tensor bound = at::matmul(step * 0.5, values.abs().t());
+    const at::Tensor slack = float_slack(wide, values.abs() + values.abs().amax(), depth);
+    const at::Tensor error =
+        (apply(x, weight, true).to(at::kDouble) - at::matmul(wide, values.t())).abs();
+    EXPECT_TRUE(error.le(bound + slack).all().item<bool>()) << rows;
+  }
+}
+
+TEST_P(PackedLinear, JoinedWeightsGiveTheBitsOfSeparateOnes) {
+  // The second weight is of another type: files mix them.
+  const Weight first = draw(37, 8 * 256 / block_columns());
+  const Weight third = draw(8, 8 * 256 / block_columns());
+  const int64_t depth = first.values.size(1);
+  const at::Tensor q8 = stored("Q8_0.packed").view({9, -1}).index_select(0, at::randint(9, {20 * depth / 32})).flatten();
+  const at::Tensor second = package()("pack_weight", q8, int64_t{8}, int64_t{20}, depth)[0].toTensor();
+  for (const int64_t rows : {0, 1, 5, 16, 17, 40}) {
+    const at::Tensor x = at::randn({rows, depth}), bias = at::randn({20});
+    const at::Tensor out = at::empty({rows, 65});
+    package()("packed_linear_join_out", out, x, first.packed, second, third.packed, GetParam().number,
+              int64_t{8}, GetParam().number, int64_t{37}, int64_t{20}, int64_t{8}, c10::IValue(), bias,
+              c10::IValue(), true);
+    const at::Tensor middle =
+        package()("packed_linear", x, second, int64_t{8}, int64_t{20}, bias, true)[0].toTensor();
+    const at::Tensor separate = at::cat({apply(x, first, true), middle, apply(x, third, true)}, 1);
+    EXPECT_TRUE(is_same_bits(out, separate)) << rows;
+    const at::Tensor two = at::empty({rows, 57});
+    package()("packed_linear_join_out", two, x, first.packed, second, c10::IValue(), GetParam().number,
+              int64_t{8}, int64_t{8}, int64_t{37}, int64_t{20}, int64_t{0}, c10::IValue(), bias,
+              c10::IValue(), true);
+    EXPECT_TRUE(is_same_bits(two, separate.narrow(1, 0, 57))) << rows;
+  }
+}
+
+TEST_P(PackedLinear, OfManyRowsIsTheSameEveryTimeAndOnAnyNumberOfThreads) {
+  const Weight weight = draw(200, 3);
+  const at::Tensor x = at::randn({50, weight.values.size(1)});
+  const at::Tensor first = apply(x, weight, true);
+  const int threads = at::get_num_threads();
+  for (int run = 0; run < 50; ++run) {
+    at::set_num_threads(1 + run % 2);
+    ASSERT_TRUE(is_same_bits(apply(x, weight, true), first)) << run;
+  }
+  at::set_num_threads(threads);
+}
+
+TEST_P(PackedLinear, OfManyRowsTakesHalfPrecisionAndBias) {
+  const Weight weight = draw(45, 2);
+  const int64_t depth = weight.values.size(1);
+  for (const auto dtype : {at::kFloat, at::kBFloat16, at::kHalf}) {
+    const at::Tensor x = at::randn({37, depth}).to(dtype), bias = at::randn({45}).to(dtype);
+    const at::Tensor wide = apply(x.to(at::kFloat), weight, true) + bias.to(at::kFloat);
+    EXPECT_TRUE(is_same_bits(apply(x, weight, true, bias), wide.to(dtype))) << dtype;
+  }
+}
+
 TEST_P(PackedLinear, IsExactWhereInputsAreWholeNumbersOfTheirScale) {
   const Weight weight = draw(16, 2);
   const int64_t depth = weight.values.size(1);
@@ -163,15 +236,20 @@ TEST_P(PackedLinear, TakesStridedRowsHalfPrecisionAndNoRows) {
   EXPECT_EQ(apply(at::randn({0, depth}), weight, true).sizes(), at::IntArrayRef({0, 24}));
 }
 
-TEST_P(PackedLinear, ARowThatIsNotFiniteGivesNanAlone) {
+TEST_P(PackedLinear, ARowThatIsNotFiniteGivesNothingFiniteAlone) {
   const Weight weight = draw(9, 1);
   for (const double bad :
        {std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity()}) {
-    at::Tensor x = at::randn({2, weight.values.size(1)});
-    x[0][3] = bad;
-    const at::Tensor out = apply(x, weight, true);
-    EXPECT_TRUE(out[0].isnan().all().item<bool>());
-    EXPECT_FALSE(out[1].isnan().any().item<bool>());
+    for (const int64_t rows : {2, 40}) {
+      at::Tensor x = at::randn({rows, weight.values.size(1)});
+      x[0][3] = bad;
+      const at::Tensor out = apply(x, weight, true);
+      // An infinity of many rows may stay one.
+      EXPECT_FALSE(out[0].isfinite().any().item<bool>()) << rows;
+      EXPECT_TRUE(rows > 16 || out[0].isnan().all().item<bool>());
+      EXPECT_TRUE(!std::isnan(bad) || out[0].isnan().all().item<bool>());
+      EXPECT_TRUE(out.narrow(0, 1, rows - 1).isfinite().all().item<bool>());
+    }
   }
 }
 
