@@ -15,6 +15,7 @@
 #include "graft/kernel/loader.h"
 #include "graft/kernel/resolver.h"
 #include "graft/trust/journal.h"
+#include "graft/trust/test_cases.h"
 
 namespace graft::kernel {
 namespace {
@@ -37,6 +38,9 @@ class Trust : public testing::Test {
     set("XDG_CACHE_HOME", root_ / "private");
     set("GRAFT_TRUST_JOURNAL", root_ / "trust.jsonl");
     set("HF_HUB_OFFLINE", "1");
+    set("GRAFT_TRUSTED_ROOT", root_ / "trusted_root.json");
+    std::ofstream(root_ / "trusted_root.json")
+        << trust::test::case_named("format-0.3").trusted_root;
     snapshot_ = root_ / "cache/kernels--org--elsewhere/snapshots" / kCommit;
     fs::create_directories(snapshot_);
     fs::copy(fs::path(GRAFT_BINARY_DIR) / "tests/hub/graft-tests/elsewhere", snapshot_,
