@@ -23,7 +23,7 @@ torch=$(echo .venv/lib/python3*/site-packages/torch)
 
 # Every source once; the targets take from the archive what they use.
 rooms=(graft/core graft/hub graft/io)
-if is_wanted bundle || is_wanted policy; then rooms+=(graft/trust); fi
+if is_wanted bundle || is_wanted policy || is_wanted metadata || is_wanted lock; then rooms+=(graft/trust); fi
 if is_wanted tokenizer || is_wanted jinja; then rooms+=(graft/text); fi
 find "${rooms[@]}" graft/kernel/{metadata,lock_file,elf_check}.cpp -name '*.cpp' | grep -v '_test\|_fuzz\|_bench\|/server/' |
   xargs -P "$jobs" -I{} sh -c '
