@@ -21,8 +21,8 @@ struct ModelOptions {
   std::string model;      // folder, .gguf file or Hub id; empty: the demo model
   std::string gguf_file;  // file inside a folder
   std::string revision;
-  std::string device = "cpu";  // models/device_map.h
-  std::string dtype = "auto";  // auto, float32, bfloat16, float16
+  std::string device = "cpu";    // models/device_map.h
+  std::string dtype = "auto";    // auto, float32, bfloat16, float16
   std::string weights = "auto";  // auto, packed, unpacked
   std::string attn_implementation = "sdpa";
   bool use_kernels = true;

@@ -93,7 +93,9 @@ int run_explain(const ExplainOptions& options) {
   ModelOptions model_options = options.model;
   const auto mode = layers::parse_mode(options.mode);
   model_options.kernel_config.clear();
-  model_options.use_kernels = false;  // kernelized below, with the mode that was asked for
+  // Kernelized below, with the mode that was asked for; weights are packed as `generate` has them.
+  const bool packs = mode == layers::Mode::kInference && model_options.use_kernels;
+  model_options.use_kernels = packs && model_options.weights == "auto";
   const auto model = load_model(model_options, options.common);
   layers::KernelizeOptions kernelize{.mode = mode,
                                      .device = model->device(),

@@ -192,15 +192,16 @@ void print_summary(const GenerateOptions& options, models::CausalLM& model,
   }
   print_note(
       options.common,
-      fmt::format(
-          "prefill {} tokens, {:.1f} tokens/s; decode {} tokens, {:.1f} tokens/s; {}{}; ended by {}",
-          output.prefill_tokens, per_second(output.prefill_tokens, output.prefill_seconds),
-          output.decode_tokens, per_second(output.decode_tokens, output.decode_seconds),
-          swapped.empty() ? "no kernels" : "kernels: " + swapped,
-          output.used_graph                                          ? "; CUDA graph"
-          : options.cache == "static" && !model.device().is_cpu() ? "; no CUDA graph: " + output.graph_refusal
-                                                                     : "",
-          generation::name(output.finish_reasons[0])));
+      fmt::format("prefill {} tokens, {:.1f} tokens/s; decode {} tokens, {:.1f} tokens/s; {}{}; "
+                  "ended by {}",
+                  output.prefill_tokens, per_second(output.prefill_tokens, output.prefill_seconds),
+                  output.decode_tokens, per_second(output.decode_tokens, output.decode_seconds),
+                  swapped.empty() ? "no kernels" : "kernels: " + swapped,
+                  output.used_graph ? "; CUDA graph"
+                  : options.cache == "static" && !model.device().is_cpu()
+                      ? "; no CUDA graph: " + output.graph_refusal
+                      : "",
+                  generation::name(output.finish_reasons[0])));
 }
 
 // Kernels that were asked for and are not there are said, never passed over.

@@ -38,7 +38,7 @@ sys.path.insert(0, sys.argv[1])
 import llama_cpp
 import numpy as np
 model = llama_cpp.Llama(sys.argv[2], n_ctx=1024, n_batch=512, n_ubatch=512, n_threads=int(sys.argv[3]),
-                        n_threads_batch=int(sys.argv[3]), verbose=False)
+                        n_threads_batch=int(sys.argv[3]), no_perf=False, verbose=False)
 context, size = model.ctx, model.n_vocab()
 for line in sys.stdin:
     request = json.loads(line)
@@ -47,8 +47,8 @@ for line in sys.stdin:
     llama_cpp.llama_perf_context_reset(context)
     tokens, made = request["ids"], []
     for _ in range(request["new_tokens"]):
-        batch = llama_cpp.llama_batch_get_one((llama_cpp.llama_token * len(tokens))(*tokens), len(tokens))
-        assert llama_cpp.llama_decode(context, batch) == 0
+        array = (llama_cpp.llama_token * len(tokens))(*tokens)  # which the batch points to
+        assert llama_cpp.llama_decode(context, llama_cpp.llama_batch_get_one(array, len(tokens))) == 0
         logits = np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(context, -1), (size,))
         tokens = [int(logits.argmax())]
         made += tokens

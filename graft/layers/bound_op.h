@@ -46,7 +46,8 @@ class BoundOp<Result(Args...)> {
 
   BoundOp(const kernel::LoadedKernel& kernel, const kernel::LayerOp& op, const Values& values)
       : handle_(kernel.op(op.op)),
-        order_(bind_arguments(handle_.schema(), kernel, op, values, std::is_void_v<Result> ? 0 : 1)) {
+        order_(
+            bind_arguments(handle_.schema(), kernel, op, values, std::is_void_v<Result> ? 0 : 1)) {
     bool canonical = order_.size() == values.size();
     for (size_t i = 0; canonical && i < order_.size(); ++i) {
       canonical = order_[i] == i;

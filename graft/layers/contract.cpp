@@ -86,9 +86,8 @@ class PackedLinearReference final : public PackedLinear::Kernel {
   at::Tensor forward(const at::Tensor& x, const PackedWeight& weight,
                      const at::Tensor& bias) const override {
     const at::ScalarType dtype = x.scalar_type();
-    const at::Tensor values =
-        weight.layout(std::string("values ") + c10::toString(dtype),
-                      [&] { return weight.unpacked(dtype).to(x.device()); });
+    const at::Tensor values = weight.layout(std::string("values ") + c10::toString(dtype),
+                                            [&] { return weight.unpacked(dtype).to(x.device()); });
     return at::linear(x, values, bias.defined() ? std::optional<at::Tensor>(bias) : std::nullopt);
   }
 };

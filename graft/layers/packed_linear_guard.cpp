@@ -73,9 +73,9 @@ class PackedGuard {
       : candidate_(candidate), dtype_(dtype), device_(device), inputs_(dtype, device) {}
 
   std::string check(const PackedWeight& weight, int64_t num_rows, bool has_bias, bool has_nan) {
-    const std::string what = fmt::format("forward [{}, {}] x [{}, {}]{}", num_rows,
-                                         weight.columns(), weight.rows(), weight.columns(),
-                                         has_nan ? ", NaN" : "");
+    const std::string what =
+        fmt::format("forward [{}, {}] x [{}, {}]{}", num_rows, weight.columns(), weight.rows(),
+                    weight.columns(), has_nan ? ", NaN" : "");
     return attempt(what, [&]() -> std::string {
       at::Tensor x = inputs_.normal({num_rows, weight.columns()});
       const at::Tensor bias = has_bias ? inputs_.normal({weight.rows()}) : at::Tensor();
@@ -97,7 +97,8 @@ class PackedGuard {
       if (!at::equal(got.isnan(), exact.isnan())) {
         return what + ": NaN where the reference has none, or none where it has one";
       }
-      const at::Tensor error = (got - exact).abs(), allowed = allowed_error(wide, values, exact, dtype_);
+      const at::Tensor error = (got - exact).abs(),
+                       allowed = allowed_error(wide, values, exact, dtype_);
       const at::Tensor wrong = error.gt(allowed);
       if (wrong.any().item<bool>()) {
         return fmt::format("{}: error {:.3g} above what the contract allows, {:.3g}", what,
@@ -113,13 +114,12 @@ class PackedGuard {
     return attempt("join_forward", [&]() -> std::string {
       const at::Tensor x = inputs_.normal({2, first.columns()});
       const at::Tensor bias = inputs_.normal({second.rows()});
-      const PackedLinear::Factors factors = {{&first, at::Tensor()}, {&second, bias},
-                                             {&first, at::Tensor()}};
+      const PackedLinear::Factors factors = {
+          {&first, at::Tensor()}, {&second, bias}, {&first, at::Tensor()}};
       const PackedLinear::Products products = candidate_.join_forward(x, factors);
       for (size_t i = 0; i < factors.size(); ++i) {
         if (products.size() != factors.size() ||
-            !at::equal(products[i],
-                       candidate_.forward(x, *factors[i].first, factors[i].second))) {
+            !at::equal(products[i], candidate_.forward(x, *factors[i].first, factors[i].second))) {
           return "join_forward: expected the bits of separate calls, got others";
         }
       }

@@ -50,8 +50,8 @@ at::Tensor PackedWeight::blocks() const {
   if (source_.interleaved_heads == 0) {
     // Nobody writes to a weight in packed blocks.
     return at::from_blob(
-        const_cast<std::byte*>(source_.bytes.data()), {size},
-        [owner = source_.owner](void*) {}, at::TensorOptions().dtype(at::kByte));
+        const_cast<std::byte*>(source_.bytes.data()), {size}, [owner = source_.owner](void*) {},
+        at::TensorOptions().dtype(at::kByte));
   }
   at::Tensor copy = at::empty({size}, at::TensorOptions().dtype(at::kByte));
   auto* to = copy.data_ptr<uint8_t>();
@@ -65,13 +65,12 @@ at::Tensor PackedWeight::blocks() const {
 template <typename T>
 void PackedWeight::unpack(const int64_t* ids, int64_t count, T* out) const {
   const int64_t columns = source_.columns;
-  at::parallel_for(
-      0, count, kElementsPerTask / (columns + 1) + 1, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) {
-          io::dequantize(source_.type, row_bytes(ids == nullptr ? i : ids[i]),
-                         std::span<T>(out + i * columns, static_cast<size_t>(columns)));
-        }
-      });
+  at::parallel_for(0, count, kElementsPerTask / (columns + 1) + 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      io::dequantize(source_.type, row_bytes(ids == nullptr ? i : ids[i]),
+                     std::span<T>(out + i * columns, static_cast<size_t>(columns)));
+    }
+  });
 }
 
 at::Tensor PackedWeight::unpack_rows(const int64_t* ids, int64_t count,

@@ -54,8 +54,8 @@ TEST(PackedWeight, UnpacksAllRowsAndSomeOfThem) {
 TEST(PackedWeight, PutsInterleavedHalvesOfAHeadOneAfterTheOther) {
   const PackedWeight weight(numbered_rows(12, 2));
   const at::Tensor order = weight.unpacked(at::kFloat).select(1, 0);
-  EXPECT_TRUE(at::equal(order, at::tensor({0., 2., 4., 1., 3., 5., 6., 8., 10., 7., 9., 11.})
-                                   .to(at::kFloat)));
+  EXPECT_TRUE(at::equal(
+      order, at::tensor({0., 2., 4., 1., 3., 5., 6., 8., 10., 7., 9., 11.}).to(at::kFloat)));
   const at::Tensor blocks = weight.blocks().view({12, 34});
   EXPECT_TRUE(at::equal(blocks.select(1, 2).to(at::kFloat), order));
 }

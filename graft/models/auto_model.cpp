@@ -85,10 +85,10 @@ bool stays_packed(const LoadOptions& options, const Location& location, const at
   if (options.weights == WeightFormat::kPacked && !can) {
     throw InvalidArgument(
         "models.auto_model", "packed",
-        fmt::format("packed weights: expected a .gguf file, on the CPU, not to train, got `{}` on {}{}",
-                    location.gguf_file.empty() ? location.folder.string()
-                                               : location.gguf_file.string(),
-                    device.str(), options.trainable ? ", to train" : ""));
+        fmt::format(
+            "packed weights: expected a .gguf file, on the CPU, not to train, got `{}` on {}{}",
+            location.gguf_file.empty() ? location.folder.string() : location.gguf_file.string(),
+            device.str(), options.trainable ? ", to train" : ""));
   }
   const bool kernels = (options.use_kernels || options.kernel_config) && env::use_hub_kernels() &&
                        !env::disable_kernel_mapping();
@@ -122,9 +122,8 @@ WeightFormat parse_weight_format(const std::string& text) {
   if (text == "unpacked") {
     return WeightFormat::kUnpacked;
   }
-  throw InvalidArgument(
-      "models.weights", "format",
-      fmt::format("weights: expected auto, packed or unpacked, got `{}`", text));
+  throw InvalidArgument("models.weights", "format",
+                        fmt::format("weights: expected auto, packed or unpacked, got `{}`", text));
 }
 
 std::shared_ptr<CausalLM> AutoModelForCausalLM::from_pretrained(const std::string& name_or_path,

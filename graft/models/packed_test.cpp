@@ -50,8 +50,7 @@ class PackedModel {
   TempFolder folder_;
 };
 
-class PackedArchitectures
-    : public ::testing::TestWithParam<std::pair<const char*, const char*>> {};
+class PackedArchitectures : public ::testing::TestWithParam<std::pair<const char*, const char*>> {};
 
 TEST_P(PackedArchitectures, ByTheReferenceHaveTheBitsOfTheUnpackedModel) {
   const PackedModel files(GetParam().first, GetParam().second);
@@ -117,8 +116,8 @@ TEST(PackedModels, AreTheChoiceOfKernelsOnTheCpuWithoutADtype) {
 
 TEST(PackedModels, TakeTheDtypeOfEverythingElse) {
   const PackedModel files;
-  const auto model = files.load(
-      {.use_kernels = true, .dtype = at::kBFloat16, .weights = WeightFormat::kPacked});
+  const auto model =
+      files.load({.use_kernels = true, .dtype = at::kBFloat16, .weights = WeightFormat::kPacked});
   EXPECT_EQ(model->dtype(), at::kBFloat16);
   const auto wide = files.load({.weights = WeightFormat::kUnpacked});
   const at::Tensor want = logits_of(*wide), got = logits_of(*model);

@@ -50,8 +50,8 @@ void Block::replace_weight(const std::string& name, const layers::PackedWeight& 
   members_.erase(found);
 }
 
-std::vector<std::pair<std::string, std::shared_ptr<const layers::PackedWeight>>> list_packed_weights(
-    const torch::nn::Module& root) {
+std::vector<std::pair<std::string, std::shared_ptr<const layers::PackedWeight>>>
+list_packed_weights(const torch::nn::Module& root) {
   std::vector<std::pair<std::string, std::shared_ptr<const layers::PackedWeight>>> found;
   for (const auto& module : root.named_modules()) {
     const auto* block = dynamic_cast<const Block*>(module.value().get());

@@ -73,8 +73,8 @@ struct WeightSlot {
 };
 
 // The packed weights of a module tree, under the state_dict keys that their values would have.
-std::vector<std::pair<std::string, std::shared_ptr<const layers::PackedWeight>>> list_packed_weights(
-    const torch::nn::Module& root);
+std::vector<std::pair<std::string, std::shared_ptr<const layers::PackedWeight>>>
+list_packed_weights(const torch::nn::Module& root);
 
 // Bytes of their blocks; one that two modules share counts once.
 size_t packed_bytes(const torch::nn::Module& root);

@@ -30,11 +30,11 @@ template <typename Kernel>
 const Kernel* shared_kernel(std::initializer_list<const Linear*> linears,
                             const Kernel* (Linear::*kernel_of)() const) {
   const Kernel* first = ((*linears.begin())->*kernel_of)();
-  const bool shared = first != nullptr && std::all_of(linears.begin(), linears.end(),
-                                                      [&](const Linear* linear) {
-                                                        const Kernel* own = (linear->*kernel_of)();
-                                                        return own != nullptr && first->joins(*own);
-                                                      });
+  const bool shared =
+      first != nullptr && std::all_of(linears.begin(), linears.end(), [&](const Linear* linear) {
+        const Kernel* own = (linear->*kernel_of)();
+        return own != nullptr && first->joins(*own);
+      });
   return shared ? first : nullptr;
 }
 

@@ -134,8 +134,10 @@ GRAFT_OPS(ops) {
       "packed_linear_out(Tensor! out, Tensor x, Tensor packed, int type, int rows, Tensor? bias, "
       "bool round_x) -> ()");
   ops.def(
-      "packed_linear_join_out(Tensor! out, Tensor x, Tensor first, Tensor second, Tensor? third, int "
-      "first_type, int second_type, int third_type, int first_rows, int second_rows, int third_rows, "
+      "packed_linear_join_out(Tensor! out, Tensor x, Tensor first, Tensor second, Tensor? third, "
+      "int "
+      "first_type, int second_type, int third_type, int first_rows, int second_rows, int "
+      "third_rows, "
       "Tensor? first_bias, Tensor? second_bias, Tensor? third_bias, bool round_x) -> ()");
   ops.def(
       "packed_linear(Tensor x, Tensor packed, int type, int rows, Tensor? bias, bool round_x) -> "

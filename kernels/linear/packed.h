@@ -80,18 +80,19 @@ struct PackedProblem {
   void* out = nullptr;         // [N, M]
   int64_t out_stride = 0;      // elements from one row of out to the next
   // x is one of: whole numbers (RoundedX) ...
-  const int8_t* x_high = nullptr;    // [N, K]
-  const int8_t* x_low = nullptr;     // [N, K], absent: a number is `high` alone, else 255 high + low
-  const float* x_scales = nullptr;   // [N, K / 32], what to multiply the numbers with
-  const float* x_sums = nullptr;     // [N, K / 16], scale times the sum of 16 numbers
+  const int8_t* x_high = nullptr;   // [N, K]
+  const int8_t* x_low = nullptr;    // [N, K], absent: a number is `high` alone, else 255 high + low
+  const float* x_scales = nullptr;  // [N, K / 32], what to multiply the numbers with
+  const float* x_sums = nullptr;    // [N, K / 16], scale times the sum of 16 numbers
   const int32_t* x_counts = nullptr;  // [N, K / 16], the sum itself
   // the same bytes as vpdpbusd wants them, [N, K / 8, 2, 64]: for 8 columns first `high`, then `low`;
   // eight times the first four columns, eight times the other four. Absent: not used.
   const int8_t* x_spread = nullptr;
-  bool use_vnni = false;             // vpdpbusd may be used (avx512 alone)
-  const float* x = nullptr;          // ... [N, K] as it is ...
-  const uint16_t* x_tiles = nullptr;  // ... or bfloat16 [N / 16, K / 32, 16, 32], zeros past the last
-  uint16_t* panel = nullptr;         // scratch of panel_elements() for the calling thread, with x_tiles
+  bool use_vnni = false;     // vpdpbusd may be used (avx512 alone)
+  const float* x = nullptr;  // ... [N, K] as it is ...
+  const uint16_t* x_tiles =
+      nullptr;                // ... or bfloat16 [N / 16, K / 32, 16, 32], zeros past the last
+  uint16_t* panel = nullptr;  // scratch of panel_elements() for the calling thread, with x_tiles
 };
 
 // Elements of a panel: kPanelRows rows of weight in bfloat16.

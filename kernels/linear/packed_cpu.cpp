@@ -143,9 +143,10 @@ void run(const char* op, Tensor& out, const Tensor& x, const std::vector<PackedP
   const std::vector<PartTasks> described =
       describe_parts(out, parts, x_rows.problem, tiles ? kPanelRows : kPackedRows);
   const PackedFunction groups =
-      x_rows.problem.use_vnni ? avx512::vnni_groups
-                              : choose_isa<PackedFunction>(plain::packed_groups, avx2::packed_groups,
-                                                           avx512::packed_groups);
+      x_rows.problem.use_vnni
+          ? avx512::vnni_groups
+          : choose_isa<PackedFunction>(plain::packed_groups, avx2::packed_groups,
+                                       avx512::packed_groups);
   const int64_t depth = x_rows.problem.depth;
   const int64_t group_bytes = depth / kPackedColumns *
                               described.front().problem.format->chunk_bytes() * x_rows.problem.rows;
@@ -153,8 +154,7 @@ void run(const char* op, Tensor& out, const Tensor& x, const std::vector<PackedP
   spread(described.back().end, grain, [&](int64_t begin, int64_t end) {
     // A tile's store and load want lines of the cache.
     constexpr size_t kAlignment = 32;  // elements
-    const auto scratch =
-        tiles ? make_array<uint16_t>(panel_elements(depth) + kAlignment) : nullptr;
+    const auto scratch = tiles ? make_array<uint16_t>(panel_elements(depth) + kAlignment) : nullptr;
     for (const PartTasks& part : described) {
       const int64_t first = std::max(begin, part.first), last = std::min(end, part.end);
       if (first >= last) {

@@ -13,11 +13,12 @@ namespace graft_kernels::linear {
 namespace {
 
 // Whether GRAFT_CPU_ISA lets a program use what stands above plain AVX-512.
-bool allows(const char* lesser_set) {
+bool allows(bool in_bf16_set) {
   const char* asked = std::getenv("GRAFT_CPU_ISA");
-  return current_isa() == Isa::kAvx512 &&
-         (asked == nullptr || std::strcmp(asked, "avx512") != 0) &&
-         (asked == nullptr || std::strcmp(asked, lesser_set) != 0);
+  const bool lesser =
+      asked != nullptr && (std::strcmp(asked, "avx512") == 0 ||
+                           (!in_bf16_set && std::strcmp(asked, "avx512_bf16") == 0));
+  return current_isa() == Isa::kAvx512 && !lesser;
 }
 
 // Linux gives a process tiles when it asks (ARCH_REQ_XCOMP_PERM for XTILEDATA).
@@ -29,12 +30,12 @@ bool request_tiles() {
 }  // namespace
 
 bool multiplies_bytes() {
-  static const bool has = allows("") && __builtin_cpu_supports("avx512vnni");
+  static const bool has = allows(/*in_bf16_set=*/true) && __builtin_cpu_supports("avx512vnni");
   return has;
 }
 
 bool multiplies_tiles() {
-  static const bool has = allows("avx512_bf16") && __builtin_cpu_supports("amx-tile") &&
+  static const bool has = allows(/*in_bf16_set=*/false) && __builtin_cpu_supports("amx-tile") &&
                           __builtin_cpu_supports("amx-bf16") &&
                           __builtin_cpu_supports("avx512bf16") && request_tiles();
   return has;

@@ -32,6 +32,11 @@ struct PackedPart {
 void check_packed_parts(const char* op, const Tensor& out, const Tensor& x,
                         const std::vector<PackedPart>& parts);
 
+// The same for one weight; returns its format.
+const PackedFormat& check_packed_arguments(const char* op, const Tensor& out, const Tensor& x,
+                                           const Tensor& packed, int64_t type, int64_t rows,
+                                           const std::optional<Tensor>& bias);
+
 // The arguments of packed_linear_join_out as parts.
 std::vector<PackedPart> packed_join_parts(
     const Tensor& first, const Tensor& second, const std::optional<Tensor>& third,

@@ -170,8 +170,7 @@ void tile(const PackedProblem& problem, int64_t row, const int64_t* groups) {
   Float8 sums[kCount][kRows] = {};
   for (int64_t index = 0; index < chunks; ++index) {
     for (int j = 0; j < kCount; ++j) {
-      const uint8_t* chunk =
-          problem.packed + (groups[j] * chunks + index) * kFormat.chunk_bytes();
+      const uint8_t* chunk = problem.packed + (groups[j] * chunks + index) * kFormat.chunk_bytes();
       prefetch_chunk<kFormat>(chunk);
       if constexpr (kInput == Input::kAsItIs) {
         add_exact<kFormat, kRows>(problem, chunk, index, row, sums[j]);

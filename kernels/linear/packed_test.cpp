@@ -77,6 +77,9 @@ class PackedLinear : public ::testing::TestWithParam<Type> {
   }
 };
 
+// What the CPU promises beyond that.
+class PackedOnTheCpu : public PackedLinear {};
+
 // What float32 may lose in a sum of `depth` products and two conversions of each.
 at::Tensor float_slack(const at::Tensor& x, const at::Tensor& values, int64_t depth) {
   const at::Tensor magnitude = at::matmul(x.abs(), values.abs().t());
@@ -129,7 +132,7 @@ TEST_P(PackedLinear, WithRoundedInputsStaysWithinTheWrittenBound) {
 }
 
 // Few rows are whole numbers of 15 bits: 256 times closer than the bound that every device keeps.
-TEST_P(PackedLinear, OfFewRowsIsNearlyExact) {
+TEST_P(PackedOnTheCpu, OfFewRowsIsNearlyExact) {
   for (const int64_t rows : {1, 4, 5, 16}) {
     const Weight weight = draw(40, 4);
     const int64_t depth = weight.values.size(1);
@@ -149,32 +152,36 @@ TEST_P(PackedLinear, OfFewRowsIsNearlyExact) {
   }
 }
 
-TEST_P(PackedLinear, JoinedWeightsGiveTheBitsOfSeparateOnes) {
+TEST_P(PackedOnTheCpu, JoinedWeightsGiveTheBitsOfSeparateOnes) {
   // The second weight is of another type: files mix them.
   const Weight first = draw(37, 8 * 256 / block_columns());
   const Weight third = draw(8, 8 * 256 / block_columns());
   const int64_t depth = first.values.size(1);
-  const at::Tensor q8 = stored("Q8_0.packed").view({9, -1}).index_select(0, at::randint(9, {20 * depth / 32})).flatten();
-  const at::Tensor second = package()("pack_weight", q8, int64_t{8}, int64_t{20}, depth)[0].toTensor();
+  const at::Tensor q8 = stored("Q8_0.packed")
+                            .view({9, -1})
+                            .index_select(0, at::randint(9, {20 * depth / 32}))
+                            .flatten();
+  const at::Tensor second =
+      package()("pack_weight", q8, int64_t{8}, int64_t{20}, depth)[0].toTensor();
   for (const int64_t rows : {0, 1, 5, 16, 17, 40}) {
     const at::Tensor x = at::randn({rows, depth}), bias = at::randn({20});
     const at::Tensor out = at::empty({rows, 65});
-    package()("packed_linear_join_out", out, x, first.packed, second, third.packed, GetParam().number,
-              int64_t{8}, GetParam().number, int64_t{37}, int64_t{20}, int64_t{8}, c10::IValue(), bias,
-              c10::IValue(), true);
+    package()("packed_linear_join_out", out, x, first.packed, second, third.packed,
+              GetParam().number, int64_t{8}, GetParam().number, int64_t{37}, int64_t{20},
+              int64_t{8}, c10::IValue(), bias, c10::IValue(), true);
     const at::Tensor middle =
         package()("packed_linear", x, second, int64_t{8}, int64_t{20}, bias, true)[0].toTensor();
     const at::Tensor separate = at::cat({apply(x, first, true), middle, apply(x, third, true)}, 1);
     EXPECT_TRUE(is_same_bits(out, separate)) << rows;
     const at::Tensor two = at::empty({rows, 57});
-    package()("packed_linear_join_out", two, x, first.packed, second, c10::IValue(), GetParam().number,
-              int64_t{8}, int64_t{8}, int64_t{37}, int64_t{20}, int64_t{0}, c10::IValue(), bias,
-              c10::IValue(), true);
+    package()("packed_linear_join_out", two, x, first.packed, second, c10::IValue(),
+              GetParam().number, int64_t{8}, int64_t{8}, int64_t{37}, int64_t{20}, int64_t{0},
+              c10::IValue(), bias, c10::IValue(), true);
     EXPECT_TRUE(is_same_bits(two, separate.narrow(1, 0, 57))) << rows;
   }
 }
 
-TEST_P(PackedLinear, OfManyRowsIsTheSameEveryTimeAndOnAnyNumberOfThreads) {
+TEST_P(PackedOnTheCpu, OfManyRowsIsTheSameEveryTimeAndOnAnyNumberOfThreads) {
   const Weight weight = draw(200, 3);
   const at::Tensor x = at::randn({50, weight.values.size(1)});
   const at::Tensor first = apply(x, weight, true);
@@ -186,7 +193,7 @@ TEST_P(PackedLinear, OfManyRowsIsTheSameEveryTimeAndOnAnyNumberOfThreads) {
   at::set_num_threads(threads);
 }
 
-TEST_P(PackedLinear, OfManyRowsTakesHalfPrecisionAndBias) {
+TEST_P(PackedOnTheCpu, OfManyRowsTakesHalfPrecisionAndBias) {
   const Weight weight = draw(45, 2);
   const int64_t depth = weight.values.size(1);
   for (const auto dtype : {at::kFloat, at::kBFloat16, at::kHalf}) {
@@ -275,9 +282,9 @@ TEST_P(PackedLinear, NamesTheArgumentThatIsWrong) {
   });
 }
 
-std::vector<Type> types() {
+std::vector<Type> types(const std::vector<at::DeviceType>& devices) {
   std::vector<Type> all;
-  for (const at::DeviceType device : {at::kCPU, at::kCUDA}) {
+  for (const at::DeviceType device : devices) {
     for (const auto& [name, number] : {std::pair<const char*, int64_t>{"Q4_0", 2},
                                        {"Q4_1", 3},
                                        {"Q5_0", 6},
@@ -292,12 +299,13 @@ std::vector<Type> types() {
   return all;
 }
 
-INSTANTIATE_TEST_SUITE_P(Types, PackedLinear, ::testing::ValuesIn(types()),
-                         [](const auto& instance) {
-                           return std::string(instance.param.device == at::kCUDA ? "cuda_"
-                                                                                 : "cpu_") +
-                                  instance.param.name;
-                         });
+std::string name_of(const ::testing::TestParamInfo<Type>& instance) {
+  return std::string(instance.param.device == at::kCUDA ? "cuda_" : "cpu_") + instance.param.name;
+}
+
+INSTANTIATE_TEST_SUITE_P(Types, PackedLinear, ::testing::ValuesIn(types({at::kCPU, at::kCUDA})),
+                         name_of);
+INSTANTIATE_TEST_SUITE_P(Types, PackedOnTheCpu, ::testing::ValuesIn(types({at::kCPU})), name_of);
 
 }  // namespace
 }  // namespace graft_kernels::linear

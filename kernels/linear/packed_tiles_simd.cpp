@@ -131,7 +131,8 @@ static inline __m512i unpack_columns(const uint8_t* chunk, int group,
   }
   const Factors& scales = factors.scales[group * 4 / kFormat.scale_columns];
   const __m512 first = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_castsi256_si128(bytes)));
-  const __m512 second = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_extracti128_si256(bytes, 1)));
+  const __m512 second =
+      _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_extracti128_si256(bytes, 1)));
   return to_bf16(_mm512_fmadd_ps(first, scales.first, factors.offsets.first),
                  _mm512_fmadd_ps(second, scales.second, factors.offsets.second));
 }
@@ -140,8 +141,7 @@ static inline __m512i unpack_columns(const uint8_t* chunk, int group,
 template <const PackedFormat& kFormat>
 static inline void unpack_tile(const uint8_t* upper, const uint8_t* lower, uint16_t* tile) {
   const ChunkFactors<kFormat> upper_factors(upper), lower_factors(lower);
-  const __m512i even =
-      _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
   const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
   for (int group = 0; group < kColumnGroups; ++group) {
     const __m512i first = unpack_columns<kFormat>(upper, group, upper_factors);
@@ -228,8 +228,9 @@ void tile_rows(const float* x, int64_t rows, int64_t depth, uint16_t* tiles, int
       uint16_t* to = tiles + tile_row * chunks * kTileElements + i * kTileColumns;
       for (int64_t chunk = 0; chunk < chunks; ++chunk, to += kTileElements) {
         const float* from = x + row * depth + chunk * kTileColumns;
-        _mm512_storeu_si512(to, row < rows ? to_bf16(_mm512_loadu_ps(from), _mm512_loadu_ps(from + 16))
-                                           : _mm512_setzero_si512());
+        _mm512_storeu_si512(to, row < rows
+                                    ? to_bf16(_mm512_loadu_ps(from), _mm512_loadu_ps(from + 16))
+                                    : _mm512_setzero_si512());
       }
     }
   }

@@ -28,8 +28,7 @@ static inline __m512i code_pair(const uint8_t* codes, int pair) {
     return _mm512_and_si512(pair < 2 ? both : _mm512_srli_epi16(both, 4), _mm512_set1_epi8(15));
   } else {
     const __m512i stored = _mm512_loadu_si512(codes + pair * 64);
-    return zero_point(kFormat) == 0 ? stored
-                                    : _mm512_xor_si512(stored, _mm512_set1_epi8(-128));
+    return zero_point(kFormat) == 0 ? stored : _mm512_xor_si512(stored, _mm512_set1_epi8(-128));
   }
 }
 
@@ -59,12 +58,11 @@ static inline void add_chunk(const PackedProblem& problem, const uint8_t* chunk,
       high = multiply_add_bytes(high, codes[pair], _mm512_loadu_si512(x + pair * 128));
       low = multiply_add_bytes(low, codes[pair], _mm512_loadu_si512(x + pair * 128 + 64));
     }
-    const __m512i whole =
-        _mm512_add_epi32(_mm512_sub_epi32(_mm512_slli_epi32(high, 8), high), low);
+    const __m512i whole = _mm512_add_epi32(_mm512_sub_epi32(_mm512_slli_epi32(high, 8), high), low);
     const __m512 scales = _mm512_broadcast_f32x8(
         (__m256)load_scales<kWide>(chunk + part * kPackedRows * (kWide ? 4 : 2)));
-    sums.products = _mm512_fmadd_ps(_mm512_mul_ps(scales, x_scale), _mm512_cvtepi32_ps(whole),
-                                    sums.products);
+    sums.products =
+        _mm512_fmadd_ps(_mm512_mul_ps(scales, x_scale), _mm512_cvtepi32_ps(whole), sums.products);
   }
   if constexpr (kFormat.offset == Offset::kStored) {
     const float* x_sums = problem.x_sums + place * 2;
@@ -85,8 +83,7 @@ void vnni_tile(const PackedProblem& problem, int64_t row, const int64_t* groups)
   }
   for (int64_t index = 0; index < chunks; ++index) {
     for (int j = 0; j < kCount; ++j) {
-      const uint8_t* chunk =
-          problem.packed + (groups[j] * chunks + index) * kFormat.chunk_bytes();
+      const uint8_t* chunk = problem.packed + (groups[j] * chunks + index) * kFormat.chunk_bytes();
       prefetch_chunk<kFormat>(chunk);
       __m512i codes[kPairs];
       for (int pair = 0; pair < kPairs; ++pair) {
