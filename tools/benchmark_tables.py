@@ -44,14 +44,14 @@ def kernel_table(name, shapes):
             f"{first['runs']} runs.\n\n" + table(head, kernel_rows(path, shapes)))
 
 
-def work_table(name, machine="h200"):
-    """Every bfloat16 row that has a peer, with the rate of whichever bounds it."""
+def work_table(name, machine="h200", alone=False):
+    """Every bfloat16 row that has a peer (or stands alone), with the rate of whichever bounds it."""
     lines = [row for row in rows(RESULTS / f"{machine}/kernels_{name}_bench.jsonl")
-             if row["dtype"] == "BFloat16" and row.get("peers")]
+             if row["dtype"] == "BFloat16" and (alone or row.get("peers"))]
     body = []
     for row in lines:
         rate = (f"{row['TFLOPps']:.0f} TFLOP/s" if row.get("TFLOPps", 0) >= 50 else f"{row['GBps']:.0f} GB/s")
-        peers = ", ".join(f"{peer['name']} {peer['median_us']:.1f} µs ({peer['ratio']:.2f}×)" for peer in row["peers"])
+        peers = ", ".join(f"{peer['name']} {peer['median_us']:.1f} µs ({peer['ratio']:.2f}×)" for peer in row.get("peers", []))
         variant = re.sub("_(?=[a-z])", " ", row["variant"])  # Q4_0 is a name
         title = f"`{row['op']}`" + (f", {variant}" if variant else "")
         body.append([title, row["shape"].replace("_", " "), f"{row['median_us']:.1f}", rate, peers])
@@ -182,7 +182,9 @@ def main():
                                     "activation": kernel_table("activation", ACTIVATION),
                                     "rotary": kernel_table("rotary", ROTARY), "loss": work_table("loss"),
                                     "linear": work_table("linear", "h100"), "mlp": work_table("mlp", "h100"),
-                                    "attention": work_table("attention"), "cpu": cpu_table(), "cuda-model": cuda_model_table(),
+                                    "attention": work_table("attention"),
+                                    "attention-training": work_table("attention", "h100", alone=True),
+                                    "cpu": cpu_table(), "cuda-model": cuda_model_table(),
                                     "packed": packed_table(), "cpu-ops": cpu_ops_table(),
                                     "tokenizer": tokenizer_table()},
              "README.md": {"measured": headline()}}

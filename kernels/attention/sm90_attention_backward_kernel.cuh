@@ -42,6 +42,8 @@ struct BackwardLayout {
   static constexpr int kBytes = kDelta + kBackwardStages * kStatBytes + 1024;  // and alignment
 };
 
+// NOTE: compute-sanitizer's racecheck follows the thread that arrives, not the warp that met before it did, and
+// so reports the other lanes' reads of statistics beside the next ones' writes.
 struct BackwardBarriers {
   uint64_t keys;
   uint64_t values;
