@@ -152,7 +152,8 @@ bool run_forward_sm90(const Call& call, const Tensor& like) {
   decode.sinks = problem.sinks;
   decode.window = static_cast<int32_t>(problem.window);
   decode.lse = problem.lse;
-  if (problem.backward || *why_not_sm90(decode, capability_of(call.scope)) != '\0') {
+  if (problem.backward || problem.base.blocks() == 0 ||
+      *why_not_sm90(decode, capability_of(call.scope)) != '\0') {
     return false;
   }
   const Sm90Device device{call.scope.attribute(cudaDevAttrMultiProcessorCount),

@@ -308,7 +308,11 @@ TEST_P(CudaTraining, IsRightForPackedSequences) {
 }
 
 TEST_P(CudaTraining, EmptyTensorsAreAllowed) {
-  for (const Shape& shape : {Shape{2, 0, 5, 4, 2, 64}, {2, 5, 0, 4, 2, 64}, {0, 5, 5, 4, 2, 64}}) {
+  for (const Shape& shape : {Shape{2, 0, 5, 4, 2, 64},
+                             {2, 5, 0, 4, 2, 64},
+                             {0, 5, 5, 4, 2, 64},
+                             {0, 100, 100, 4, 2, 64},
+                             {2, 100, 100, 0, 2, 128}}) {
     const Results in = inputs(shape);
     const Results ours = dense(in.query, in.key, in.value, at::ones_like(in.query), {});
     for (const at::Tensor& x : {ours.out, ours.query, ours.key, ours.value}) {

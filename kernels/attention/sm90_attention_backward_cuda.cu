@@ -50,7 +50,7 @@ const char* why_not_sm90_backward(const TrainProblem& problem, int compute_capab
   if (base.dtype == Dtype::kFloat32 || (base.head_dim != 64 && base.head_dim != 128)) {
     return "16-bit heads of 64 or 128 alone";
   }
-  if (base.queries == 0 || base.keys == 0 || base.batch == 0 || base.key_heads == 0) {
+  if (base.blocks() == 0 || base.keys == 0) {
     return "nothing to multiply";
   }
   if (base.mask != nullptr || base.softcap > 0.0F || !(base.scale > 0.0F)) {
