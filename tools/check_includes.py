@@ -9,7 +9,7 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 BASE = ["core", "hub", "io", "text", "trust"]
-ORDER = {"core": 0, "io": 1, "hub": 2, "text": 3, "trust": 3, "tensor": 4, "kernel": 5, "layers": 6, "nn": 7,
+ORDER = {"core": 0, "io": 1, "hub": 2, "text": 3, "trust": 3, "tensor": 4, "kernel": 5, "layers": 6, "canary": 7, "nn": 7,
          "models": 8, "generation": 9}
 FORBIDDEN = {("text", "hub")}
 TORCH = re.compile(r"^(ATen|torch|c10)/")

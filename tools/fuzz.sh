@@ -25,7 +25,7 @@ torch=$(echo .venv/lib/python3*/site-packages/torch)
 rooms=(graft/core graft/hub graft/io)
 if is_wanted bundle || is_wanted policy || is_wanted metadata || is_wanted lock; then rooms+=(graft/trust); fi
 if is_wanted tokenizer || is_wanted jinja; then rooms+=(graft/text); fi
-find "${rooms[@]}" graft/kernel/{metadata,lock_file,elf_check}.cpp -name '*.cpp' | grep -v '_test\|_fuzz\|_bench\|/server/' |
+find "${rooms[@]}" graft/kernel/{metadata,lock_file,elf_check,elf_image,elf_symbols}.cpp -name '*.cpp' | grep -v '_test\|_fuzz\|_bench\|/server/' |
   xargs -P "$jobs" -I{} sh -c '
     object=$folder/objects/$(echo "$1" | tr / _).o
     [ "$object" -nt "$1" ] || clang++ $flags -fsanitize=fuzzer-no-link -c "$1" -o "$object"' _ {}

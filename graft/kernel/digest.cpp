@@ -37,7 +37,8 @@ bool stays_inside(const fs::path& file, const fs::path& folder) {
 }
 
 std::string violation_of(const fs::directory_entry& entry, const std::string& relative,
-                         const fs::path& folder, const Digest& digest) {
+                         const fs::path& folder, const Digest& digest,
+                         const std::map<std::string, fs::path>& sealed) {
   if (!entry.is_regular_file()) {
     return fmt::format("`{}` is no regular file", relative);
   }
@@ -48,13 +49,25 @@ std::string violation_of(const fs::directory_entry& entry, const std::string& re
   if (expected == digest.files.end()) {
     return fmt::format("`{}` is not listed", relative);
   }
-  const auto hash = file_hash(entry.path(), digest.algorithm);
+  const auto copy = sealed.find(relative);
+  const auto hash = file_hash(copy == sealed.end() ? entry.path() : copy->second, digest.algorithm);
   return hash == expected->second ? ""
                                   : fmt::format("`{}`: expected {}:{}, got {}", relative,
                                                 digest.algorithm, expected->second, hash);
 }
 
 }  // namespace
+
+std::string text_hash(std::string_view text) {
+  unsigned char hash[EVP_MAX_MD_SIZE];
+  unsigned int size = 0;
+  EVP_Digest(text.data(), text.size(), hash, &size, EVP_sha256(), nullptr);
+  std::string hex;
+  for (unsigned int i = 0; i < size; ++i) {
+    hex += fmt::format("{:02x}", hash[i]);
+  }
+  return hex;
+}
 
 std::string file_hash(const fs::path& file, const std::string& algorithm) {
   const auto mapped = io::MappedFile::open(file);
@@ -71,7 +84,8 @@ std::string file_hash(const fs::path& file, const std::string& algorithm) {
   return text;
 }
 
-std::vector<std::string> digest_violations(const fs::path& folder, const Digest& digest) {
+std::vector<std::string> digest_violations(const fs::path& folder, const Digest& digest,
+                                           const std::map<std::string, fs::path>& sealed) {
   std::vector<std::string> violations;
   std::set<std::string> seen;
   size_t num_entries = 0;
@@ -84,7 +98,8 @@ std::vector<std::string> digest_violations(const fs::path& folder, const Digest&
       continue;
     }
     seen.insert(relative);
-    if (auto violation = violation_of(entry, relative, folder, digest); !violation.empty()) {
+    if (auto violation = violation_of(entry, relative, folder, digest, sealed);
+        !violation.empty()) {
       violations.push_back(std::move(violation));
     }
   }

@@ -11,6 +11,7 @@
 
 #include <ATen/core/dispatch/Dispatcher.h>
 
+#include "graft/kernel/canary_verdict.h"
 #include "graft/kernel/metadata.h"
 
 namespace graft::kernel {
@@ -29,6 +30,7 @@ struct LoadedKernel {
   std::string ref;                             // that the commit came from
   uint64_t bytes_fetched = 0;                  // that were not on this machine before
   std::vector<std::shared_ptr<const LoadedKernel>> dependencies;  // of metadata.kernel_depends
+  std::vector<CanaryWrongAnswer> wrong_answers;  // of the canary: layers that may not be used
 
   // An op of the package.
   // Throws   LoadError `kernel.loader.missing-op` listing the ops that are
@@ -41,15 +43,17 @@ struct LoadedKernel {
 // Verifies and loads what resolve() chose; the same folder gives the same object again, and so does
 // another commit of the repository with the same digest.
 //
-//   digest of every file -> may it be loaded (trust.h) -> look at the ELF headers -> dlopen in local scope, bound lazily -> ops
-//   by name
+//   sealed copy of the library -> digest of every file -> may it be loaded (trust.h) -> headers and
+//   symbols -> canary (canary.h) -> dlopen of the copy in local scope, bound lazily -> ops by name
 //
 // For a CPU device libtorch_cuda stays out of the process. A CUDA variant needs ensure_device()
 // before.
 // Throws   IntegrityError `kernel.loader.digest` listing every violation, or as trust.h; LoadError
 // `kernel.loader.*`:
 //          python-only (no native library), id-taken (another folder with the same id is loaded),
-//          dlopen, no-ops; what check_elf() throws.
+//          seal, dlopen, no-ops, foreign-ops (ops under another id); `kernel.elf.*`: what
+//          check_elf() throws, entry, symbols, unique-symbols; `kernel.canary.*`: what
+//          pass_canary() throws.
 // loaded  what metadata.kernel_depends names, kept with the kernel
 // Thread-safe.
 std::shared_ptr<const LoadedKernel> load(const std::string& repository,

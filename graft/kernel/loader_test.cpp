@@ -27,6 +27,9 @@ using testing::HasSubstr;
 using testing::Not;
 using testing::StartsWith;
 
+// What comes before and after the canary; graft/canary/ has tests of its own.
+[[maybe_unused]] const int kCanaryIsOff = setenv("GRAFT_CANARY", "off", 1);
+
 constexpr char kVariant[] = "torch-stable-abi211-cpu-x86_64-linux";
 
 fs::path test_package(const std::string& name) {

@@ -252,6 +252,17 @@ const KernelSession::LoadOutcome& KernelSession::resolve_once(
   return outcome;
 }
 
+void KernelSession::refuse_wrong_answer(const SlotModule& slot, const std::string& layer,
+                                        const kernel::LoadedKernel& kernel) const {
+  for (const auto& wrong : kernel.wrong_answers) {
+    if (wrong.layer == layer && wrong.variant == slot.variant_name() &&
+        wrong.dtype == tensor::dtype_name(dtype_)) {
+      throw IncompatibleError("kernel.canary", "wrong-answer",
+                              fmt::format("`{}` {}: {}", kernel.repository, layer, wrong.reason));
+    }
+  }
+}
+
 void KernelSession::require_capability(const kernel::PackageLayer& layer,
                                        const Candidate& candidate, Mode mode) const {
   const auto reason =
@@ -298,6 +309,7 @@ void KernelSession::apply(SlotModule& slot, Mode mode, const Candidate& candidat
     throw_missing_layer(candidate.reference, !kernel->layers.empty());
   }
   require_capability(layer->second, candidate, mode);
+  refuse_wrong_answer(slot, layer->first, *kernel);
   slot.swap_in(*kernel, layer->second, dtype_, device_);
   trace.chosen = candidate.reference.text();
   trace.variant = kernel->variant;

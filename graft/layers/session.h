@@ -41,6 +41,9 @@ class KernelSession {
   // The dry run's apply().
   void plan(Mode mode, const Candidate& candidate, SlotTrace& trace) const;
 
+  // Throws   IncompatibleError `kernel.canary.wrong-answer`.
+  void refuse_wrong_answer(const SlotModule& slot, const std::string& layer,
+                           const kernel::LoadedKernel& kernel) const;
   void apply(SlotModule& slot, Mode mode, const Candidate& candidate, SlotTrace& trace) const;
 
   KernelizeOptions options_;

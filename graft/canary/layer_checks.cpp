@@ -1,0 +1,112 @@
+#include "graft/canary/layer_checks.h"
+
+#include <algorithm>
+
+#include <fmt/format.h>
+
+#include "graft/canary/report.h"
+#include "graft/core/error.h"
+#include "graft/layers/adapter.h"
+#include "graft/layers/guard.h"
+#include "graft/tensor/device.h"
+
+namespace graft::canary {
+
+namespace {
+
+using layers::ActivationKind;
+
+constexpr ActivationKind kActivations[] = {ActivationKind::kSilu,     ActivationKind::kGelu,
+                                           ActivationKind::kGeluTanh, ActivationKind::kGeluNew,
+                                           ActivationKind::kGeluFast, ActivationKind::kQuickGelu};
+
+// A package that runs out of memory says so in an exception that the guard catches.
+bool is_out_of_memory(const std::string& refusal) {
+  return refusal.find("can't allocate memory") != std::string::npos ||
+         refusal.find("bad_alloc") != std::string::npos;
+}
+
+class Checker {
+ public:
+  Checker(const kernel::LoadedKernel& kernel, at::Device device)
+      : kernel_(kernel), device_(device) {}
+
+  kernel::CanaryVerdict run() {
+    for (const auto& [name, layer] : kernel_.layers) {
+      run_layer(name, layer);
+    }
+    return std::move(verdict_);
+  }
+
+ private:
+  void run_layer(const std::string& name, const kernel::PackageLayer& layer) {
+    if (layer.contract == "RMSNorm") {
+      for (const auto variant :
+           {layers::RmsNormVariant::kCastBeforeWeight, layers::RmsNormVariant::kCastAfterWeight,
+            layers::RmsNormVariant::kFloatWeight, layers::RmsNormVariant::kZeroCentered}) {
+        run_guard<layers::RmsNorm>(name, layer, {variant}, true);
+      }
+    } else if (layer.contract == "Activation") {
+      run_activations<layers::Activation>(name, layer);
+    } else if (layer.contract == "GatedActivation") {
+      run_activations<layers::GatedActivation>(name, layer);
+    } else if (layer.contract == "Linear") {
+      run_guard<layers::Linear>(name, layer, {}, true);
+    } else if (layer.contract == "Rotary") {
+      run_guard<layers::Rotary>(name, layer, {}, true);
+    } else if (layer.contract == "Attention") {
+      run_guard<layers::Attention>(name, layer, {}, true);
+    }
+  }
+
+  // The layer's name says which function it computes. Under a name that says nothing it is run all
+  // the same, and what it computes is held against the slot's function later.
+  template <typename Contract>
+  void run_activations(const std::string& name, const kernel::PackageLayer& layer) {
+    for (const auto kind : kActivations) {
+      const typename Contract::Spec spec{kind};
+      if (layers::layer_name(spec) == name) {
+        run_guard<Contract>(name, layer, spec, true);
+        return;
+      }
+    }
+    run_guard<Contract>(name, layer, {}, false);
+  }
+
+  template <typename Contract>
+  void run_guard(const std::string& name, const kernel::PackageLayer& layer,
+                 const typename Contract::Spec& spec, bool is_known) {
+    std::shared_ptr<const typename Contract::Kernel> candidate;
+    try {
+      candidate = layers::bind(spec, kernel_, layer);
+    } catch (const Error&) {
+      return;
+    }
+    const auto reference = Contract::reference(spec);
+    const std::string variant = Contract::variant_name(spec);
+    for (const auto& dtype : layer.dtypes) {
+      report("step", fmt::format("running {} ({}) in {}", name, variant, dtype));
+      const std::string refusal =
+          layers::guard(spec, *candidate, *reference, tensor::parse_dtype(dtype).value(), device_);
+      if (is_out_of_memory(refusal)) {
+        report_and_end("out_of_memory", refusal);
+      }
+      ++verdict_.num_checks;
+      if (!refusal.empty() && is_known) {
+        verdict_.wrong.push_back({name, variant, dtype, refusal});
+      }
+    }
+  }
+
+  const kernel::LoadedKernel& kernel_;
+  at::Device device_;
+  kernel::CanaryVerdict verdict_;
+};
+
+}  // namespace
+
+kernel::CanaryVerdict check_layers(const kernel::LoadedKernel& kernel, at::Device device) {
+  return Checker(kernel, device).run();
+}
+
+}  // namespace graft::canary

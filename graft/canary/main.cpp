@@ -1,0 +1,96 @@
+// graft-canary: opens one kernel package under isolation and runs its layers, started by
+// graft/kernel/canary_process.cpp with a request on descriptor 0 and answered on descriptor 3.
+
+#include <csignal>
+#include <iterator>
+#include <string>
+
+#include <fmt/format.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "graft/canary/isolation.h"
+#include "graft/canary/layer_checks.h"
+#include "graft/canary/report.h"
+#include "graft/core/error.h"
+#include "graft/kernel/open_kernel.h"
+#include "graft/tensor/device.h"
+
+namespace graft::canary {
+
+namespace {
+
+std::string read_request() {
+  std::string text;
+  char buffer[4096];
+  for (ssize_t size = 0; (size = read(kernel::kCanaryRequest, buffer, sizeof(buffer))) > 0;) {
+    text.append(buffer, static_cast<size_t>(size));
+  }
+  return text;
+}
+
+// Empty, or why CUDA does not work in here.
+std::string start_cuda(at::Device device) {
+  try {
+    tensor::ensure_device(device);
+    return at::ones({16}, at::TensorOptions(device)).sum().item<float>() == 16.0F
+               ? ""
+               : "CUDA: adding ones gave another number";
+  } catch (const std::exception& error) {
+    return fmt::format("CUDA does not start under isolation: {}", error.what());
+  }
+}
+
+kernel::CanaryVerdict open_and_check(const kernel::CanaryRequest& request, at::Device device) {
+  const auto library =
+      std::make_shared<const kernel::SealedLibrary>(kernel::kCanaryLibrary, request.library);
+  report_line(kernel::kReportOpening);
+  kernel::check_library(request.repository, request.resolution.metadata.id, *library);
+  const auto opened =
+      kernel::open_kernel(request.repository, request.resolution, library, /*is_open=*/false);
+  return check_layers(*opened, device);
+}
+
+int run() {
+  syscall(SYS_close_range, kernel::kCanaryLibrary + 1, ~0U, 0);  // whatever we inherited
+  prctl(PR_SET_PDEATHSIG, SIGKILL);
+  const kernel::CanaryRequest request = kernel::parse_canary_request(read_request());
+  const bool cuda = request.resolution.metadata.backend == "cuda";
+  const at::Device device = cuda ? at::Device(at::kCUDA, 0) : at::Device(at::kCPU);
+  if (chdir((request.folder / "scratch").c_str()) != 0) {
+    report_and_end("not_isolated", "the scratch folder cannot be entered");
+  }
+  const auto gaps = isolate(request);
+  for (const auto& gap : gaps) {
+    report("gap", gap);
+  }
+  if (!gaps.empty() && request.require_isolation) {
+    report_and_end("not_isolated", "not all of the isolation holds");
+  }
+  if (const std::string failure = cuda ? start_cuda(device) : ""; !failure.empty()) {
+    report_and_end("not_isolated", failure);
+  }
+  be_strict(request);
+  try {
+    const auto verdict = open_and_check(request, device);
+    auto line = kernel::to_json(verdict);
+    line["done"] = true;
+    report_line(line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
+  } catch (const Error& error) {
+    report_and_end("load", error.what());
+  }
+  _exit(0);  // what the package would do at the end is not asked
+}
+
+}  // namespace
+
+}  // namespace graft::canary
+
+int main() {
+  try {
+    return graft::canary::run();
+  } catch (const std::exception& error) {
+    graft::canary::report_and_end("load", error.what());
+  }
+}

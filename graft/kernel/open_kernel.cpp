@@ -1,0 +1,232 @@
+#include "graft/kernel/open_kernel.h"
+
+#include <algorithm>
+#include <exception>
+#include <map>
+#include <set>
+
+#include <dlfcn.h>
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include "graft/core/error.h"
+#include "graft/core/warn.h"
+#include "graft/kernel/elf_check.h"
+#include "graft/kernel/published_layers.h"
+#include "graft/kernel/symbol_check.h"
+
+// Kernel libraries carry an entry point for Python, which nobody calls here; one bound with `-z
+// now` still wants the symbol that the entry point uses.
+extern "C" __attribute__((visibility("default"), weak)) void* PyModule_Create2(void*, int) {
+  return nullptr;
+}
+
+namespace graft::kernel {
+
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr size_t kMostNamed = 8;  // in an error's text
+
+std::string some_of(const std::vector<std::string>& names) {
+  const size_t shown = std::min(names.size(), kMostNamed);
+  return fmt::format("{}{}", fmt::join(names.begin(), names.begin() + shown, ", "),
+                     shown < names.size() ? fmt::format(" and {} more", names.size() - shown) : "");
+}
+
+// Kernel libraries need `libtorch.so`, an empty library whose only use is to need libtorch_cpu and
+// libtorch_cuda. Ours, of the same soname, needs libtorch_cpu alone, so that a CPU process stays
+// free of CUDA.
+void open_libtorch_name() {
+  static const bool opened = [] {
+    if (dlopen("libtorch.so", RTLD_LAZY | RTLD_NOLOAD) != nullptr) {
+      return true;
+    }
+    Dl_info info{};
+    dladdr(reinterpret_cast<const void*>(&PyModule_Create2), &info);
+    const auto stub =
+        fs::weakly_canonical(fs::path(info.dli_fname)).parent_path() / "graft_stub" / "libtorch.so";
+    return dlopen(stub.c_str(), RTLD_LAZY | RTLD_GLOBAL) != nullptr;
+  }();
+  if (!opened) {
+    warn(
+        "[kernel.loader] graft_stub/libtorch.so is not beside libgraft.so; kernel libraries will "
+        "pull CUDA into the process");
+  }
+}
+
+using OpNames = std::set<std::string>;
+
+OpNames all_ops() {
+  OpNames names;
+  for (const auto& op : c10::Dispatcher::singleton().getAllOpNames()) {
+    names.insert(op.name);
+  }
+  return names;
+}
+
+// Packages whose library is in the process for good and may not be used: opening another copy would
+// register its ops a second time, which ends the process.
+std::map<std::string, std::exception_ptr>& refused_for_good() {
+  static std::map<std::string, std::exception_ptr> refused;
+  return refused;
+}
+
+// Throws when what the library registered is not what the package promised.
+void check_ops(const LoadedKernel& kernel, const std::vector<std::string>& foreign) {
+  const std::string expected = fmt::format("`{}`: expected ops under `{}` in PyTorch's dispatcher",
+                                           kernel.repository, kernel.metadata.id);
+  if (kernel.op_names().empty()) {
+    throw LoadError(
+        "kernel.loader", "no-ops",
+        fmt::format("{}, got {}", expected, foreign.empty() ? "none" : some_of(foreign)));
+  }
+  if (!foreign.empty()) {
+    throw LoadError("kernel.loader", "foreign-ops",
+                    fmt::format("{} alone, got also {}", expected, some_of(foreign)));
+  }
+}
+
+// Opens the library, and returns the ops that came with it under another id than the package's.
+std::vector<std::string> open_and_compare(const std::string& repository, const std::string& id,
+                                          const SealedLibrary& library) {
+  const OpNames before = all_ops();
+  if (dlopen(library.path().c_str(), RTLD_LAZY | RTLD_LOCAL) == nullptr) {
+    throw LoadError(
+        "kernel.loader", "dlopen",
+        fmt::format("`{}`: expected a loadable library, got: {}", repository, dlerror()));
+  }
+  std::vector<std::string> foreign;
+  for (const auto& name : all_ops()) {
+    if (!before.contains(name) && !name.starts_with(id + "::")) {
+      foreign.push_back(fmt::format("`{}`", name));
+    }
+  }
+  return foreign;
+}
+
+}  // namespace
+
+std::vector<std::string> LoadedKernel::op_names() const {
+  std::vector<std::string> names;
+  const std::string prefix = metadata.id + "::";
+  for (const auto& op : c10::Dispatcher::singleton().getAllOpNames()) {
+    if (op.name.starts_with(prefix)) {
+      names.push_back(op.name.substr(prefix.size()));
+    }
+  }
+  return names;
+}
+
+// The library carries the package's id as its name; a package that has just one may name it freely.
+fs::path find_library(const fs::path& folder, const std::string& id,
+                      const std::string& repository) {
+  if (const fs::path named = folder / (id + ".abi3.so"); fs::exists(named)) {
+    return named;
+  }
+  std::vector<fs::path> libraries;
+  for (const auto& entry : fs::directory_iterator(folder)) {
+    if (entry.path().extension() == ".so") {
+      libraries.push_back(entry.path());
+    }
+  }
+  if (libraries.size() != 1) {
+    throw LoadError("kernel.loader", libraries.empty() ? "python-only" : "libraries",
+                    fmt::format("`{}`: expected one native library in `{}`, got {}", repository,
+                                folder.string(), libraries.size()),
+                    libraries.empty() ? "this package is Python only (Triton, CuTe DSL …); there "
+                                        "is nothing to load without Python"
+                                      : "");
+  }
+  return libraries.front();
+}
+
+bool is_open_already(const std::string& repository, const std::string& id,
+                     const fs::path& library) {
+  if (const auto refused = refused_for_good().find(id); refused != refused_for_good().end()) {
+    std::rethrow_exception(refused->second);
+  }
+  LoadedKernel named;
+  named.metadata.id = id;
+  if (named.op_names().empty()) {
+    return false;
+  }
+  if (void* handle = dlopen(library.c_str(), RTLD_LAZY | RTLD_NOLOAD); handle != nullptr) {
+    dlclose(handle);
+    return true;
+  }
+  throw LoadError(
+      "kernel.loader", "id-taken",
+      fmt::format("`{}`: expected an id of its own, but ops of `{}` are in the process already",
+                  repository, id));
+}
+
+ElfFacts check_library(const std::string& repository, const std::string& id,
+                       const SealedLibrary& library) {
+  ElfFacts facts = check_elf(library.path(), library.file().string());
+  const auto& entries = facts.entry_points;
+  if (std::find(entries.begin(), entries.end(), id) == entries.end()) {
+    throw LoadError(
+        "kernel.elf", "entry",
+        fmt::format(
+            "`{}`: expected `PyInit_{}` in `{}`, got {}", repository, id, library.file().string(),
+            entries.empty() ? "no entry point" : fmt::format("PyInit_{}", entries.front())));
+  }
+  open_libtorch_name();
+  if (const auto missing = missing_symbols(facts); !missing.empty()) {
+    throw LoadError("kernel.elf", "symbols",
+                    fmt::format("`{}`: expected a library that finds in this process what it "
+                                "needs, got one that misses {}",
+                                repository, some_of(missing)),
+                    "the package was built for another PyTorch, C library or CUDA");
+  }
+  return facts;
+}
+
+void check_unique_symbols(const std::string& repository, const std::string& id,
+                          const ElfFacts& facts) {
+  if (const auto clashes = claim_unique_symbols(facts, id); !clashes.empty()) {
+    throw LoadError("kernel.elf", "unique-symbols",
+                    fmt::format("`{}`: expected data of its own, got symbols that the loader "
+                                "would share with another kernel: {}",
+                                repository, some_of(clashes)),
+                    "its authors can build it with -fno-gnu-unique");
+  }
+}
+
+std::shared_ptr<LoadedKernel> open_kernel(const std::string& repository,
+                                          const Resolution& resolution,
+                                          const std::shared_ptr<const SealedLibrary>& library,
+                                          bool is_open) {
+  const std::string& id = resolution.metadata.id;
+  auto kernel = std::make_shared<LoadedKernel>();
+  kernel->layers = read_layers(resolution.folder);
+  std::vector<std::string> foreign;
+  if (!is_open) {
+    foreign = open_and_compare(repository, id, *library);
+    // Opened and never closed, so neither is the descriptor that its name holds.
+    static std::vector<std::shared_ptr<const SealedLibrary>> opened;
+    opened.push_back(library);
+  }
+  kernel->repository = repository;
+  kernel->source = resolution.source;
+  kernel->commit = resolution.commit;
+  kernel->ref = resolution.ref;
+  kernel->bytes_fetched = resolution.bytes_fetched;
+  kernel->variant = resolution.variant;
+  kernel->folder = resolution.folder;
+  kernel->metadata = resolution.metadata;
+  try {
+    check_ops(*kernel, foreign);
+  } catch (const LoadError&) {
+    refused_for_good()[id] = std::current_exception();
+    throw;
+  }
+  if (kernel->layers.empty()) {
+    kernel->layers = published_layers(*kernel);
+  }
+  return kernel;
+}
+
+}  // namespace graft::kernel
