@@ -43,6 +43,8 @@ function(graft_test target)
   target_link_libraries(${target} PRIVATE graft_options GTest::gmock GTest::gtest GTest::gtest_main)
   target_compile_definitions(${target} PRIVATE
     GRAFT_TEST_DATA="${PROJECT_SOURCE_DIR}/tests/data" GRAFT_BINARY_DIR="${CMAKE_BINARY_DIR}")
+  # What is tested is compiled as it is shipped; the tests themselves need not be fast.
+  target_compile_options(${target} PRIVATE $<$<CONFIG:Release>:-O1>)
   string(REGEX REPLACE "^graft_|_test$" "" prefix ${target})
   # One process per test program: libtorch takes longer to start than most cases take to run.
   add_test(NAME ${prefix} COMMAND ${target})
