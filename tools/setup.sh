@@ -36,5 +36,5 @@ install_debian_packages
 create_environment .venv "$(cat tools/requirements.txt tools/requirements-test.txt | sha256sum)" \
   -r tools/requirements.txt -r tools/requirements-test.txt
 if [ "${1:-}" = newest ]; then
-  create_environment .venv-newest "newest-1" --upgrade torch numpy
+  create_environment .venv-newest "newest-2" --upgrade torch numpy "$(grep ^sigstore tools/requirements.txt)"
 fi
