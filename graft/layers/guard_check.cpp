@@ -41,9 +41,9 @@ std::vector<at::Tensor> gradients(const GuardFunction& function,
   return torch::autograd::grad(outputs, leaves, seeds);
 }
 
-// Whether each element is marked as in the reference or as in float64.
-bool agrees(const at::Tensor& ours, const at::Tensor& theirs, const at::Tensor& exact) {
-  return ours.eq(theirs).logical_or(ours.eq(exact)).all().item<bool>();
+// Where each element is NaN, infinite or finite as in the other tensor.
+at::Tensor same_kind(const at::Tensor& x, const at::Tensor& other) {
+  return x.isnan().eq(other.isnan()).logical_and(x.isinf().eq(other.isinf()));
 }
 
 }  // namespace
@@ -90,11 +90,12 @@ std::string compare(const std::string& what, const at::Tensor& candidate,
                    theirs = reference.to(at::kCPU).to(at::kDouble);
   // Where the reference itself leaves float64 (libtorch's vectorized erf makes gelu(inf) NaN on some
   // processors), either will do.
-  if (!agrees(ours.isnan(), theirs.isnan(), exact.isnan())) {
-    return fmt::format("{}: expected NaN exactly where the reference has it", what);
-  }
-  if (!agrees(ours.isinf(), theirs.isinf(), exact.isinf())) {
-    return fmt::format("{}: expected infinities exactly where the reference has them", what);
+  const at::Tensor wrong = same_kind(ours, theirs).logical_or(same_kind(ours, exact)).logical_not();
+  if (wrong.any().item<bool>()) {
+    const bool is_nan = ours.isnan().ne(theirs.isnan()).logical_and(wrong).any().item<bool>();
+    return is_nan
+               ? fmt::format("{}: expected NaN exactly where the reference has it", what)
+               : fmt::format("{}: expected infinities exactly where the reference has them", what);
   }
   // Infinities are compared as such; their difference is no number.
   const at::Tensor finite = exact.isfinite();
