@@ -219,7 +219,7 @@ TEST_F(Packages, AreLoadedOnceWhicheverThreadAsksFirst) {
 
 TEST_F(Packages, PublishedWithoutLayersJsonAreKnownByTheirOps) {
   const auto kernel = load("graft-tests/activation", resolve_path(test_package("activation")));
-  // All that the published package offers; an op that is not there is missed when a layer is bound.
+  // Each op that is there, under the names of the published layer and of graft.
   ASSERT_TRUE(kernel->layers.contains("SiLU"));
   EXPECT_EQ(kernel->layers.at("SiLU").contract, "Activation");
   EXPECT_FALSE(kernel->layers.at("SiLU").has_backward);
