@@ -166,7 +166,7 @@ class Manners(unittest.TestCase):
     def test_data_is_on_stdout_and_summaries_are_on_stderr(self):
         done = run(*WRITE, "--max-new-tokens", "4")
         self.assertEqual(len(done.stdout.strip().splitlines()), 1)
-        self.assertRegex(done.stderr, r"loaded llama: 134\.5 M parameters, float32, cpu, in \d+")
+        self.assertRegex(done.stderr, r"loaded llama: 134\.5 M parameters, [\d.]+ MiB of them packed, float32, cpu, in \d+")
         self.assertRegex(done.stderr, r"decode 3 tokens, [0-9.]+ tokens/s; kernels: .*RMSNorm")
         self.assertEqual(run(*WRITE, "--max-new-tokens", "4", "-q").stderr, "")
 
