@@ -391,7 +391,10 @@ class CacheFaults(unittest.TestCase):
             _, code, said = self.cache.download()
             self.assertEqual(code, "hub.download.disk", said)
             self.assertRegex(said, r"expected to write \d{6} bytes, got: No space left on device \(\d+ bytes free\)")
-            self.assertFalse([path for path in self.cache.unfinished() if path.suffix == ".graft-incomplete"])
+            # What came of the other files of the call waits for the next try and belongs to no process.
+            kept = [path.name for path in self.cache.unfinished() if path.suffix == ".graft-incomplete"]
+            self.assertLess(len(kept), len(list((self.folder / "served/models/somebody/things").iterdir())))
+            self.assertTrue(all("-0-" in name for name in kept), kept)
             self.cache.require_nothing_wrong()
         finally:
             subprocess.run(["umount", small], check=True)
