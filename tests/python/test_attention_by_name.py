@@ -110,11 +110,14 @@ class AttentionByName(unittest.TestCase):
                 torch._dynamo.reset()
                 # In float32 transformers breaks the graph itself, to warn of a cast.
                 model = load("llama", NAME, torch.bfloat16)
-                expected = logits(model)
+                exact = logits(load("llama", "eager"))
+                eager_error = (logits(model).float() - exact).abs().max().item()
                 counter = torch._dynamo.testing.CompileCounterWithBackend(backend)
                 compiled = torch.compile(model, backend=counter, fullgraph=True)
                 with torch.no_grad():
-                    torch.testing.assert_close(compiled(IDS).logits, expected, rtol=3e-2, atol=3e-2)
+                    # Inductor leaves roundings to bfloat16 out, so that the bits are not eager's.
+                    error = (compiled(IDS).logits.float() - exact).abs().max().item()
+                self.assertLessEqual(error, 2 * eager_error)
                 self.assertEqual(counter.frame_count, 1)
 
     def test_compiles_for_training(self):
