@@ -123,53 +123,20 @@ void run_many_rows(Tensor& out, const Tensor& x, const Tensor& weight,
   }
 }
 
-void run(const char* op, Tensor& out, const Tensor& x, const std::vector<Part>& parts) {
-  check_arguments(op, out, x, parts);
-  const int64_t rows = count_rows(x);
-  if (rows == 0 || out.numel() == 0) {
-    return;
-  }
+void run_cpu(const char*, Tensor& out, const Tensor& x, const std::vector<Part>& parts,
+             int64_t rows) {
   if (rows <= kMaxVectorRows) {
     return run_few_rows(out, x, parts, rows);
   }
-  int64_t column = 0;
-  for (const Part& part : parts) {
-    const int64_t columns = part.weight.size(0);
-    if (columns > 0) {
-      Tensor target =
-          parts.size() == 1 ? out : torch::stable::narrow(out, out.dim() - 1, column, columns);
-      run_many_rows(target, x, part.weight, part.bias);
-    }
-    column += columns;
-  }
-}
-
-void linear_out(Tensor out, const Tensor& x, const Tensor& weight,
-                const std::optional<Tensor>& bias) {
-  run("linear_out", out, x, {{weight, bias}});
-}
-
-void linear_join_out(Tensor out, const Tensor& x, const Tensor& first, const Tensor& second,
-                     const std::optional<Tensor>& third, const std::optional<Tensor>& first_bias,
-                     const std::optional<Tensor>& second_bias,
-                     const std::optional<Tensor>& third_bias) {
-  run("linear_join_out", out, x,
-      join_parts(first, second, third, first_bias, second_bias, third_bias));
-}
-
-Tensor linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
-  check_has_rows("linear", {"x", x});
-  Tensor out = new_output(x, weight);
-  run("linear", out, x, {{weight, bias}});
-  return out;
+  for_each_part(out, parts, [&](Tensor& target, const Part& part) {
+    run_many_rows(target, x, part.weight, part.bias);
+  });
 }
 
 }  // namespace
 
+using CpuOps = Ops<&run_cpu>;
+
 }  // namespace graft_kernels::linear
 
-GRAFT_OPS_IMPL(CPU, ops) {
-  ops.impl("linear_out", TORCH_BOX(&graft_kernels::linear::linear_out));
-  ops.impl("linear", TORCH_BOX(&graft_kernels::linear::linear));
-  ops.impl("linear_join_out", TORCH_BOX(&graft_kernels::linear::linear_join_out));
-}
+GRAFT_OPS_IMPL(CPU, ops) { graft_kernels::linear::CpuOps::implement(ops); }
