@@ -32,6 +32,7 @@ void add_hub(CLI::App& app, Chosen& chosen);
 void add_plan(CLI::App& app, Chosen& chosen);
 void add_kernels(CLI::App& app, Chosen& chosen);
 void add_cache(CLI::App& app, Chosen& chosen);
+void add_bench(CLI::App& app, Chosen& chosen);
 
 // Commands below `kernels`.
 void add_kernels_packages(CLI::App& kernels, Chosen& chosen);
