@@ -1,13 +1,18 @@
 // `graft kernels trust`: whose kernels may run here. Edits the policy, shows the journal.
 #include <algorithm>
 #include <memory>
+#include <set>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
 #include "graft/core/error.h"
+#include "graft/hub/client.h"
+#include "graft/hub/environment.h"
+#include "graft/hub/inventory.h"
 #include "graft/io/excerpt.h"
 #include "graft/trust/decide.h"
+#include "graft/trust/publisher.h"
 #include "graft/trust/sigstore/trusted_root.h"
 
 #include "cli/command.h"
@@ -158,7 +163,8 @@ ordered_json json_of(const trust::JournalEntry& entry) {
           {"digest", entry.digest},
           {"signer", entry.signer},
           {"allowed", entry.allowed},
-          {"reason", entry.reason}};
+          {"reason", entry.reason},
+          {"endpoint", entry.endpoint}};
 }
 
 int journal(const TrustJournalOptions& options) {
@@ -200,7 +206,48 @@ int journal(const TrustJournalOptions& options) {
   return 0;
 }
 
-// What would be decided about a variant folder; nothing is loaded or noted.
+// Publishers with a kernel in the cache.
+std::vector<std::string> cached_publishers() {
+  std::set<std::string> publishers;
+  const auto add = [&](const fs::path& cache, hub::RepoType type) {
+    for (const auto& repository : hub::list_cached(cache, type)) {
+      const auto has_variants = [](const auto& commit) { return !commit.variants.empty(); };
+      if (std::any_of(repository.commits.begin(), repository.commits.end(), has_variants)) {
+        publishers.insert(trust::publisher_of(repository.repo_id));
+      }
+    }
+  };
+  add(hub::kernels_cache_folder(), hub::RepoType::kKernel);
+  add(hub::cache_folder(), hub::RepoType::kModel);
+  return {publishers.begin(), publishers.end()};
+}
+
+// Asks the Hub about publishers, so that what they published is loaded offline later.
+int ask(const TrustAskOptions& options) {
+  const hub::Client client;
+  trust::Journal journal(trust::journal_file());
+  ordered_json rows = ordered_json::array();
+  for (const auto& publisher :
+       options.publishers.empty() ? cached_publishers() : options.publishers) {
+    trust::check_pattern(publisher + "/*");
+    const bool trusted = client.is_trusted_publisher(publisher);
+    if (!options.dry_run && !trust::remember_word(journal, client.endpoint(), publisher, trusted)) {
+      print_note(options.common,
+                 fmt::format("`{}` cannot be written: not remembered", journal.file().string()));
+    }
+    rows.push_back({{"publisher", publisher}, {"trusted", trusted}});
+    if (!options.common.json) {
+      write_stdout(fmt::format("{}  {}\n", trusted ? "trusted    " : "not trusted", publisher));
+    }
+  }
+  if (options.common.json) {
+    print_json(
+        {{"endpoint", client.endpoint()}, {"publishers", rows}, {"dry_run", options.dry_run}});
+  }
+  return 0;
+}
+
+// What would be decided about a variant folder; nothing is loaded, asked or noted.
 int check(const TrustCheckOptions& options) {
   trust::Candidate candidate;
   candidate.folder = fs::weakly_canonical(options.folder);
@@ -209,6 +256,8 @@ int check(const TrustCheckOptions& options) {
       options.repository.empty() ? candidate.folder.string() : options.repository;
   candidate.origin = options.repository.empty() ? trust::Origin::kLocal : trust::Origin::kHub;
   candidate.commit = options.commit;
+  candidate.endpoint = hub::endpoint();
+  candidate.last_word_counts = true;
   if (options.trusted_publisher) {
     candidate.trusted_publisher = true;
   }
@@ -275,6 +324,17 @@ void add_kernels_trust(CLI::App& kernels, Chosen& chosen) {
     chosen = {[common] { return list(*common); }, common.get()};
   });
   add_changes(*trust, chosen);
+
+  auto asked = std::make_shared<TrustAskOptions>();
+  auto* ask_command = trust->add_subcommand(
+      "ask", "Ask the Hub which publishers it trusts, and remember that for loads offline");
+  ask_command->add_option("PUBLISHER", asked->publishers,
+                          "Organisations; none: those whose kernels are in the cache");
+  ask_command->add_flag("--dry-run", asked->dry_run, "Remember nothing");
+  add_common_options(*ask_command, asked->common);
+  ask_command->callback([asked, &chosen] {
+    chosen = {[asked] { return ask(*asked); }, &asked->common};
+  });
 
   auto seen = std::make_shared<TrustJournalOptions>();
   auto* journal_command =

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include "graft/hub/environment.h"
 #include "graft/kernel/reference.h"
 
 #include "cli/output.h"
@@ -68,6 +69,8 @@ trust::Verdict trust_of(const kernel::Resolution& found) {
   candidate.commit = found.commit;
   candidate.variant = found.variant;
   candidate.folder = found.folder;
+  candidate.endpoint = hub::endpoint();
+  candidate.last_word_counts = true;  // nothing is asked here
   return trust::decide(candidate, {.record = false});
 }
 

@@ -118,6 +118,12 @@ struct TrustChangeOptions {
   bool dry_run = false;
 };
 
+struct TrustAskOptions {
+  CommonOptions common;
+  std::vector<std::string> publishers;  // empty: those whose kernels are in the cache
+  bool dry_run = false;
+};
+
 struct TrustJournalOptions {
   CommonOptions common;
   std::string repository;

@@ -13,7 +13,6 @@
 #include "graft/hub/content_hash.h"
 #include "graft/hub/disk.h"
 #include "graft/hub/environment.h"
-#include "graft/hub/history.h"
 
 namespace graft::hub {
 
@@ -119,9 +118,8 @@ KernelSnapshot KernelRepository::from_hub() {
   KernelSnapshot snapshot;
   snapshot.revision = resolve_revision(*client_, type_, reference_.repo_id, reference_.ref);
   const Revision& revision = snapshot.revision;
-  const MovingName name{client_->endpoint(), type_, reference_.repo_id, revision.ref};
-  if (!revision.ref.empty() && !options_.allow_rollback) {
-    require_no_rollback(name, revision.commit);
+  if (!revision.ref.empty() && options_.follow) {
+    options_.follow({*client_, reference_.repo_id, type_, revision});
   }
   KernelListing listing = variants(revision);
   fill(snapshot, listing);
@@ -132,7 +130,6 @@ KernelSnapshot KernelRepository::from_hub() {
   }
   if (!revision.ref.empty() && !snapshot.variant.empty() && !options_.dry_run) {
     write_ref(repo_, revision.ref, revision.commit);
-    remember_commit(name, revision.commit);
   }
   note_default(revision);
   if (revision.newest) {

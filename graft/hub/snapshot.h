@@ -41,9 +41,11 @@ struct KernelSnapshotOptions {
   // Whether this repository may be fetched from: asked once, before anything but refs is requested,
   // and only where something is missing. Throws to refuse. Absent: everything may.
   std::function<void(const KernelFetch&)> permit;
+  // Whether a branch or tag may be followed to the commit at which the Hub has it now: asked once for
+  // each name that is resolved there, before anything else is requested. Throws to refuse. Absent:
+  // wherever it leads.
+  std::function<void(const KernelFetch&)> follow;
   Progress progress;
-  // A branch that goes back to a commit that it stood at before is followed, not refused.
-  bool allow_rollback = false;
   // Nothing is written: the answer says what would be fetched. Only metadata.json is read, into a
   // folder that goes away.
   bool dry_run = false;
@@ -72,9 +74,9 @@ struct KernelSnapshot {
 // start at once one asks the Hub and the others take its answer.
 // A repository without build variants that has moved (redirect.h) is followed once.
 // Throws   NotFound as Client and revision.h; IntegrityError `hub.cache.damaged`,
-//          `hub.download.digest`, `hub.revision.rollback`; FormatError `hub.redirect.*`;
+//          `hub.download.digest`; FormatError `hub.redirect.*`;
 //          NetworkError when neither Hub nor cache answers; Error
-//          `hub.download.disk`; what `permit` and `accept` throw.
+//          `hub.download.disk`; what `follow`, `permit` and `accept` throw.
 // Blocking, network, disk.
 KernelSnapshot snapshot_kernel(const Client& client, const KernelReference& reference,
                                const KernelSnapshotOptions& options);

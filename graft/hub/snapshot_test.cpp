@@ -286,22 +286,23 @@ TEST_F(Snapshot, OfARepositoryThatMovedIsFollowedOnceAndJudgedAnew) {
   EXPECT_EQ(fetch("v1", "acme/old-relu").repo_id, kRepo);
 }
 
-TEST_F(Snapshot, OfABranchThatGoesBackIsRefusedUntilItIsAllowed) {
+TEST_F(Snapshot, OfAMovingNameAsksWhetherItMayBeFollowedBeforeAnythingElse) {
   const auto first = fetch("v1").revision.commit;
-  add_version(1, {kCpu, kCuda}, "second");
-  const auto second = fetch("v1").revision.commit;
-  EXPECT_NE(first, second);
-  add_version(1, {kCpu, kCuda});
-  EXPECT_EQ(code_of([&] { fetch("v1"); }), "hub.revision.rollback");
+  std::vector<std::string> asked;
+  options_.follow = [&](const KernelFetch& fetch) {
+    asked.push_back(fetch.revision.ref + " " + fetch.revision.commit);
+    if (fetch.revision.commit != first) {
+      throw IntegrityError("test", "follow", fetch.repo_id);
+    }
+  };
+  EXPECT_EQ(fetch("v1").revision.commit, first);
   EXPECT_EQ(fetch(first).revision.commit, first);  // by its name it is what was asked for
-  options_.allow_rollback = true;
-  EXPECT_EQ(fetch("v1").revision.commit, first);
-  options_.allow_rollback = false;
-  EXPECT_EQ(fetch("v1").revision.commit, first);
+  EXPECT_THAT(asked, ElementsAre("v1 " + first));
   add_version(1, {kCpu, kCuda}, "second");
-  EXPECT_EQ(code_of([&] { fetch("v1"); }), "hub.revision.rollback");
-  add_version(1, {kCpu, kCuda}, "third");
-  EXPECT_EQ(code_of([&] { fetch("v1"); }), "no error");
+  const int permits = permits_;
+  EXPECT_EQ(code_of([&] { fetch("v1"); }), "test.follow");
+  EXPECT_EQ(permits_, permits);
+  EXPECT_EQ(find_kernel({kRepo, "v1"}, options_)->revision.commit, first);
 }
 
 TEST(Redirect, IsReadStrictlyWithLines) {

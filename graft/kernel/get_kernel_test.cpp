@@ -10,6 +10,7 @@
 
 #include "graft/core/error.h"
 #include "graft/hub/disk.h"
+#include "graft/hub/environment.h"
 #include "graft/hub/server/test_hub.h"
 #include "graft/kernel/hub_source.h"
 #include "graft/kernel/locked_kernel.h"
@@ -90,6 +91,43 @@ TEST_F(Kernels, AreFetchedVerifiedAndLoadedByVersion) {
   EXPECT_EQ(get_kernel("acme/from-hub", {.version = 1}), kernel);
   EXPECT_EQ(get_kernel("acme/from-hub", {.revision = kernel->commit}), kernel);
   EXPECT_EQ(install_kernel("acme/from-hub", {.version = 1}), kernel->folder);
+}
+
+TEST_F(Kernels, OfABranchThatGoesBackAreRefusedUntilThatIsAllowed) {
+  const auto stands = [&](const std::string& salt) {
+    fs::remove_all(hub::private_folder() / "answers");  // they stay good for a minute
+    put_metadata("moving", 1);
+    hub_.put(fmt::format("kernels/acme/moving/refs/v1/build/{}/moving.abi3.so", kVariant), salt);
+  };
+  ResolveRequest v1 = request("acme/moving@v1:L");
+  const auto commit = [&] { return resolve(v1).commit; };
+  stands("first");
+  const auto first = commit();
+  stands("second");
+  const auto second = commit();
+  EXPECT_NE(first, second);
+  fs::remove_all(hub_.cache());  // clearing the cache forgets nothing
+  stands("first");
+  EXPECT_EQ(code_of(commit), "hub.revision.rollback");
+  EXPECT_FALSE(fs::exists(hub_.cache() / "kernels--acme--moving/blobs"));
+  EXPECT_EQ(resolve(request("acme/moving@" + first + ":L")).commit, first);  // it was named
+  EXPECT_EQ(code_of(commit), "hub.revision.rollback");
+  hub_.set("GRAFT_TRUST_ALLOW", "acme/moving@" + first);  // the policy names it
+  EXPECT_EQ(commit(), first);
+  hub_.set("GRAFT_TRUST_ALLOW", "");
+  EXPECT_EQ(code_of(commit), "hub.revision.rollback");
+  v1.allow_rollback = v1.dry_run = true;
+  EXPECT_EQ(commit(), first);
+  v1.allow_rollback = v1.dry_run = false;
+  EXPECT_EQ(code_of(commit), "hub.revision.rollback");  // a dry run leaves no trace
+  v1.allow_rollback = true;
+  EXPECT_EQ(commit(), first);
+  v1.allow_rollback = false;
+  EXPECT_EQ(commit(), first);
+  stands("second");
+  EXPECT_EQ(code_of(commit), "hub.revision.rollback");
+  stands("third");
+  EXPECT_EQ(code_of(commit), "no error");
 }
 
 TEST_F(Kernels, NeedExactlyOneOfVersionAndRevision) {

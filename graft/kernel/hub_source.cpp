@@ -57,23 +57,29 @@ hub::KernelReference hub_reference(const LayerReference& reference) {
   return {reference.repository, reference.ref};
 }
 
+TrustQuestion question_of(const hub::KernelFetch& fetch, const ResolveRequest& request) {
+  TrustQuestion question;
+  question.repository = fetch.repo_id;
+  question.source = "Hub";
+  question.commit = fetch.revision.commit;
+  question.ref = fetch.revision.ref;
+  question.client = &fetch.client;
+  question.record = !request.dry_run;
+  return question;
+}
+
 // The parts of the options that judge variants and trust.
 void add_judgement(hub::KernelSnapshotOptions& options, const ResolveRequest& request,
                    VariantJudge& judge) {
   options.choose = [&judge](const std::vector<std::string>& names) { return judge.choose(names); };
   options.accept = [&judge](const std::filesystem::path& folder) { return judge.accept(folder); };
   options.dry_run |= request.dry_run;
-  options.allow_rollback |= request.allow_rollback;
   options.progress = options.progress ? options.progress : request.progress;
+  options.follow = [&request](const hub::KernelFetch& fetch) {
+    require_no_rollback(question_of(fetch, request), request.allow_rollback);
+  };
   options.permit = [&request](const hub::KernelFetch& fetch) {
-    TrustQuestion question;
-    question.repository = fetch.repo_id;
-    question.source = "Hub";
-    question.commit = fetch.revision.commit;
-    question.ref = fetch.revision.ref;
-    question.client = &fetch.client;
-    question.record = !request.dry_run;
-    require_trusted(question, TrustStage::kFetch, request.trust);
+    require_trusted(question_of(fetch, request), TrustStage::kFetch, request.trust);
   };
 }
 

@@ -27,7 +27,7 @@ struct ResolveRequest {
   // Nothing is fetched into the cache: a resolution may name a folder that is not there yet, and
   // bytes_fetched are those that would be.
   bool dry_run = false;
-  bool allow_rollback = false;  // hub/history.h
+  bool allow_rollback = false;  // trust/rollback.h
   hub::Progress progress = {};  // of what is fetched
 };
 

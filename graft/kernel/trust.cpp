@@ -7,6 +7,8 @@
 
 #include "graft/core/error.h"
 #include "graft/hub/environment.h"
+#include "graft/trust/publisher.h"
+#include "graft/trust/rollback.h"
 
 namespace graft::kernel {
 
@@ -29,12 +31,17 @@ trust::Origin origin_of(const std::string& source) {
                                                        : trust::Origin::kHub;
 }
 
+std::string endpoint_of(const TrustQuestion& question) {
+  return question.client != nullptr ? question.client->endpoint() : hub::endpoint();
+}
+
 trust::Candidate candidate_of(const TrustQuestion& question, TrustStage stage) {
   trust::Candidate candidate;
   candidate.repository = question.repository;
   candidate.origin = origin_of(question.source);
   candidate.ref = question.ref;
   candidate.commit = question.commit;
+  candidate.endpoint = endpoint_of(question);
   if (stage == TrustStage::kLoad) {
     candidate.folder = question.folder;
     candidate.variant = question.folder.filename().string();
@@ -91,8 +98,8 @@ class Words {
 
 // The Hub's word on the publisher; nothing where a load cannot have it.
 std::optional<bool> ask_hub(const TrustQuestion& question, TrustStage stage) {
-  const std::string organisation = question.repository.substr(0, question.repository.find('/'));
-  const std::string endpoint = hub::endpoint();
+  const std::string organisation = trust::publisher_of(question.repository);
+  const std::string endpoint = endpoint_of(question);
   const std::string key = endpoint + " " + organisation;
   if (const auto known = Words::instance().of(key)) {
     return known;
@@ -109,6 +116,10 @@ std::optional<bool> ask_hub(const TrustQuestion& question, TrustStage stage) {
                              ? question.client->is_trusted_publisher(organisation)
                              : hub::Client(options).is_trusted_publisher(organisation);
     Words::instance().note(key, trusted);
+    if (question.record) {
+      trust::Journal journal(trust::journal_file());
+      trust::remember_word(journal, endpoint, organisation, trusted);
+    }
     return trusted;
   } catch (const Error&) {  // no answer, or not the Hub's
     if (stage == TrustStage::kFetch) {
@@ -129,9 +140,16 @@ trust::Verdict require_trusted(const TrustQuestion& question, TrustStage stage,
   options.record = false;
   if (trust::decide(candidate, options).reason == trust::Reason::kNotAsked) {
     candidate.trusted_publisher = ask_hub(question, stage);
+    candidate.last_word_counts = !candidate.trusted_publisher.has_value();
   }
   options.record = question.record;
   return trust::require_trust(candidate, options);
+}
+
+void require_no_rollback(const TrustQuestion& question, bool accept) {
+  trust::require_no_rollback(
+      {question.repository, endpoint_of(question), question.ref, question.commit}, accept,
+      question.record);
 }
 
 }  // namespace graft::kernel

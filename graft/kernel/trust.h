@@ -37,10 +37,14 @@ struct TrustQuestion {
 
 // Lets a kernel pass or throws. The Hub is asked about the publisher only where neither policy nor
 // signature nor journal settle the question: at kLoad that is once for each content that Python or
-// another machine brought here.
+// another machine brought here. Where it cannot be asked, its last word counts (decide.h).
 // Throws   IntegrityError `trust.decision.<reason>`; as trust::decide(); at kFetch what Client
 //          throws.
 trust::Verdict require_trusted(const TrustQuestion& question, TrustStage stage,
                                const TrustPolicy& policy);
+
+// Whether the branch or tag of the question may be followed to where its Hub has it now. `accept`:
+// a person says so. Throws as trust::require_no_rollback().
+void require_no_rollback(const TrustQuestion& question, bool accept);
 
 }  // namespace graft::kernel

@@ -8,6 +8,9 @@
 #include "graft/core/error.h"
 #include "graft/core/warn.h"
 #include "graft/io/excerpt.h"
+#include "graft/trust/ownership.h"
+#include "graft/trust/publisher.h"
+#include "graft/trust/rollback.h"
 #include "graft/trust/signature.h"
 #include "graft/trust/sigstore/trusted_root.h"
 
@@ -186,15 +189,16 @@ class Decision {
   }
 
   bool is_commit_allowed() const {
-    const AllowEntry* entry = policy_.allowed(candidate_.repository);
-    return entry != nullptr && std::find(entry->commits.begin(), entry->commits.end(),
-                                         candidate_.commit) != entry->commits.end();
+    return policy_.allows_commit(candidate_.repository, candidate_.commit);
   }
 
-  // What was seen before speaks against this content.
+  // What was seen before speaks against this content, or against what is about to be fetched.
   bool contradicts_history() {
-    if (!has_content() || candidate_.commit.empty()) {
+    if (candidate_.commit.empty()) {
       return false;
+    }
+    if (!has_content()) {
+      return has_moved_back();
     }
     for (const JournalEntry* entry : history_) {
       if (entry->commit == candidate_.commit && entry->variant == candidate_.variant &&
@@ -208,33 +212,15 @@ class Decision {
                                   journal_->file().string()));
       }
     }
-    return !is_commit_allowed() && (has_moved_back() || has_other_signer());
+    return has_moved_back() || (!is_commit_allowed() && has_other_signer());
   }
 
-  // Commits of this ref in the order in which they were first seen: anything but the last is old.
   bool has_moved_back() {
-    std::vector<const JournalEntry*> commits;
-    for (const JournalEntry* entry : history_) {
-      const auto is_same = [&](const auto* seen) { return seen->commit == entry->commit; };
-      if (!candidate_.ref.empty() && entry->ref == candidate_.ref &&
-          std::none_of(commits.begin(), commits.end(), is_same)) {
-        commits.push_back(entry);
-      }
-    }
-    const auto is_this = [&](const auto* seen) { return seen->commit == candidate_.commit; };
-    const auto seen = std::find_if(commits.begin(), commits.end(), is_this);
-    if (seen == commits.end() || *seen == commits.back()) {
-      return false;
-    }
-    const std::string text =
-        fmt::format("`{}` moved back: it is at commit {}, and was at {} from {} on", candidate_.ref,
-                    short_commit(candidate_.commit), short_commit(commits.back()->commit),
-                    format_time(commits.back()->time_s));
-    if (!policy_.refuse_rollback) {
-      warn(fmt::format("[trust] `{}`: {}", candidate_.repository, text));
-      return false;
-    }
-    return refuse(Reason::kRolledBack, text, allow_command(true));
+    const Standing standing{candidate_.repository, candidate_.endpoint, candidate_.ref,
+                            candidate_.commit};
+    const auto rollback = find_rollback(journal_->entries(), standing);
+    return rollback && !may_move_back(standing, *rollback, policy_) &&
+           refuse(Reason::kRolledBack, rollback->text, allow_command(true));
   }
 
   bool has_other_signer() {
@@ -309,11 +295,45 @@ class Decision {
         return;
       }
     }
+    if (has_last_word()) {
+      return;
+    }
     refuse(Reason::kNotAsked,
            fmt::format("the Hub was not asked about the publisher of `{}`, and this content was "
                        "not allowed before{}",
                        candidate_.repository, path_here()),
            "load it once while online, or " + allow_command(false));
+  }
+
+  // What the Hub said of the publisher when it was asked last. That is about what came from there:
+  // files that somebody else could have put here are not meant.
+  bool has_last_word() {
+    const auto word = candidate_.last_word_counts && has_content()
+                          ? last_word(journal_->entries(), candidate_.endpoint,
+                                      publisher_of(candidate_.repository))
+                          : std::nullopt;
+    if (!word) {
+      return false;
+    }
+    const std::string when = format_time(word->time_s);
+    if (!word->trusted) {
+      return refuse(
+          Reason::kUnknownPublisher,
+          fmt::format("the Hub, when it was asked last at {}, did not trust the publisher "
+                      "of `{}`{}",
+                      when, candidate_.repository, path_here()),
+          allow_command(false));
+    }
+    if (const auto other = foreign_writer(candidate_.folder)) {
+      return refuse(Reason::kForeignFiles,
+                    fmt::format("the Hub cannot be asked, and {}: what lies there need not be what "
+                                "`{}` published",
+                                *other, candidate_.repository),
+                    "load it once while online, or " + allow_command(true));
+    }
+    allow(Reason::kTrustedPublisher,
+          fmt::format("the Hub trusted its publisher when it was asked last, at {}", when));
+    return true;
   }
 
   std::string path_here() const {
@@ -341,7 +361,8 @@ class Decision {
     const bool written =
         journal.add({0, candidate_.repository, candidate_.origin == Origin::kHub ? "hub" : "local",
                      candidate_.ref, candidate_.commit, candidate_.variant, verdict_.digest,
-                     verdict_.signer, verdict_.allowed, to_text(verdict_.reason)});
+                     verdict_.signer, verdict_.allowed, to_text(verdict_.reason),
+                     candidate_.origin == Origin::kHub ? candidate_.endpoint : ""});
     static std::atomic<bool> said{false};
     if (!written && !said.exchange(true)) {
       warn(

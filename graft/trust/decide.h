@@ -3,7 +3,7 @@
 //
 //   denied? -> came with this build? -> a folder that a person named? -> signature -> what was here
 //   before -> allowed by name -> signed by a known signer -> publisher that the Hub trusts ->
-//   allowed before
+//   allowed before -> publisher that the Hub trusted when it was asked last, files nobody else's
 #pragma once
 
 #include <filesystem>
@@ -37,7 +37,9 @@ struct Candidate {
   std::filesystem::path folder;  // of the variant, with metadata.json; empty: nothing is here yet
   // The Hub's word on the organisation; absent: it was not asked, or did not answer.
   std::optional<bool> trusted_publisher;
-  std::vector<Step> via;  // packages that led here, outermost first
+  std::string endpoint;           // of the Hub that it is, or was, resolved with
+  bool last_word_counts = false;  // the Hub there cannot be asked now: what it said last counts
+  std::vector<Step> via;          // packages that led here, outermost first
 };
 
 // Every reason for which a package may run or may not.
@@ -51,6 +53,7 @@ enum class Reason {
   kDenied,
   kUnknownPublisher,  // neither the Hub nor the policy trusts it
   kNotAsked,          // nobody can be asked, and it was not allowed before
+  kForeignFiles,      // nobody can be asked, and others can write where the content lies
   kBrokenSignature,   // there is one, and it does not verify
   kWrongSigner,       // signed, but not by the signer of this repository
   kNoSignature,       // the policy demands one

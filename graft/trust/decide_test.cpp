@@ -5,6 +5,7 @@
 #include "graft/trust/decide.h"
 
 #include <cstdlib>
+#include <ctime>
 #include <fstream>
 
 #include <gmock/gmock.h>
@@ -12,6 +13,7 @@
 #include <unistd.h>
 
 #include "graft/core/error.h"
+#include "graft/trust/publisher.h"
 #include "graft/trust/test_cases.h"
 
 namespace graft::trust {
@@ -50,7 +52,13 @@ class TrustSuite : public testing::Test {
   }
   Candidate candidate(const std::string& repository, const fs::path& folder,
                       const std::string& commit = kFirst) const {
-    return {repository, Origin::kHub, "v1", commit, folder.empty() ? "" : kVariant, folder, {}, {}};
+    Candidate candidate;
+    candidate.repository = repository;
+    candidate.ref = "v1";
+    candidate.commit = commit;
+    candidate.variant = folder.empty() ? "" : kVariant;
+    candidate.folder = folder;
+    return candidate;
   }
   Verdict decide(Candidate candidate, std::optional<bool> trusted_publisher) {
     candidate.trusted_publisher = trusted_publisher;
@@ -308,6 +316,76 @@ TEST_F(TrustSuite, OfflineWithTheJournalIsAccepted) {
 TEST_F(TrustSuite, OfflineAfterAFetchThatWasAllowedIsAccepted) {
   EXPECT_EQ(reason(candidate("org/name", {}), true), "+trusted-publisher");
   EXPECT_EQ(reason(candidate("org/name", unsigned_package("a"))), "+allowed-before");
+}
+
+TEST_F(TrustSuite, OfflineTheHubsLastWordOnThePublisherCounts) {
+  constexpr char kHub[] = "https://hub.example";
+  const auto says = [&](bool trusted, int64_t age_s = 0) {
+    Journal journal(*options_.journal);
+    if (age_s == 0) {
+      EXPECT_TRUE(remember_word(journal, kHub, "org", trusted));
+    } else {
+      journal.add({std::time(nullptr) - age_s, "org/*", "publisher", "", "", "", "", "", trusted,
+                   "trusted-publisher", kHub});
+    }
+  };
+  Candidate fresh = candidate("org/name", unsigned_package("a"));
+  fresh.endpoint = kHub;
+  fresh.last_word_counts = true;
+  constexpr int64_t kDayS = 24 * 60 * 60;
+  says(true, 91 * kDayS);
+  EXPECT_EQ(reason(fresh), "-not-asked");  // too long ago
+  says(true);
+  Candidate of_another_hub = fresh, unasked = fresh, stranger = fresh;
+  of_another_hub.endpoint = "https://mirror.example";
+  unasked.last_word_counts = false;
+  stranger.repository = "stranger/name";
+  EXPECT_EQ(reason(of_another_hub), "-not-asked");
+  EXPECT_EQ(reason(unasked), "-not-asked");  // the Hub is asked first
+  EXPECT_EQ(reason(stranger), "-not-asked");
+  says(false);
+  EXPECT_EQ(reason(fresh), "-unknown-publisher");
+  says(true);  // within the same day
+  EXPECT_EQ(reason(fresh), "+trusted-publisher");
+  policy(R"({"schema": 1, "hub_publishers": "entry"})");
+  EXPECT_EQ(reason(candidate("org/other", unsigned_package("b"))), "-unknown-publisher");
+}
+
+TEST_F(TrustSuite, OfflineTheLastWordIsNotAboutFilesThatOthersCanWrite) {
+  Journal journal(*options_.journal);
+  remember_word(journal, "https://hub.example", "org", true);
+  // As the cache has it: a link in the snapshot to a blob elsewhere.
+  const fs::path blobs = root_ / "cache/blobs", folder = root_ / "cache/snapshots/c/build/v";
+  fs::create_directories(blobs);
+  fs::create_directories(folder);
+  std::ofstream(blobs / "1") << R"({"name": "demo", "digest": {}})";
+  fs::create_symlink("../../../../blobs/1", folder / "metadata.json");
+  Candidate shared = candidate("org/name", folder);
+  shared.endpoint = "https://hub.example";
+  shared.last_word_counts = true;
+  const auto with_mode = [&](const fs::path& place, fs::perms more) {
+    const auto before = fs::status(place).permissions();
+    fs::permissions(place, before | more);
+    const Verdict verdict = decide(shared, {});
+    fs::permissions(place, before);
+    return outcome_of(verdict) +
+           (verdict.text.find(place.string()) == std::string::npos ? "" : " naming it");
+  };
+  // Refusals first: once allowed, the content is known.
+  for (const fs::path& place : {blobs / "1", blobs, folder, root_ / "cache/snapshots"}) {
+    EXPECT_EQ(with_mode(place, fs::perms::others_write), "-foreign-files naming it") << place;
+  }
+  if (geteuid() == 0) {
+    for (const fs::path& place : {blobs / "1", blobs}) {
+      ASSERT_EQ(lchown(place.c_str(), 12345, 0), 0);
+      EXPECT_EQ(outcome_of(decide(shared, {})), "-foreign-files") << place;
+      ASSERT_EQ(lchown(place.c_str(), 0, 12345), 0);
+      EXPECT_EQ(with_mode(place, fs::perms::group_write), "-foreign-files naming it") << place;
+      ASSERT_EQ(lchown(place.c_str(), 0, 0), 0);
+    }
+  }
+  EXPECT_EQ(with_mode(root_, fs::perms::others_write | fs::perms::sticky_bit),
+            "+trusted-publisher");  // as /tmp
 }
 
 TEST_F(TrustSuite, FetchInHopeOfASignatureVouchesForNothing) {

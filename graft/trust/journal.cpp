@@ -46,7 +46,8 @@ std::string line_of(const JournalEntry& entry) {
                        {"digest", entry.digest},
                        {"signer", entry.signer},
                        {"allowed", entry.allowed},
-                       {"reason", entry.reason}};
+                       {"reason", entry.reason},
+                       {"endpoint", entry.endpoint}};
   return object.dump(-1, ' ', true, json::error_handler_t::replace) + "\n";
 }
 
@@ -68,6 +69,7 @@ std::optional<JournalEntry> entry_of(std::string_view line) {
     object.at("signer").get_to(entry.signer);
     object.at("allowed").get_to(entry.allowed);
     object.at("reason").get_to(entry.reason);
+    entry.endpoint = object.value("endpoint", "");
   } catch (const json::exception&) {
     return std::nullopt;
   }
@@ -77,7 +79,29 @@ std::optional<JournalEntry> entry_of(std::string_view line) {
 // Everything but the time.
 auto key_of(const JournalEntry& entry) {
   return std::tie(entry.repository, entry.origin, entry.ref, entry.commit, entry.variant,
-                  entry.digest, entry.signer, entry.allowed, entry.reason);
+                  entry.digest, entry.signer, entry.allowed, entry.reason, entry.endpoint);
+}
+
+// Whether `old`, which is not `entry`, was said after it about the same thing: the branch stood
+// elsewhere, or what was allowed was refused. Then `entry` is news, however often it was said before.
+bool contradicts(const JournalEntry& old, const JournalEntry& entry) {
+  return std::tie(old.repository, old.origin, old.ref, old.endpoint) ==
+             std::tie(entry.repository, entry.origin, entry.ref, entry.endpoint) &&
+         (old.commit != entry.commit ||
+          (old.variant == entry.variant && old.allowed != entry.allowed));
+}
+
+// Whether the last word on what the entry is about is the same, and of the last day.
+bool is_known(const std::vector<JournalEntry>& entries, const JournalEntry& entry) {
+  for (auto old = entries.rbegin(); old != entries.rend(); ++old) {
+    if (key_of(*old) == key_of(entry)) {
+      return entry.time_s - old->time_s < kRepeatAfterS;
+    }
+    if (contradicts(*old, entry)) {
+      return false;
+    }
+  }
+  return false;
 }
 
 // The file may end in the middle of a line that a power failure cut off.
@@ -147,10 +171,7 @@ bool Journal::add(JournalEntry entry) {
   fs::create_directories(file_.parent_path(), status);
   const FileLock lock(file_.string() + ".lock", kLockTimeout);
   read();  // others may have written since
-  const bool is_known = std::any_of(entries_.rbegin(), entries_.rend(), [&](const auto& old) {
-    return key_of(old) == key_of(entry) && entry.time_s - old.time_s < kRepeatAfterS;
-  });
-  if (is_known) {
+  if (is_known(entries_, entry)) {
     return true;
   }
   entries_.push_back(entry);

@@ -13,14 +13,15 @@ namespace graft::trust {
 struct JournalEntry {
   int64_t time_s = 0;  // since 1970
   std::string repository;
-  std::string origin;  // `hub`, `local`, `embedded`
+  std::string origin;  // `hub`, `local`, `embedded`; `publisher`: the Hub's word (publisher.h)
   std::string ref;     // the branch or version that led here; empty: a commit was named
   std::string commit;
   std::string variant;
   std::string digest;  // of the content (signature.h); empty: it was about to be fetched
   std::string signer;  // empty: not signed
   bool allowed = false;
-  std::string reason;  // of the verdict
+  std::string reason;         // of the verdict
+  std::string endpoint = {};  // of the Hub; empty: another origin, or not known
 };
 
 class Journal {
@@ -32,7 +33,8 @@ class Journal {
   const std::vector<JournalEntry>& entries() const { return entries_; }
   size_t num_broken() const { return num_broken_; }
 
-  // Adds a line unless the same was written less than a day before, and syncs it to disk. Safe among
+  // Adds a line unless the same was written less than a day before and still is the last word on its
+  // subject, and syncs it to disk. Safe among
   // processes, with and without working locks: a line goes out in one write. A file that has grown
   // beyond 1 MiB is written anew without what is repeated, the newest first sightings kept.
   // Returns false where nothing can be written. Blocks a few milliseconds.

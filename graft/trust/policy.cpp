@@ -227,6 +227,12 @@ const AllowEntry* Policy::allowed(std::string_view repository) const {
   return nullptr;
 }
 
+bool Policy::allows_commit(std::string_view repository, std::string_view commit) const {
+  const AllowEntry* entry = allowed(repository);
+  return entry != nullptr &&
+         std::find(entry->commits.begin(), entry->commits.end(), commit) != entry->commits.end();
+}
+
 std::optional<std::string> Policy::denied(std::string_view repository, std::string_view commit,
                                           std::string_view signer) const {
   for (const auto& [pattern, note] : deny) {

@@ -50,6 +50,8 @@ struct Policy {
 
   // The entry for a repository: the exact name before its publisher.
   const AllowEntry* allowed(std::string_view repository) const;
+  // Whether the repository's entry names this very commit.
+  bool allows_commit(std::string_view repository, std::string_view commit) const;
   // The `deny` key that names the repository, the commit or the signer; empty texts name nothing.
   std::optional<std::string> denied(std::string_view repository, std::string_view commit,
                                     std::string_view signer) const;

@@ -12,6 +12,7 @@ const char* to_text(Reason reason) {
                                     "denied",
                                     "unknown-publisher",
                                     "not-asked",
+                                    "foreign-files",
                                     "broken-signature",
                                     "wrong-signer",
                                     "no-signature",

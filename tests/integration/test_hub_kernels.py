@@ -62,6 +62,7 @@ class HubKernels(unittest.TestCase):
     def explain(self, env, kernel, command="explain"):
         """What the one swapped layer of the tiny model says of its kernel."""
         report = run_json(command, TINY, "--kernel-config", config(kernel), env=env)
+        self.decided = report.get("trust")
         return next(slot for slot in report["slots"] if slot["layer"] == "SiluAndMul")
 
     def test_a_layer_gets_its_kernel_from_the_hub_and_the_trace_says_which_bytes(self):
@@ -88,6 +89,34 @@ class HubKernels(unittest.TestCase):
                 self.explain({**env, **changes}, unknown)
             self.assertEqual(hub.paths(), [])
 
+    def test_a_plan_needs_config_json_alone(self):
+        with_weights = run_json("plan", TINY)
+        bare = self.base / "bare"
+        bare.mkdir()
+        shutil.copy(TINY / "config.json", bare)
+        self.assertEqual({path.name for path in bare.iterdir()}, {"config.json"})
+        served = self.folder / "models/acme/tiny/refs/main"
+        shutil.copytree(TINY, served)
+        (self.folder / "models/acme/gguf/refs/main").mkdir(parents=True)
+        (self.folder / "models/acme/gguf/refs/main/model.gguf").write_text("GGUF")
+        def told(report):  # but for its model and how long it took
+            return {key: value for key, value in report.items() if key not in ("model", "seconds")}
+        self.assertTrue(any(slot["chosen"] for slot in with_weights["slots"]))
+        self.assertEqual(told(run_json("plan", bare)), told(with_weights))
+        with LocalHub(self.folder) as hub:
+            env = self.variables(hub)
+            env.pop("GRAFT_EMBEDDED_HUB")
+            self.assertEqual(told(run_json("plan", "acme/tiny", env=env)), told(with_weights))
+            resolved = [path for path in hub.paths() if "/resolve/" in path]
+            self.assertEqual({path.rsplit("/", 1)[1] for path in resolved}, {"config.json"}, resolved)
+            self.assertLessEqual(len(hub.paths()), 4, hub.paths())
+            self.assertFalse((self.cache / "hub").exists())
+            none = run("plan", "acme/gguf", env=env)
+            self.assertEqual((none.returncode, "graft download acme/gguf" in none.stderr), (1, True), none.stderr)
+            self.assertEqual(run("plan", "acme/nothing", env=env).returncode, 1)
+        offline = run("plan", "acme/tiny", env={**env, "HF_HUB_OFFLINE": "1"})
+        self.assertEqual((offline.returncode, "graft download acme/tiny" in offline.stderr), (1, True), offline.stderr)
+
     def test_specifiers_choose_tags_online_and_offline(self):
         with LocalHub(self.folder) as hub:
             env = self.variables(hub)
@@ -112,13 +141,56 @@ class HubKernels(unittest.TestCase):
         with LocalHub(self.folder) as hub:
             env = self.variables(hub)
             self.assertTrue(python(PYTHON_LOADS, env, KERNEL))
-        # Nobody here has allowed what Python brought, and nobody can be asked: the policy has to say so.
-        offline = {**env, "HF_HUB_OFFLINE": "1"}
-        refused = self.explain(offline, KERNEL)
-        self.assertEqual(refused["considered"][-1]["outcome"], "trust.decision.not-asked", refused)
+            trusting = PYTHON_LOADS.replace("version=1", "version=1, trust_remote_code=True")
+            self.assertTrue(python(trusting, env, "stranger/activation"))
+            offline = {**env, "HF_HUB_OFFLINE": "1"}
+            # Nobody here has allowed what Python brought, nobody can be asked, and nobody ever was.
+            refused = self.explain(offline, KERNEL)["considered"][-1]
+            self.assertEqual(refused["outcome"], "trust.decision.not-asked", refused)
+            self.assertIn("graft kernels trust allow acme/activation", refused["reason"] + refused.get("hint", ""))
+            # A word on the publisher is enough, on whatever occasion the Hub gave it.
+            self.assertEqual(run("kernels", "get", "acme/old@v0.2.0", env=env).returncode, 0)
+        def load(kernel, **more):
+            return self.explain({**offline, **more}, kernel)
         for kernel in (KERNEL, f"{KERNEL}@v1"):
-            slot = self.explain({**offline, "GRAFT_TRUST_ALLOW": "acme/*"}, kernel)
+            slot = load(kernel)
             self.assertEqual((slot["chosen"].split(":")[0], slot["source"]), (kernel, "cache"), slot["considered"])
+            self.assertEqual(self.decided[0]["repository"], KERNEL)
+            self.assertIn(self.decided[0]["reason"], ("trusted-publisher", "allowed-before"))
+        refused = load("stranger/activation")["considered"][-1]
+        self.assertEqual(refused["outcome"], "trust.decision.not-asked", refused)
+        self.assertIn("stranger/activation", refused["reason"])
+        self.assertEqual(load("stranger/activation", GRAFT_TRUST_ALLOW="stranger/*")["source"], "cache")
+
+    def test_publishers_of_what_is_cached_are_asked_about_beforehand(self):
+        with LocalHub(self.folder) as hub:
+            env = self.variables(hub)
+            trusting = PYTHON_LOADS.replace("version=1", "version=1, trust_remote_code=True")
+            self.assertTrue(python(PYTHON_LOADS, env, KERNEL))
+            self.assertTrue(python(trusting, env, "stranger/activation"))
+            ask = ("kernels", "trust", "ask")
+            rows = [{"publisher": "acme", "trusted": True}, {"publisher": "stranger", "trusted": False}]
+            self.assertEqual(run_json(*ask, "--dry-run", env=env)["publishers"], rows)
+            self.assertFalse((self.base / "trust.jsonl").exists())
+            self.assertEqual(run_json(*ask, env=env)["publishers"], rows)
+            self.assertEqual(run(*ask, "acme", env=env).stdout, "trusted      acme\n")
+            self.assertEqual(run(*ask, "no/name", env=env).returncode, 2)
+        offline = {**env, "HF_HUB_OFFLINE": "1"}
+        self.assertEqual(run(*ask, env=offline).returncode, 3)
+        slot = self.explain(offline, "stranger/activation")
+        self.assertEqual(slot["considered"][-1]["outcome"], "trust.decision.unknown-publisher")
+        # A folder that others can write to is no place for a word on its publisher to hold.
+        blobs = self.cache / "hub/kernels--acme--activation/blobs"
+        blobs.chmod(0o777)
+        refused = self.explain(offline, KERNEL)["considered"][-1]
+        self.assertEqual(refused["outcome"], "trust.decision.foreign-files", refused)
+        blobs.chmod(0o755)
+        self.explain(offline, KERNEL)
+        self.assertEqual(self.decided[0]["reason"], "trusted-publisher")
+        # Once allowed the content is known, whoever may write there.
+        blobs.chmod(0o777)
+        self.explain(offline, KERNEL)
+        self.assertEqual(self.decided[0]["reason"], "allowed-before")
 
     def test_both_write_and_read_the_same_lock(self):
         project = self.base / "project"
@@ -160,6 +232,47 @@ class HubKernels(unittest.TestCase):
         done = run("kernels", "verify", "--lock", lock, env=offline)
         self.assertEqual(done.returncode, 4, done.stderr)
         self.assertIn("kernel.lock", done.stderr)
+
+    def test_trust_is_told_wherever_a_package_is_shown(self):
+        with LocalHub(self.folder) as hub:
+            env = self.variables(hub)
+            unfetched = run_json("kernels", "info", KERNEL, env=env)["kernels"][0]
+            self.assertEqual((unfetched["signature"], unfetched["library"]), ("none", {"library": ""}))
+            self.explain(env, KERNEL)
+            self.assertEqual((self.decided[0]["repository"], self.decided[0]["reason"], self.decided[0]["signer"]),
+                             (KERNEL, "allowed-before", ""))  # the fetch was
+            text = run("explain", TINY, "--kernel-config", config(KERNEL), env=env).stdout
+            self.assertRegex(text, rf"(?m)^{KERNEL} may run: (trusted-publisher|allowed-before), not signed$")
+            info = run_json("kernels", "info", KERNEL, env=env)["kernels"][0]
+            self.assertEqual(info["signature"], "not signed")
+            library = info["library"]
+            self.assertTrue(any(name.startswith("libtorch") for name in library["needed"]), library)
+            self.assertRegex(library["library"], r"\.so$")
+            self.assertGreater(library["undefined_symbols"], 0)
+            self.assertEqual((library["missing_symbols"], set(library["imports"])),
+                             ([], {"files", "processes", "network", "code"}))
+            self.assertGreater(library["num_constructors"], 0)  # where the ops are registered
+            text = run("kernels", "info", KERNEL, env=env).stdout
+            self.assertRegex(text, r"(?m)^signature +not signed$")
+            self.assertRegex(text, r"(?m)^undefined +\d+ symbols, all of them offered here$")
+            self.assertRegex(text, rf"(?m)^constructors +{library['num_constructors']}\b")
+            row = run_json("kernels", "verify", KERNEL, env=env)["kernels"][0]
+            self.assertEqual((row["signature"], row["trust"], row["library"]), ("not signed", "allowed-before", library))
+            text = run("kernels", "verify", KERNEL, env=env).stdout
+            self.assertRegex(text, rf"(?m)^ok +{KERNEL} .*\(not signed\)$")
+            self.assertRegex(text, r"(?m)^ +constructors +\d+")
+            denied = run_json("kernels", "verify", KERNEL, env={**env, "GRAFT_TRUST_DENY": "acme/*"}, expect=4)
+            self.assertEqual((denied["verified"], denied["kernels"][0]["trust"]), (False, "denied"))
+            text = run("kernels", "verify", KERNEL, env={**env, "GRAFT_TRUST_DENY": "acme/*"}).stdout
+            self.assertRegex(text, rf"(?m)^WRONG +{KERNEL} ")
+            self.assertIn("the policy denies `acme/*`", text)
+            # What would be refused at loading is said, and why.
+            blob = pathlib.Path(info["folder"]) / library["library"]
+            content = bytearray(blob.read_bytes())
+            content[4] = 1  # 32 bits
+            blob.resolve().write_bytes(content)
+            broken = run_json("kernels", "verify", info["folder"].rsplit("/build/", 1)[0], env=env, expect=4)["kernels"][0]
+            self.assertIn("kernel.elf", broken["library"]["refused"])
 
     def test_damage_is_found_and_healed(self):
         with LocalHub(self.folder) as hub:

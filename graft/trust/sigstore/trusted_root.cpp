@@ -1,10 +1,14 @@
 #include "graft/trust/sigstore/trusted_root.h"
 
+#include <algorithm>
 #include <array>
 #include <cstdio>
 #include <ctime>
+#include <limits>
 
 #include <fmt/format.h>
+#include <openssl/asn1.h>
+#include <openssl/x509.h>
 
 #include "graft/io/excerpt.h"
 #include "graft/trust/strict_object.h"
@@ -87,6 +91,15 @@ std::vector<Authority> read_authorities(const StrictObject& root, const char* ke
   return authorities;
 }
 
+constexpr int64_t kNever = std::numeric_limits<int64_t>::max();
+
+int64_t end_of(const TimeRange& range) { return range.end_s.value_or(kNever); }
+
+int64_t end_of(const X509& certificate) {
+  std::tm time{};
+  return ASN1_TIME_to_tm(X509_get0_notAfter(&certificate), &time) == 1 ? timegm(&time) : 0;
+}
+
 }  // namespace
 
 TrustedRoot parse_trusted_root(std::string text, const std::string& file) {
@@ -109,6 +122,25 @@ TrustedRoot parse_trusted_root(std::string text, const std::string& file) {
               "expected a certificate authority and logs with keys that are known");
   }
   return result;
+}
+
+std::optional<int64_t> usable_until_s(const TrustedRoot& root) {
+  int64_t authority_s = 0, log_s = 0, certificate_log_s = 0;
+  for (const auto& authority : root.certificate_authorities) {
+    int64_t end_s = end_of(authority.valid_for);
+    for (const auto& certificate : authority.chain) {
+      end_s = std::min(end_s, end_of(*certificate));
+    }
+    authority_s = std::max(authority_s, end_s);
+  }
+  for (const auto& log : root.transparency_logs) {
+    log_s = std::max(log_s, end_of(log.valid_for));
+  }
+  for (const auto& log : root.certificate_logs) {
+    certificate_log_s = std::max(certificate_log_s, end_of(log.valid_for));
+  }
+  const int64_t end_s = std::min({authority_s, log_s, certificate_log_s});
+  return end_s == kNever ? std::nullopt : std::optional(end_s);
 }
 
 }  // namespace graft::trust::sigstore

@@ -2,7 +2,9 @@
 // certificates, which logs they are written to, who gives the time.
 #pragma once
 
+#include <cstdint>
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -33,6 +35,11 @@ struct TrustedRoot {
 // Reads a root of format 0.1 or 0.2. Logs whose keys are of a kind that is not known are left out.
 // Throws   FormatError `trust.root.<reason>`.
 TrustedRoot parse_trusted_root(std::string text, const std::string& file);
+
+// Until when the root vouches for something new: from then on it knows no authority, or no log of
+// one of the kinds, whose time has not passed. Nothing where that has no end. Signatures from before
+// stay valid.
+std::optional<int64_t> usable_until_s(const TrustedRoot& root);
 
 // GRAFT_TRUSTED_ROOT, else `share/graft/sigstore/trusted_root.json` beside the library's own folder;
 // empty when there is none.

@@ -108,6 +108,19 @@ TEST(TrustSuiteProperty, NoFlippedByteIsAcceptedInTheOldestFormat) {
   expect_no_flip_is_accepted("format-0.1");
 }
 
+TEST(Sigstore, KnowsUntilWhenARootHelps) {
+  const auto until = [](const std::string& of_case) {
+    return usable_until_s(parse_trusted_root(test::case_named(of_case).trusted_root, "root"));
+  };
+  // No log or authority has an end here, but the authority's certificates have.
+  const auto end_s = until("format-0.3");
+  ASSERT_TRUE(end_s.has_value());
+  EXPECT_GT(*end_s, 1'800'000'000);
+  EXPECT_EQ(until("log-retired"), end_s);  // there is another one
+  EXPECT_LT(until("root-expired").value_or(*end_s), *end_s);
+  EXPECT_LT(until("certificate-log-retired").value_or(*end_s), *end_s);
+}
+
 TEST(Sigstore, SaysWhoSignedAndWhen) {
   const Case one = test::case_named("format-0.3");
   const auto verified = verify_bundle(parse_bundle(one.bundle, "bundle"), one.content,
