@@ -19,7 +19,7 @@ int run(const DownloadOptions& options) {
   hub::DownloadOptions download;
   download.allow_patterns = options.include;
   download.progress = [&bar](const hub::DownloadProgress& progress) {
-    bar.update(progress.done_bytes, progress.total_bytes, /*bytes=*/true);
+    bar.update(progress.done_bytes, progress.total_bytes, /*bytes=*/true, progress.file.path);
   };
   const auto snapshot =
       hub::download_snapshot(hub::Client(), type, options.repo_id, options.revision, download);

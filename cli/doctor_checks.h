@@ -36,6 +36,15 @@ Check check_threads(int num_threads);
 // is_available  whether libtorch can use a device; asking for that is what opens CUDA.
 Check check_cuda(bool is_available);
 
+// What Sigstore signatures are held against: where it comes from, and until when it helps.
+Check check_trusted_root();
+
+// Whose kernels may run, or why that cannot be read.
+Check check_policy();
+
+// What the system offers to keep a package in while it runs here for the first time.
+Check check_isolation();
+
 // Whether downloads can be kept: a folder that can be written, and room in it. Creates nothing.
 Check check_cache(const std::filesystem::path& folder);
 Check check_disk(const std::filesystem::path& folder);

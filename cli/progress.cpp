@@ -1,6 +1,7 @@
 #include "cli/progress.h"
 
 #include <algorithm>
+#include <cctype>
 #include <cstdio>
 #include <utility>
 
@@ -17,10 +18,20 @@ namespace graft::cli {
 namespace {
 
 constexpr std::chrono::milliseconds kRedraw{100};
+constexpr std::chrono::seconds kBetweenLines{3};
 
 bool is_watched() {
   return isatty(STDERR_FILENO) != 0 && env::get("TERM").value_or("dumb") != "dumb" &&
          env::get("CI").value_or("").empty();
+}
+
+// As huggingface_hub reads its variable.
+bool is_wanted(const CommonOptions& common) {
+  std::string off = env::get("HF_HUB_DISABLE_PROGRESS_BARS").value_or("");
+  std::transform(off.begin(), off.end(), off.begin(),
+                 [](unsigned char c) { return static_cast<char>(std::toupper(c)); });
+  return !common.quiet && !common.json && off != "1" && off != "ON" && off != "YES" &&
+         off != "TRUE";
 }
 
 size_t terminal_width() {
@@ -32,7 +43,12 @@ size_t terminal_width() {
 }  // namespace
 
 ProgressBar::ProgressBar(const CommonOptions& common, std::string label)
-    : label_(std::move(label)), enabled_(!common.quiet && is_watched()) {}
+    : common_(common),
+      label_(std::move(label)),
+      form_(!is_wanted(common) ? Form::kNothing
+            : is_watched()     ? Form::kBar
+                               : Form::kLines),
+      last_(std::chrono::steady_clock::now()) {}
 
 ProgressBar::~ProgressBar() {
   if (drawn_) {
@@ -40,16 +56,24 @@ ProgressBar::~ProgressBar() {
   }
 }
 
-void ProgressBar::update(uint64_t done, uint64_t total, bool bytes) {
+void ProgressBar::update(uint64_t done, uint64_t total, bool bytes, std::string_view item) {
   const auto now = std::chrono::steady_clock::now();
-  if (!enabled_ || (drawn_ && done < total && now - last_ < kRedraw)) {
-    return;
-  }
-  last_ = now;
-  drawn_ = true;
   const std::string numbers = bytes
                                   ? fmt::format("{} of {}", format_bytes(done), format_bytes(total))
                                   : fmt::format("{} of {}", done, total);
+  if (form_ == Form::kBar && (!drawn_ || done >= total || now - last_ >= kRedraw)) {
+    last_ = now;
+    drawn_ = true;
+    draw_bar(numbers, done, total);
+  }
+  if (form_ == Form::kLines && bytes && done < total && now - last_ >= kBetweenLines) {
+    last_ = now;
+    print_note(common_, fmt::format("{} {}{}", label_, numbers,
+                                    item.empty() ? "" : fmt::format(", at {}", item)));
+  }
+}
+
+void ProgressBar::draw_bar(const std::string& numbers, uint64_t done, uint64_t total) const {
   const size_t used = label_.size() + numbers.size() + 5;
   const size_t width = std::min<size_t>(40, std::max(terminal_width(), used) - used);
   const size_t full = total == 0 ? width : std::min(width, width * done / total);

@@ -1,16 +1,19 @@
-// A bar on stderr while something takes long.
+// What is said on stderr while something takes long.
 #pragma once
 
 #include <chrono>
 #include <cstdint>
 #include <string>
+#include <string_view>
 
 #include "cli/options.h"
 
 namespace graft::cli {
 
-// Draws only where a person looks on: stderr is a terminal that can move its cursor, and neither
-// --quiet nor CI is set. At most ten redraws a second; the line is gone afterwards.
+// A bar where a person looks on: stderr is a terminal that can move its cursor, and CI is not set. At
+// most ten redraws a second; it is gone afterwards. Elsewhere, as in a log, a line every few seconds
+// for what is counted in bytes, the first after as long. Nothing under --quiet, --json and
+// HF_HUB_DISABLE_PROGRESS_BARS.
 class ProgressBar {
  public:
   ProgressBar(const CommonOptions& common, std::string label);
@@ -18,12 +21,16 @@ class ProgressBar {
   ProgressBar(const ProgressBar&) = delete;
   ProgressBar& operator=(const ProgressBar&) = delete;
 
-  // Numbers are a count, or bytes, shown as MiB and GiB.
-  void update(uint64_t done, uint64_t total, bool bytes = false);
+  // Numbers are a count, or bytes, shown as MiB and GiB. item  what it is at, said in lines.
+  void update(uint64_t done, uint64_t total, bool bytes = false, std::string_view item = {});
 
  private:
+  enum class Form { kNothing, kLines, kBar };
+  void draw_bar(const std::string& numbers, uint64_t done, uint64_t total) const;
+
+  CommonOptions common_;
   std::string label_;
-  bool enabled_;
+  Form form_;
   bool drawn_ = false;
   std::chrono::steady_clock::time_point last_;
 };

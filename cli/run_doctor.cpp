@@ -130,6 +130,9 @@ std::vector<Check> all_checks(bool cuda) {
       check_kernels_enabled(),
   };
   check_packages(checks, cuda);
+  checks.push_back(check_trusted_root());
+  checks.push_back(check_policy());
+  checks.push_back(check_isolation());
   checks.push_back(check_cache(cache));
   checks.push_back(check_disk(cache));
   checks.push_back(check_demo_model(demo_model()));

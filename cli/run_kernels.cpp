@@ -9,6 +9,7 @@
 #include "graft/kernel/locked_kernel.h"
 
 #include "cli/kernel_text.h"
+#include "cli/library_report.h"
 #include "cli/output.h"
 #include "cli/progress.h"
 #include "cli/run.h"
@@ -24,7 +25,7 @@ using nlohmann::ordered_json;
 std::vector<std::vector<ResolvedKernel>> fetch(const KernelsOptions& options) {
   ProgressBar bar(options.common, "downloading");
   const auto progress = [&bar](const hub::DownloadProgress& at) {
-    bar.update(at.done_bytes, at.total_bytes, /*bytes=*/true);
+    bar.update(at.done_bytes, at.total_bytes, /*bytes=*/true, at.file.path);
   };
   std::vector<std::vector<ResolvedKernel>> trees;
   for (const auto& text : options.kernels) {
@@ -51,10 +52,12 @@ std::string signature_of(const kernel::Resolution& found) {
   return trust_of(found).signature;
 }
 
+constexpr size_t kNameWidth = 17;
+
 std::string info_text(const kernel::Resolution& found) {
   const auto& metadata = found.metadata;
   const auto row = [](const char* name, const std::string& value) {
-    return value.empty() ? "" : fmt::format("{:<15} {}\n", name, value);
+    return value.empty() ? "" : fmt::format("{:<{}} {}\n", name, kNameWidth, value);
   };
   std::vector<std::string> depends;
   for (const auto& dependency : metadata.kernel_depends) {
@@ -77,6 +80,7 @@ std::string info_text(const kernel::Resolution& found) {
                                                      metadata.digest->files.size())
                                        : "none") +
          row("signature", signature_of(found)) +
+         library_text(library_report(found), 0, kNameWidth) +
          row("provenance", metadata.is_dirty ? "built from changed sources" : "") +
          row("to fetch", found.bytes_fetched == 0 ? "" : format_bytes(found.bytes_fetched));
 }
@@ -99,6 +103,7 @@ ordered_json info_json(const ResolvedKernel& kernel) {
   object["min_version"] = metadata.min_version;
   object["has_digest"] = metadata.digest.has_value();
   object["signature"] = signature_of(kernel.resolution);
+  object["library"] = library_report(kernel.resolution);
   object["dirty"] = metadata.is_dirty;
   return object;
 }
@@ -161,7 +166,8 @@ int run_kernels_info(const KernelsOptions& options) {
     const auto request = kernel_argument(name, looking);
     const ResolvedKernel found{request.reference, kernel::resolve(request), {}};
     rows.push_back(info_json(found));
-    text += (text.empty() ? "" : "\n") + info_text(found.resolution);
+    text += text.empty() ? "" : "\n";
+    text += info_text(found.resolution);
   }
   if (options.common.json) {
     print_json({{"kernels", rows}});

@@ -11,6 +11,7 @@
 #include "graft/kernel/reference.h"
 
 #include "cli/kernel_text.h"
+#include "cli/library_report.h"
 #include "cli/output.h"
 #include "cli/run.h"
 
@@ -105,6 +106,14 @@ std::vector<std::string> violations_of(const kernel::Resolution& found) {
                                : std::vector<std::string>{};
 }
 
+// That the Hub was not asked says nothing about the content.
+bool is_unasked(const trust::Verdict& verdict) {
+  return verdict.reason == trust::Reason::kNotAsked ||
+         verdict.reason == trust::Reason::kForeignFiles;
+}
+
+constexpr size_t kNameWidth = 17;
+
 }  // namespace
 
 int run_kernels_lock(const KernelsOptions& options) {
@@ -165,18 +174,20 @@ int run_kernels_verify(const KernelsOptions& options) {
     const auto violations = violations_of(kernel.resolution);
     const bool has_digest = kernel.resolution.metadata.digest.has_value();
     const auto verdict = trust_of(kernel.resolution);
-    // That the Hub was not asked says nothing about the content.
-    const bool is_trusted = verdict.allowed || verdict.reason == trust::Reason::kNotAsked;
+    const bool is_trusted = verdict.allowed || is_unasked(verdict);
+    const auto library = library_report(kernel.resolution);
     is_right &= violations.empty() && is_trusted;
     ordered_json row = to_json(kernel);
     row["signature"] = verdict.signature;
     row["trust"] = trust::to_text(verdict.reason);
     row["has_digest"] = has_digest;
     row["violations"] = violations;
+    row["library"] = library;
     rows.push_back(row);
     text += fmt::format("{:<5} {}  {}{}  ({})\n", violations.empty() && is_trusted ? "ok" : "WRONG",
                         name_of(kernel), kernel.resolution.variant,
                         has_digest ? "" : "  (no digest)", verdict.signature);
+    text += library_text(library, 6, kNameWidth);
     if (!is_trusted) {
       text += fmt::format("      {}\n", verdict.text);
     }

@@ -5,6 +5,7 @@
 #include "cli/load_model.h"
 #include "cli/model_path.h"
 #include "cli/output.h"
+#include "cli/plan_model.h"
 #include "cli/run.h"
 
 namespace graft::cli {
@@ -14,15 +15,15 @@ int run_plan(const PlanOptions& options) {
   const auto mode = layers::parse_mode(options.mode);
   model_options.kernel_config.clear();
   model_options.use_kernels = false;
-  const auto model = load_model(model_options, options.common);
+  const PlannedModel planned = plan_model(model_options, options.common);
   layers::KernelizeOptions kernelize{
       .mode = mode,
-      .device = model->device(),
-      .dtype = model->dtype(),
+      .device = planned.device,
+      .dtype = planned.dtype,
       .config = kernel_config(options.model),
       .dry_run = true,
       .trust = {.trust_all = options.trust_remote_code, .repositories = {}}};
-  const auto report = layers::kernelize(*model, kernelize);
+  const auto report = layers::kernelize(*planned.model, kernelize);
   if (options.common.json) {
     auto object = report.to_json();
     object["model"] = resolve_model(options.model.model);

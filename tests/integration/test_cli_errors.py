@@ -215,11 +215,30 @@ class Doctor(unittest.TestCase):
 
     def test_every_part_of_the_machine_is_looked_at(self):
         rows = self.checks()
-        for name in ("memory", "processor", "threads", "cuda", "kernels", "cache", "disk", "demo model"):
+        for name in ("memory", "processor", "threads", "cuda", "kernels", "trusted root", "trust policy", "isolation", "cache", "disk",
+                     "demo model"):
             self.assertIn(name, rows)
         self.assertEqual(rows["graft-kernels/rms-norm on cpu"]["status"], "ok")
         self.assertIn("-cpu-", rows["graft-kernels/rms-norm on cpu"]["found"])
         self.assertIn("Exit code", run("doctor", "--help").stdout)
+
+    def test_trust_and_isolation_are_looked_at(self):
+        rows = self.checks()
+        self.assertRegex(rows["trusted root"]["found"], r"trusted_root\.json, (until \d{4}-\d\d-\d\dT|without an end)")
+        self.assertIn("signatures when present", rows["trust policy"]["found"])
+        self.assertRegex(rows["isolation"]["found"], r"(no )?Landlock")
+        with Workspace() as folder:
+            root, policy = folder / "root.json", folder / "trust.json"
+            root.write_text("{}")
+            policy.write_text('{"schema": 1, "signatures": "required", "allow": {"org/*": {}}}')
+            rows = self.checks({"GRAFT_TRUSTED_ROOT": str(root), "GRAFT_TRUST_POLICY": str(policy)}, expect=1)
+            self.assertEqual(rows["trusted root"]["status"], "fail")
+            self.assertIn("GRAFT_TRUSTED_ROOT", rows["trusted root"]["found"])
+            self.assertIn("signatures required", rows["trust policy"]["found"])
+            self.assertIn("1 allowed, 0 denied", rows["trust policy"]["found"])
+            policy.write_text('{"schema": 1, "alow": {}}')
+            row = self.checks({"GRAFT_TRUST_POLICY": str(policy)}, expect=1)["trust policy"]
+            self.assertEqual((row["status"], "alow" in row["reason"]), ("fail", True))
 
     def test_missing_kernel_packages_fail(self):
         with Workspace() as folder:

@@ -5,13 +5,15 @@ import http.server
 import json
 import pathlib
 import re
+import subprocess
 import sys
 import threading
+import time
 import unittest
 import urllib.parse
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from support import TINY, Workspace, run, run_json  # noqa: E402
+from support import TINY, Workspace, run, run_json, run_on_terminal, start  # noqa: E402
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPO = "somebody/tiny"
@@ -29,6 +31,7 @@ def entry(name, content):
 
 class Hub(http.server.BaseHTTPRequestHandler):
     spoilt = False
+    slow = {}  # seconds before a file comes
     requests = []
 
     def do_GET(self):
@@ -40,6 +43,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
             self.answer(json.dumps([entry(*item) for item in FILES.items()]).encode())
         elif match := re.fullmatch(rf"/{REPO}/resolve/{COMMIT}/(.+)", path):
             content = FILES[match[1]]
+            time.sleep(Hub.slow.get(match[1], 0))
             self.answer(content[:-1] + bytes([content[-1] ^ 1]) if Hub.spoilt else content)
         else:
             self.answer(b'{"error": "Repository not found"}', status=404)
@@ -66,7 +70,7 @@ class Download(unittest.TestCase):
         cls.server.server_close()
 
     def variables(self, cache):
-        Hub.spoilt = False
+        Hub.spoilt, Hub.slow = False, {}
         return {"HF_ENDPOINT": f"http://127.0.0.1:{self.server.server_port}", "HF_HUB_CACHE": str(cache),
                 "HF_HUB_OFFLINE": "", "TRANSFORMERS_OFFLINE": "", "NO_PROXY": "*", "HF_TOKEN": ""}
 
@@ -93,6 +97,23 @@ class Download(unittest.TestCase):
         with Workspace() as cache:
             folder = pathlib.Path(run_json("download", REPO, "--include", "*.json", env=self.variables(cache))["folder"])
             self.assertEqual({path.name for path in folder.iterdir()}, {"config.json", "generation_config.json"})
+
+    def test_a_log_gets_plain_lines_and_few_of_them(self):
+        ways = {"log": ((), {}), "quiet": (("-q",), {}), "json": (("--json",), {}),
+                "off": ((), {"HF_HUB_DISABLE_PROGRESS_BARS": "1"})}
+        with Workspace() as place:
+            env = {name: self.variables(place / name) for name in (*ways, "terminal", "json-terminal")}
+            Hub.slow = {"generation_config.json": 3.6, "model.safetensors": 4.4}
+            running = {name: start("download", REPO, *arguments, env={**env[name], **more}, stdout=subprocess.PIPE,
+                                   stderr=subprocess.PIPE) for name, (arguments, more) in ways.items()}
+            self.assertIn("\r", run_on_terminal("download", REPO, env=env["terminal"])[1])
+            said = {name: process.communicate()[1].decode().splitlines() for name, process in running.items()}
+            self.assertEqual([process.returncode for process in running.values()], [0] * len(ways), said)
+            self.assertEqual(run_on_terminal("download", REPO, "--json", env=env["json-terminal"])[1], "")
+        self.assertEqual(len(said["log"]), 2, said)
+        self.assertRegex(said["log"][0], r"^downloading [\d.]+ \w+ of [\d.]+ \w+, at generation_config.json$")
+        self.assertEqual(said["log"][1], f"{REPO} at {COMMIT}")
+        self.assertEqual((said["off"], said["quiet"], said["json"]), (said["log"][1:], [], []))
 
     def test_wrong_bytes_are_4_and_leave_no_model(self):
         with Workspace() as cache:
