@@ -7,6 +7,7 @@ void add_kernels(CLI::App& app, Chosen& chosen) {
   kernels->require_subcommand(1);
   add_kernels_packages(*kernels, chosen);
   add_kernels_lock(*kernels, chosen);
+  add_kernels_aot(*kernels, chosen);
   add_kernels_trust(*kernels, chosen);
   add_kernels_cache(*kernels, chosen);
 }

@@ -37,6 +37,7 @@ void add_bench(CLI::App& app, Chosen& chosen);
 // Commands below `kernels`.
 void add_kernels_packages(CLI::App& kernels, Chosen& chosen);
 void add_kernels_lock(CLI::App& kernels, Chosen& chosen);
+void add_kernels_aot(CLI::App& kernels, Chosen& chosen);
 void add_kernels_trust(CLI::App& kernels, Chosen& chosen);
 void add_kernels_cache(CLI::App& kernels, Chosen& chosen);
 

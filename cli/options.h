@@ -86,6 +86,21 @@ struct KernelsOptions {
   bool dry_run = false;
 };
 
+struct AotOptions {
+  CommonOptions common;
+  std::string layer;  // `org/repo[@ref]:Layer` or `/folder:Layer`
+  std::string out;
+  std::string contract;  // empty: the layer's name
+  std::string device = "cpu";
+  std::vector<std::string> dtypes = {"float32"};
+  std::vector<int64_t> columns;
+  std::vector<double> eps = {1e-5};
+  std::string variant = "cast_before_weight";
+  std::string python;  // empty: GRAFT_PYTHON, else python3
+  bool trust_remote_code = false;
+  bool dry_run = false;
+};
+
 struct DoctorOptions {
   CommonOptions common;
 };

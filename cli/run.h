@@ -18,5 +18,6 @@ int run_kernels_variants(const KernelsOptions& options);
 int run_kernels_lock(const KernelsOptions& options);
 int run_kernels_verify(const KernelsOptions& options);
 int run_kernels_diff(const KernelsOptions& options);
+int run_kernels_aot(const AotOptions& options);
 
 }  // namespace graft::cli

@@ -19,6 +19,7 @@ struct TorchCommands {
   int (*kernels_lock)(const KernelsOptions&);
   int (*kernels_verify)(const KernelsOptions&);
   int (*kernels_diff)(const KernelsOptions&);
+  int (*kernels_aot)(const AotOptions&);
 };
 
 // Opens libgraft_commands.so beside the program and returns its table.

@@ -13,6 +13,7 @@ extern "C" const graft::cli::TorchCommands* graft_torch_commands() {
                                                      graft::cli::run_kernels_variants,
                                                      graft::cli::run_kernels_lock,
                                                      graft::cli::run_kernels_verify,
-                                                     graft::cli::run_kernels_diff};
+                                                     graft::cli::run_kernels_diff,
+                                                     graft::cli::run_kernels_aot};
   return &commands;
 }

@@ -26,6 +26,7 @@ install(TARGETS graft_canary RUNTIME DESTINATION ${CMAKE_INSTALL_LIBDIR}/graft_h
 if(TARGET graft_cli)
   install(TARGETS graft_cli RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
   install(TARGETS graft_commands graft_hub_commands LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
+  install(FILES python/graft_kernels/aot.py DESTINATION ${CMAKE_INSTALL_DATADIR}/graft)
 endif()
 if(GRAFT_SIGSTORE_ROOT)
   install(DIRECTORY ${CMAKE_BINARY_DIR}/share/graft/sigstore DESTINATION ${CMAKE_INSTALL_DATADIR}/graft)

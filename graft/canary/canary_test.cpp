@@ -26,9 +26,9 @@ using testing::IsEmpty;
 
 class Canary : public CanaryFixture {
  protected:
-  kernel::SealedLibrary library_of(const kernel::Resolution& resolution) {
-    return kernel::SealedLibrary(
-        kernel::find_library(resolution.folder, resolution.metadata.id, "org/demo"));
+  kernel::SealedLibraries library_of(const kernel::Resolution& resolution) {
+    return {std::make_shared<const kernel::SealedLibrary>(
+        kernel::find_library(resolution.folder, resolution.metadata.id, "org/demo"))};
   }
 
   CanaryVerdict run(const fs::path& package, bool require_isolation = true) {

@@ -188,7 +188,8 @@ class SelfCheck {
   }
 
   void descriptors() {
-    for (int i = kernel::kCanaryLibrary + 1; i < static_cast<int>(kMostOpenFiles); ++i) {
+    const int first = kernel::kCanaryLibrary + static_cast<int>(request_.libraries.size());
+    for (int i = first; i < static_cast<int>(kMostOpenFiles); ++i) {
       if (fcntl(i, F_GETFD) >= 0) {
         hole(fmt::format("descriptor {} is open", i));
         return;

@@ -4,8 +4,10 @@
 
 #include <fmt/format.h>
 
+#include "graft/canary/published_checks.h"
 #include "graft/canary/report.h"
 #include "graft/core/error.h"
+#include "graft/io/gguf.h"
 #include "graft/layers/adapter.h"
 #include "graft/layers/guard.h"
 #include "graft/tensor/device.h"
@@ -19,6 +21,10 @@ using layers::ActivationKind;
 constexpr ActivationKind kActivations[] = {ActivationKind::kSilu,     ActivationKind::kGelu,
                                            ActivationKind::kGeluTanh, ActivationKind::kGeluNew,
                                            ActivationKind::kGeluFast, ActivationKind::kQuickGelu};
+
+using io::GgmlType;
+constexpr GgmlType kPacked[] = {GgmlType::kQ4_0, GgmlType::kQ4_1, GgmlType::kQ5_0, GgmlType::kQ5_1,
+                                GgmlType::kQ8_0, GgmlType::kQ4_K, GgmlType::kQ5_K, GgmlType::kQ6_K};
 
 // A package that runs out of memory says so in an exception that the guard catches.
 bool is_out_of_memory(const std::string& refusal) {
@@ -35,17 +41,16 @@ class Checker {
     for (const auto& [name, layer] : kernel_.layers) {
       run_layer(name, layer);
     }
+    if (kernel_.layers.empty()) {
+      check_published(kernel_, device_, verdict_);
+    }
     return std::move(verdict_);
   }
 
  private:
   void run_layer(const std::string& name, const kernel::PackageLayer& layer) {
     if (layer.contract == "RMSNorm") {
-      for (const auto variant :
-           {layers::RmsNormVariant::kCastBeforeWeight, layers::RmsNormVariant::kCastAfterWeight,
-            layers::RmsNormVariant::kFloatWeight, layers::RmsNormVariant::kZeroCentered}) {
-        run_guard<layers::RmsNorm>(name, layer, {variant}, true);
-      }
+      run_norms(name, layer);
     } else if (layer.contract == "Activation") {
       run_activations<layers::Activation>(name, layer);
     } else if (layer.contract == "GatedActivation") {
@@ -56,6 +61,27 @@ class Checker {
       run_guard<layers::Rotary>(name, layer, {}, true);
     } else if (layer.contract == "Attention") {
       run_guard<layers::Attention>(name, layer, {}, true);
+    } else if (layer.contract == "PackedLinear") {
+      for (const auto type : kPacked) {
+        run_guard<layers::PackedLinear>(name, layer, {type}, true);
+      }
+    } else {
+      verdict_.unchecked.push_back(name);
+    }
+  }
+
+  // A layer that serves certain rows, or an eps, is asked for each of them.
+  void run_norms(const std::string& name, const kernel::PackageLayer& layer) {
+    const auto all_rows = layer.rows.empty() ? std::vector<int64_t>{0} : layer.rows;
+    const auto all_eps = layer.eps.empty() ? std::vector<double>{0.0} : layer.eps;
+    for (const auto variant :
+         {layers::RmsNormVariant::kCastBeforeWeight, layers::RmsNormVariant::kCastAfterWeight,
+          layers::RmsNormVariant::kFloatWeight, layers::RmsNormVariant::kZeroCentered}) {
+      for (const int64_t rows : all_rows) {
+        for (const double eps : all_eps) {
+          run_guard<layers::RmsNorm>(name, layer, {variant, rows, eps}, true);
+        }
+      }
     }
   }
 

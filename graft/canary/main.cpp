@@ -14,6 +14,7 @@
 #include "graft/canary/layer_checks.h"
 #include "graft/canary/report.h"
 #include "graft/core/error.h"
+#include "graft/kernel/compiled_layer.h"
 #include "graft/kernel/open_kernel.h"
 #include "graft/tensor/device.h"
 
@@ -43,9 +44,18 @@ std::string start_cuda(at::Device device) {
 }
 
 kernel::CanaryVerdict open_and_check(const kernel::CanaryRequest& request, at::Device device) {
-  const auto library =
-      std::make_shared<const kernel::SealedLibrary>(kernel::kCanaryLibrary, request.library);
+  kernel::SealedLibraries libraries;
+  for (const auto& file : request.libraries) {
+    const int descriptor = kernel::kCanaryLibrary + static_cast<int>(libraries.size());
+    libraries.push_back(std::make_shared<const kernel::SealedLibrary>(descriptor, file));
+  }
   report_line(kernel::kReportOpening);
+  if (kernel::is_compiled_layer(libraries)) {
+    kernel::check_compiled_layer(request.repository, request.resolution.metadata, libraries);
+    return check_layers(
+        *kernel::open_compiled_layer(request.repository, request.resolution, libraries), device);
+  }
+  const auto& library = libraries.at(0);
   kernel::check_library(request.repository, request.resolution.metadata.id, *library);
   const auto opened =
       kernel::open_kernel(request.repository, request.resolution, library, /*is_open=*/false);
@@ -53,9 +63,10 @@ kernel::CanaryVerdict open_and_check(const kernel::CanaryRequest& request, at::D
 }
 
 int run() {
-  syscall(SYS_close_range, kernel::kCanaryLibrary + 1, ~0U, 0);  // whatever we inherited
   prctl(PR_SET_PDEATHSIG, SIGKILL);
   const kernel::CanaryRequest request = kernel::parse_canary_request(read_request());
+  syscall(SYS_close_range, kernel::kCanaryLibrary + request.libraries.size(), ~0U,
+          0);  // whatever we inherited
   const bool cuda = request.resolution.metadata.backend == "cuda";
   const at::Device device = cuda ? at::Device(at::kCUDA, 0) : at::Device(at::kCPU);
   if (chdir((request.folder / "scratch").c_str()) != 0) {

@@ -23,7 +23,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr int kKeySchema = 1;  // another number: what was remembered is void
+constexpr int kKeySchema = 2;  // another number: what was remembered is void
 constexpr std::chrono::seconds kMostWait{90};
 
 // The first line of a file that begins with `prefix`, or nothing.
@@ -76,9 +76,9 @@ void warn_once(const std::string& text) {
 }
 
 CanaryVerdict ask_or_run(const std::string& repository, const Resolution& resolution,
-                         const SealedLibrary& library, const CanaryDecision& decision) {
+                         const SealedLibraries& libraries, const CanaryDecision& decision) {
   const CanaryRecords records(hub::private_folder() / "canary");
-  const std::string key = canary_key(resolution, library);
+  const std::string key = canary_key(resolution, libraries);
   const auto remembered = [&]() -> std::optional<CanaryVerdict> {
     auto verdict = decision.ask_records ? records.find(key) : std::nullopt;
     // A run without isolation is no answer to who insists on it.
@@ -94,9 +94,11 @@ CanaryVerdict ask_or_run(const std::string& repository, const Resolution& resolu
     return *verdict;
   }
   const CanaryVerdict verdict =
-      run_canary(repository, resolution, library, decision.require_isolation, limits());
-  inform(fmt::format("[kernel.canary] `{}`: {} in {:.2f} s, {} checks", repository,
-                     canary_status_name(verdict.status), verdict.seconds, verdict.num_checks));
+      run_canary(repository, resolution, libraries, decision.require_isolation, limits());
+  inform(fmt::format("[kernel.canary] `{}`: {} in {:.2f} s, {} checks{}{}", repository,
+                     canary_status_name(verdict.status), verdict.seconds, verdict.num_checks,
+                     verdict.unchecked.empty() ? "" : "; opened, but not run: ",
+                     fmt::join(verdict.unchecked, ", ")));
   if (verdict.status != CanaryStatus::kNotIsolated) {
     records.keep(key, verdict);
   }
@@ -121,12 +123,16 @@ CanaryDecision decide_canary(const Resolution& resolution) {
       fmt::format("GRAFT_CANARY: expected on, strict, always or off, got `{}`", setting));
 }
 
-std::string canary_key(const Resolution& resolution, const SealedLibrary& library) {
+std::string canary_key(const Resolution& resolution, const SealedLibraries& libraries) {
+  std::vector<std::string> hashes;
+  for (const auto& library : libraries) {
+    hashes.push_back(file_hash(library->path(), "sha256"));
+  }
   const fs::path layers = resolution.folder / "layers.json";
   std::error_code status;
   return text_hash(fmt::format("{}\n{}\n{}\n{}\n{}\n{}\n{}\n{}\n{}", kKeySchema, kVersion,
                                TORCH_VERSION, resolution.metadata.name, resolution.metadata.id,
-                               file_hash(library.path(), "sha256"),
+                               fmt::join(hashes, ","),
                                fs::exists(layers, status) ? file_hash(layers, "sha256") : "",
                                line_of("/proc/cpuinfo", "model name"),
                                resolution.metadata.backend == "cuda" ? cuda_facts() : ""));
@@ -134,12 +140,12 @@ std::string canary_key(const Resolution& resolution, const SealedLibrary& librar
 
 std::vector<CanaryWrongAnswer> pass_canary(const std::string& repository,
                                            const Resolution& resolution,
-                                           const SealedLibrary& library) {
+                                           const SealedLibraries& libraries) {
   const CanaryDecision decision = decide_canary(resolution);
   if (!decision.run) {
     return {};
   }
-  const CanaryVerdict verdict = ask_or_run(repository, resolution, library, decision);
+  const CanaryVerdict verdict = ask_or_run(repository, resolution, libraries, decision);
   const std::string gaps = fmt::format("{}", fmt::join(verdict.gaps, "; "));
   if (verdict.status == CanaryStatus::kNotIsolated) {
     const std::string reason = fmt::format(

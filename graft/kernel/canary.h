@@ -28,9 +28,9 @@ struct CanaryDecision {
 // Throws   InvalidArgument `kernel.canary.setting` for another value.
 CanaryDecision decide_canary(const Resolution& resolution);
 
-// What a verdict holds for: the bytes of the library, what layers.json says of its ops, PyTorch,
+// What a verdict holds for: the bytes of the libraries, what layers.json says of their ops, PyTorch,
 // this version of graft, the processor; for CUDA the driver and the devices as well.
-std::string canary_key(const Resolution& resolution, const SealedLibrary& library);
+std::string canary_key(const Resolution& resolution, const SealedLibraries& libraries);
 
 // Runs the package in the canary unless that was done before (or need not be), and remembers the
 // verdict below private_folder(). Returns the layers that computed something else than the
@@ -42,6 +42,6 @@ std::string canary_key(const Resolution& resolution, const SealedLibrary& librar
 // Takes a quarter of a second at first, a few milliseconds later.
 std::vector<CanaryWrongAnswer> pass_canary(const std::string& repository,
                                            const Resolution& resolution,
-                                           const SealedLibrary& library);
+                                           const SealedLibraries& libraries);
 
 }  // namespace graft::kernel

@@ -27,7 +27,7 @@ namespace fs = std::filesystem;
 using Clock = std::chrono::steady_clock;
 
 constexpr int kPollMilliseconds = 20;
-constexpr int kFirstFreeDescriptor = 16;  // above those that the helper finds
+constexpr int kFirstFreeDescriptor = 128;  // above those that the helper finds
 constexpr std::string_view kCannotStart = "the helper process cannot be started: ";
 
 class Descriptor {
@@ -128,7 +128,7 @@ std::vector<std::string> helper_environment(const fs::path& scratch) {
 // A started helper; ended and waited for at the latest by the destructor.
 class Helper {
  public:
-  Helper(const fs::path& program, const RunFolder& folder, const std::array<int, 5>& descriptors) {
+  Helper(const fs::path& program, const RunFolder& folder, const std::vector<int>& descriptors) {
     posix_spawn_file_actions_t actions;
     posix_spawn_file_actions_init(&actions);
     for (size_t i = 0; i < descriptors.size(); ++i) {
@@ -286,17 +286,25 @@ CanaryVerdict not_started(const std::string& reason) {
 }
 
 CanaryVerdict run_helper(const std::string& repository, const Resolution& resolution,
-                         const SealedLibrary& library, bool require_isolation,
+                         const SealedLibraries& libraries, bool require_isolation,
                          const CanaryLimits& limits) {
   const RunFolder folder;
-  const Descriptor request = memory_file(canary_request(
-      {repository, resolution, library.file(), folder.path(), require_isolation, limits}));
+  std::vector<fs::path> files;
+  std::vector<Descriptor> sealed;
+  for (const auto& library : libraries) {
+    files.push_back(library->file());
+    sealed.emplace_back(dup(library->descriptor()));
+  }
+  const Descriptor request = memory_file(
+      canary_request({repository, resolution, files, folder.path(), require_isolation, limits}));
   Pipe report = Pipe::make(), output = Pipe::make();
-  const Descriptor sealed(dup(library.descriptor()));
+  std::vector<int> descriptors = {request.get(), output.write.get(), output.write.get(),
+                                  report.write.get()};
+  for (const auto& descriptor : sealed) {
+    descriptors.push_back(descriptor.get());
+  }
   const fs::path program = canary_program();
-  Helper helper(
-      program, folder,
-      {request.get(), output.write.get(), output.write.get(), report.write.get(), sealed.get()});
+  Helper helper(program, folder, descriptors);
   if (helper.failure() != 0) {
     return not_started(fmt::format("`{}`: {}", program.string(), std::strerror(helper.failure())));
   }
@@ -322,12 +330,12 @@ fs::path canary_program() {
 }
 
 CanaryVerdict run_canary(const std::string& repository, const Resolution& resolution,
-                         const SealedLibrary& library, bool require_isolation,
+                         const SealedLibraries& libraries, bool require_isolation,
                          const CanaryLimits& limits) {
   const auto start = Clock::now();
   CanaryVerdict verdict;
   try {
-    verdict = run_helper(repository, resolution, library, require_isolation, limits);
+    verdict = run_helper(repository, resolution, libraries, require_isolation, limits);
   } catch (const std::system_error& error) {
     verdict = not_started(error.what());
   }

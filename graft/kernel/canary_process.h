@@ -25,13 +25,13 @@ struct CanaryLimits {
 std::filesystem::path canary_program();
 
 // Runs the package in the helper: isolated, opened, each layer's guard, on the CPU or (for a CUDA
-// variant) on the first CUDA device. Only the sealed copy is opened.
+// variant) on the first CUDA device. Only the sealed copies are opened.
 //
 // require_isolation  whether the package is left alone (verdict not-isolated) where the system does
 //                    not offer all of it; else what is missing is listed in the verdict's gaps
 // Returns a verdict in every case; throws nothing but std::bad_alloc. Blocks up to the limits.
 CanaryVerdict run_canary(const std::string& repository, const Resolution& resolution,
-                         const SealedLibrary& library, bool require_isolation,
+                         const SealedLibraries& libraries, bool require_isolation,
                          const CanaryLimits& limits);
 
 }  // namespace graft::kernel

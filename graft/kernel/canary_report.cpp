@@ -77,6 +77,9 @@ CanaryVerdict ended_early(std::optional<int> status, const std::string& step) {
 CanaryVerdict done(const json& line) {
   CanaryVerdict verdict;
   verdict.num_checks = line.at("num_checks");
+  for (const auto& layer : line.value("unchecked", json::array())) {
+    verdict.unchecked.push_back(printable(layer.get<std::string>()));
+  }
   for (const auto& answer : line.at("wrong")) {
     verdict.wrong.push_back({answer.at("layer"), answer.at("variant"), answer.at("dtype"),
                              printable(answer.at("reason").get<std::string>())});
@@ -116,6 +119,10 @@ CanaryVerdict judge(const std::vector<json>& lines, std::optional<int> status,
 
 std::string canary_request(const CanaryRequest& request) {
   const Metadata& metadata = request.resolution.metadata;
+  json libraries = json::array();
+  for (const auto& library : request.libraries) {
+    libraries.push_back(library.string());
+  }
   return json{{"repository", request.repository},
               {"folder", request.resolution.folder.string()},
               {"variant", request.resolution.variant},
@@ -124,7 +131,7 @@ std::string canary_request(const CanaryRequest& request) {
               {"id", metadata.id},
               {"version", metadata.version},
               {"backend", metadata.backend},
-              {"library", request.library.string()},
+              {"libraries", libraries},
               {"run_folder", request.folder.string()},
               {"require_isolation", request.require_isolation},
               {"memory_bytes", request.limits.memory_bytes},
@@ -145,7 +152,9 @@ CanaryRequest parse_canary_request(const std::string& text) {
   request.resolution.metadata.id = from.at("id");
   request.resolution.metadata.version = from.at("version");
   request.resolution.metadata.backend = from.at("backend");
-  request.library = path("library");
+  for (const auto& library : from.at("libraries")) {
+    request.libraries.emplace_back(library.get<std::string>());
+  }
   request.folder = path("run_folder");
   request.require_isolation = from.at("require_isolation");
   request.limits.memory_bytes = from.at("memory_bytes");

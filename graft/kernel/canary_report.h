@@ -3,6 +3,7 @@
 
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "graft/kernel/canary_process.h"
 #include "graft/kernel/canary_verdict.h"
@@ -13,7 +14,7 @@ namespace graft::kernel {
 // Descriptors that the helper finds.
 constexpr int kCanaryRequest = 0;
 constexpr int kCanaryReport = 3;
-constexpr int kCanaryLibrary = 4;
+constexpr int kCanaryLibrary = 4;  // the first; the others follow
 
 constexpr size_t kMostReportBytes = 4 << 20;
 // The line after which the package's own code runs.
@@ -21,9 +22,9 @@ constexpr std::string_view kReportOpening = R"({"step":"open"})";
 
 struct CanaryRequest {
   std::string repository;
-  Resolution resolution;          // without digest: the library is handed down sealed
-  std::filesystem::path library;  // where the sealed copy was taken from
-  std::filesystem::path folder;   // of the run: `scratch` and `decoy` lie in it
+  Resolution resolution;  // without digest: the libraries are handed down sealed
+  std::vector<std::filesystem::path> libraries;  // where the sealed copies were taken from
+  std::filesystem::path folder;                  // of the run: `scratch` and `decoy` lie in it
   bool require_isolation = false;
   CanaryLimits limits;
 };

@@ -22,7 +22,7 @@ namespace fs = std::filesystem;
 
 constexpr std::array<std::string_view, 9> kNames = {
     "ok", "crash", "exit", "hang", "out-of-memory", "output", "forbidden", "load", "not-isolated"};
-constexpr int kSchema = 1;
+constexpr int kSchema = 2;
 constexpr size_t kMaxBytes = 1 << 20;
 
 // Why a file or folder could have been written by somebody else, or an empty text.
@@ -56,6 +56,7 @@ nlohmann::json to_json(const CanaryVerdict& verdict) {
           {"gaps", verdict.gaps},
           {"wrong", std::move(wrong)},
           {"num_checks", verdict.num_checks},
+          {"unchecked", verdict.unchecked},
           {"seconds", verdict.seconds}};
 }
 
@@ -74,6 +75,7 @@ CanaryVerdict verdict_from_json(const nlohmann::json& json) {
         {answer.at("layer"), answer.at("variant"), answer.at("dtype"), answer.at("reason")});
   }
   verdict.num_checks = json.at("num_checks");
+  verdict.unchecked = json.at("unchecked").get<std::vector<std::string>>();
   verdict.seconds = json.at("seconds");
   return verdict;
 }

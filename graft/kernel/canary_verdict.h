@@ -40,6 +40,7 @@ struct CanaryVerdict {
   std::vector<std::string> gaps;         // what did not keep it in: `landlock: …`
   std::vector<CanaryWrongAnswer> wrong;  // with status ok
   int64_t num_checks = 0;                // guards that ran
+  std::vector<std::string> unchecked;    // layers that no guard is for: opened, not run
   double seconds = 0.0;
 };
 

@@ -8,6 +8,7 @@
 #include "graft/core/error.h"
 #include "graft/core/warn.h"
 #include "graft/kernel/canary.h"
+#include "graft/kernel/compiled_layer.h"
 #include "graft/kernel/digest.h"
 #include "graft/kernel/open_kernel.h"
 #include "graft/kernel/trust.h"
@@ -20,15 +21,18 @@ namespace fs = std::filesystem;
 using Dependencies = std::vector<std::shared_ptr<const LoadedKernel>>;
 
 void verify_digest(const std::string& repository, const Resolution& resolution,
-                   const SealedLibrary& library) {
+                   const SealedLibraries& libraries) {
   if (!resolution.metadata.digest) {
     warn(fmt::format(
         "[kernel.loader] `{}`: metadata.json has no digest; the files could not be verified",
         repository));
     return;
   }
-  const auto violations = digest_violations(resolution.folder, *resolution.metadata.digest,
-                                            {{library.file().filename().string(), library.path()}});
+  std::map<std::string, fs::path> sealed;
+  for (const auto& library : libraries) {
+    sealed.emplace(library->file().filename().string(), library->path());
+  }
+  const auto violations = digest_violations(resolution.folder, *resolution.metadata.digest, sealed);
   if (!violations.empty()) {
     throw IntegrityError(
         "kernel.loader", "digest",
@@ -64,24 +68,35 @@ bool is_same(const LoadedKernel& loaded, const std::string& repository,
          digest_violations(resolution.folder, *right).empty();
 }
 
-std::shared_ptr<const LoadedKernel> verify_and_open(const std::string& repository,
-                                                    const Resolution& resolution,
-                                                    const TrustPolicy& trust,
-                                                    Dependencies dependencies) {
+std::shared_ptr<LoadedKernel> verify_and_open_compiled(const std::string& repository,
+                                                       const Resolution& resolution,
+                                                       const TrustPolicy& trust) {
+  const SealedLibraries libraries = seal_compiled_layer(resolution.folder);
+  verify_digest(repository, resolution, libraries);
+  require_trusted(trust_question(repository, resolution), TrustStage::kLoad, trust);
+  check_compiled_layer(repository, resolution.metadata, libraries);
+  auto wrong_answers = pass_canary(repository, resolution, libraries);
+  auto kernel = open_compiled_layer(repository, resolution, libraries);
+  kernel->wrong_answers = std::move(wrong_answers);
+  return kernel;
+}
+
+std::shared_ptr<LoadedKernel> verify_and_open(const std::string& repository,
+                                              const Resolution& resolution,
+                                              const TrustPolicy& trust) {
   const std::string& id = resolution.metadata.id;
   const auto library =
       std::make_shared<const SealedLibrary>(find_library(resolution.folder, id, repository));
-  verify_digest(repository, resolution, *library);
+  verify_digest(repository, resolution, {library});
   require_trusted(trust_question(repository, resolution), TrustStage::kLoad, trust);
   const bool is_open = is_open_already(repository, id, library->file());
   std::vector<CanaryWrongAnswer> wrong_answers;
   if (!is_open) {
     const ElfFacts facts = check_library(repository, id, *library);
-    wrong_answers = pass_canary(repository, resolution, *library);
+    wrong_answers = pass_canary(repository, resolution, {library});
     check_unique_symbols(repository, id, facts);
   }
   auto kernel = open_kernel(repository, resolution, library, is_open);
-  kernel->dependencies = std::move(dependencies);
   kernel->wrong_answers = std::move(wrong_answers);
   return kernel;
 }
@@ -114,7 +129,10 @@ std::shared_ptr<const LoadedKernel> load(const std::string& repository,
         fmt::format("`{}`: expected an id of its own, but `{}` is loaded from `{}`", repository,
                     resolution.metadata.id, found->second->folder.string()));
   }
-  auto kernel = verify_and_open(repository, resolution, trust, std::move(dependencies));
+  auto kernel = is_compiled_layer(resolution.folder)
+                    ? verify_and_open_compiled(repository, resolution, trust)
+                    : verify_and_open(repository, resolution, trust);
+  kernel->dependencies = std::move(dependencies);
   loaded.emplace(resolution.metadata.id, kernel);
   return kernel;
 }

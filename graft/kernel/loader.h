@@ -46,6 +46,8 @@ struct LoadedKernel {
 //   sealed copy of the library -> digest of every file -> may it be loaded (trust.h) -> headers and
 //   symbols -> canary (canary.h) -> dlopen of the copy in local scope, bound lazily -> ops by name
 //
+// A layer compiled ahead of time goes the same way with all its libraries (compiled_layer.h).
+//
 // For a CPU device libtorch_cuda stays out of the process. A CUDA variant needs ensure_device()
 // before.
 // Throws   IntegrityError `kernel.loader.digest` listing every violation, or as trust.h; LoadError
@@ -53,7 +55,7 @@ struct LoadedKernel {
 //          python-only (no native library), id-taken (another folder with the same id is loaded),
 //          seal, dlopen, no-ops, foreign-ops (ops under another id); `kernel.elf.*`: what
 //          check_elf() throws, entry, symbols, unique-symbols; `kernel.canary.*`: what
-//          pass_canary() throws.
+//          pass_canary() throws; `kernel.aot.*`: what check_compiled_layer() throws, library.
 // loaded  what metadata.kernel_depends names, kept with the kernel
 // Thread-safe.
 std::shared_ptr<const LoadedKernel> load(const std::string& repository,

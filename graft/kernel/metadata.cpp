@@ -4,6 +4,7 @@
 #include <array>
 #include <charconv>
 #include <cstdint>
+#include <type_traits>
 #include <utility>
 
 #include <fmt/format.h>
@@ -65,6 +66,22 @@ class Fields {
       fail("type", fmt::format("`{}`: expected a boolean", key));
     }
     return value != nullptr && value->get<bool>();
+  }
+
+  // Numbers above zero.
+  template <typename T>
+  std::vector<T> numbers(const char* key) const {
+    const auto* value = find(key);
+    if (value == nullptr) {
+      return {};
+    }
+    const auto is_right = [](const json& item) {
+      return (std::is_integral_v<T> ? item.is_number_integer() : item.is_number()) && item > 0;
+    };
+    if (!value->is_array() || !std::all_of(value->begin(), value->end(), is_right)) {
+      fail("type", fmt::format("`{}`: expected an array of numbers above zero", key));
+    }
+    return value->get<std::vector<T>>();
   }
 
   std::vector<std::string> texts(const char* key) const {
@@ -176,6 +193,8 @@ PackageLayer parse_layer(const Fields& fields) {
   layer.can_torch_compile = fields.boolean("can_torch_compile");
   layer.devices = fields.texts("devices");
   layer.dtypes = fields.texts("dtypes");
+  layer.rows = fields.numbers<int64_t>("rows");
+  layer.eps = fields.numbers<double>("eps");
   if (const auto* variants = fields.find("variants")) {
     for (const auto& [name, number] : fields.object(*variants, "variants").raw().items()) {
       if (!number.is_number_integer()) {

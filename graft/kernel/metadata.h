@@ -70,6 +70,8 @@ struct PackageLayer {
   std::vector<std::string> dtypes;
   std::map<std::string, int64_t> variants;  // numeric variant -> its number; empty: `default` alone
   std::map<std::string, LayerOp> ops;       // `forward`, `add_forward`
+  std::vector<int64_t> rows;                // of a norm: lengths of rows that it serves; empty: any
+  std::vector<double> eps;                  // of a norm: values that it is made for; empty: any
 };
 
 // Layer name -> what the package says of it; empty when there is no layers.json.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <exception>
+#include <functional>
 #include <map>
 #include <set>
 
@@ -88,15 +89,11 @@ void check_ops(const LoadedKernel& kernel, const std::vector<std::string>& forei
   }
 }
 
-// Opens the library, and returns the ops that came with it under another id than the package's.
-std::vector<std::string> open_and_compare(const std::string& repository, const std::string& id,
-                                          const SealedLibrary& library) {
+// Runs `open`, and returns the ops that came with it under another id than the package's.
+std::vector<std::string> open_and_compare(const std::string& id,
+                                          const std::function<void()>& open) {
   const OpNames before = all_ops();
-  if (dlopen(library.path().c_str(), RTLD_LAZY | RTLD_LOCAL) == nullptr) {
-    throw LoadError(
-        "kernel.loader", "dlopen",
-        fmt::format("`{}`: expected a loadable library, got: {}", repository, dlerror()));
-  }
+  open();
   std::vector<std::string> foreign;
   for (const auto& name : all_ops()) {
     if (!before.contains(name) && !name.starts_with(id + "::")) {
@@ -135,9 +132,12 @@ fs::path find_library(const fs::path& folder, const std::string& id,
     throw LoadError("kernel.loader", libraries.empty() ? "python-only" : "libraries",
                     fmt::format("`{}`: expected one native library in `{}`, got {}", repository,
                                 folder.string(), libraries.size()),
-                    libraries.empty() ? "this package is Python only (Triton, CuTe DSL …); there "
-                                        "is nothing to load without Python"
-                                      : "");
+                    libraries.empty()
+                        ? fmt::format("this package is Python only (Triton, CuTe DSL …); a layer "
+                                      "of it is compiled once, where Python, torch and Triton are, "
+                                      "with: graft kernels aot {}:LAYER --out FOLDER",
+                                      repository)
+                        : "");
   }
   return libraries.front();
 }
@@ -162,6 +162,21 @@ bool is_open_already(const std::string& repository, const std::string& id,
                   repository, id));
 }
 
+namespace {
+
+void check_symbols(const std::string& repository, const ElfFacts& facts) {
+  open_libtorch_name();
+  if (const auto missing = missing_symbols(facts); !missing.empty()) {
+    throw LoadError("kernel.elf", "symbols",
+                    fmt::format("`{}`: expected a library that finds in this process what it "
+                                "needs, got one that misses {}",
+                                repository, some_of(missing)),
+                    "the package was built for another PyTorch, C library or CUDA");
+  }
+}
+
+}  // namespace
+
 ElfFacts check_library(const std::string& repository, const std::string& id,
                        const SealedLibrary& library) {
   ElfFacts facts = check_elf(library.path(), library.file().string());
@@ -173,15 +188,15 @@ ElfFacts check_library(const std::string& repository, const std::string& id,
             "`{}`: expected `PyInit_{}` in `{}`, got {}", repository, id, library.file().string(),
             entries.empty() ? "no entry point" : fmt::format("PyInit_{}", entries.front())));
   }
-  open_libtorch_name();
-  if (const auto missing = missing_symbols(facts); !missing.empty()) {
-    throw LoadError("kernel.elf", "symbols",
-                    fmt::format("`{}`: expected a library that finds in this process what it "
-                                "needs, got one that misses {}",
-                                repository, some_of(missing)),
-                    "the package was built for another PyTorch, C library or CUDA");
-  }
+  check_symbols(repository, facts);
   return facts;
+}
+
+void check_compiled_library(const std::string& repository, const std::string& id,
+                            const SealedLibrary& library) {
+  const ElfFacts facts = check_elf(library.path(), library.file().string());
+  check_symbols(repository, facts);
+  check_unique_symbols(repository, id, facts);
 }
 
 void check_unique_symbols(const std::string& repository, const std::string& id,
@@ -195,20 +210,10 @@ void check_unique_symbols(const std::string& repository, const std::string& id,
   }
 }
 
-std::shared_ptr<LoadedKernel> open_kernel(const std::string& repository,
-                                          const Resolution& resolution,
-                                          const std::shared_ptr<const SealedLibrary>& library,
-                                          bool is_open) {
-  const std::string& id = resolution.metadata.id;
+std::shared_ptr<LoadedKernel> describe_kernel(const std::string& repository,
+                                              const Resolution& resolution) {
   auto kernel = std::make_shared<LoadedKernel>();
   kernel->layers = read_layers(resolution.folder);
-  std::vector<std::string> foreign;
-  if (!is_open) {
-    foreign = open_and_compare(repository, id, *library);
-    // Opened and never closed, so neither is the descriptor that its name holds.
-    static std::vector<std::shared_ptr<const SealedLibrary>> opened;
-    opened.push_back(library);
-  }
   kernel->repository = repository;
   kernel->source = resolution.source;
   kernel->commit = resolution.commit;
@@ -217,12 +222,42 @@ std::shared_ptr<LoadedKernel> open_kernel(const std::string& repository,
   kernel->variant = resolution.variant;
   kernel->folder = resolution.folder;
   kernel->metadata = resolution.metadata;
+  return kernel;
+}
+
+void check_no_foreign_ops(const std::string& repository, const std::string& id,
+                          const std::function<void()>& open) {
+  LoadedKernel kernel;
+  kernel.repository = repository;
+  kernel.metadata.id = id;
+  const auto foreign = open_and_compare(id, open);
   try {
-    check_ops(*kernel, foreign);
+    check_ops(kernel, foreign);
   } catch (const LoadError&) {
     refused_for_good()[id] = std::current_exception();
     throw;
   }
+}
+
+std::shared_ptr<LoadedKernel> open_kernel(const std::string& repository,
+                                          const Resolution& resolution,
+                                          const std::shared_ptr<const SealedLibrary>& library,
+                                          bool is_open) {
+  auto kernel = describe_kernel(repository, resolution);
+  const auto open = [&] {
+    if (is_open) {
+      return;
+    }
+    if (dlopen(library->path().c_str(), RTLD_LAZY | RTLD_LOCAL) == nullptr) {
+      throw LoadError(
+          "kernel.loader", "dlopen",
+          fmt::format("`{}`: expected a loadable library, got: {}", repository, dlerror()));
+    }
+    // Opened and never closed, so neither is the descriptor that its name holds.
+    static std::vector<std::shared_ptr<const SealedLibrary>> opened;
+    opened.push_back(library);
+  };
+  check_no_foreign_ops(repository, resolution.metadata.id, open);
   if (kernel->layers.empty()) {
     kernel->layers = published_layers(*kernel);
   }

@@ -3,6 +3,7 @@
 // other caller.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -32,10 +33,25 @@ bool is_open_already(const std::string& repository, const std::string& id,
 ElfFacts check_library(const std::string& repository, const std::string& id,
                        const SealedLibrary& library);
 
+// The same for a library of a compiled layer (compiled_layer.h), which has no entry point; its unique
+// symbols are checked as well.
+void check_compiled_library(const std::string& repository, const std::string& id,
+                            const SealedLibrary& library);
+
 // Throws   LoadError `kernel.elf.unique-symbols` where the library would share data with another
 // kernel of the process.
 void check_unique_symbols(const std::string& repository, const std::string& id,
                           const ElfFacts& facts);
+
+// What is known of a package before it is opened, and the layers of its layers.json.
+// Throws   FormatError for a broken layers.json.
+std::shared_ptr<LoadedKernel> describe_kernel(const std::string& repository,
+                                              const Resolution& resolution);
+
+// Runs `open`, which brings the package's ops.
+// Throws   LoadError `kernel.loader.no-ops`, `.foreign-ops`, for good; what `open` throws.
+void check_no_foreign_ops(const std::string& repository, const std::string& id,
+                          const std::function<void()>& open);
 
 // Opens the library unless it is open already, and finds ops and layers.
 // Throws   LoadError `kernel.loader.dlopen`, `.no-ops`, `.foreign-ops` (ops under an id that is not

@@ -178,10 +178,13 @@ fs::path embedded_hub() {
   if (const auto named = env::get("GRAFT_EMBEDDED_HUB")) {
     return *named;
   }
+  return shared_folder() / "hub";
+}
+
+fs::path shared_folder() {
   Dl_info info{};
-  dladdr(reinterpret_cast<const void*>(&embedded_hub), &info);
-  return fs::weakly_canonical(fs::path(info.dli_fname)).parent_path().parent_path() /
-         "share/graft/hub";
+  dladdr(reinterpret_cast<const void*>(&shared_folder), &info);
+  return fs::weakly_canonical(fs::path(info.dli_fname)).parent_path().parent_path() / "share/graft";
 }
 
 std::vector<std::string> embedded_packages() {

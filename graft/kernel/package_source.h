@@ -102,6 +102,9 @@ const PackageSources& default_sources();
 // GRAFT_EMBEDDED_HUB, else `share/graft/hub` beside the library's own folder.
 std::filesystem::path embedded_hub();
 
+// `share/graft` beside the library's own folder.
+std::filesystem::path shared_folder();
+
 // Repositories of the embedded hub, e.g. `graft-kernels/rms-norm`.
 std::vector<std::string> embedded_packages();
 

@@ -53,8 +53,19 @@ std::string metadata_refusal(const Metadata& metadata, const std::string& backen
   for (const auto& place : attempt.looked) {
     text += fmt::format("\n  {}", place);
   }
-  throw IncompatibleError("kernel.resolver",
-                          attempt.only_architecture ? "architecture" : "no-variant", text);
+  const auto is_python = [&](const auto& refused) {
+    const std::string backend = parse_variant(refused.first).value_or(Variant{}).backend;
+    return refused.second == kPythonOnly && (backend == system.backend || backend == "universal");
+  };
+  const bool can_compile = std::any_of(attempt.refused.begin(), attempt.refused.end(), is_python);
+  const auto& [repository, ref, layer] = request.reference;
+  throw IncompatibleError(
+      "kernel.resolver", attempt.only_architecture ? "architecture" : "no-variant", text,
+      can_compile ? fmt::format("compile the layer once, where Python, torch and Triton are: graft "
+                                "kernels aot {}{}{}:{} --device {} --out FOLDER",
+                                repository, ref.empty() ? "" : "@", ref,
+                                layer.empty() ? "LAYER" : layer, system.backend)
+                  : "");
 }
 
 [[noreturn]] void fail_package(const ResolveRequest& request, const Attempt& attempt) {

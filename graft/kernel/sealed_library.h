@@ -3,7 +3,9 @@
 #pragma once
 
 #include <filesystem>
+#include <memory>
 #include <string>
+#include <vector>
 
 namespace graft::kernel {
 
@@ -32,5 +34,9 @@ class SealedLibrary {
   std::filesystem::path file_;
   int descriptor_;
 };
+
+// The sealed copies that make up a package: one library, or what a compiled layer consists of
+// (compiled_layer.h).
+using SealedLibraries = std::vector<std::shared_ptr<const SealedLibrary>>;
 
 }  // namespace graft::kernel

@@ -179,8 +179,15 @@ System this_system(std::string_view device_type, int cuda_version) {
 }
 
 std::string rejection(const Variant& variant, const System& system) {
+  if (system.python_only && variant.framework != Framework::kNoarch) {
+    return "a native library: nothing to compile";
+  }
+  if (system.python_only) {
+    const bool fits = variant.backend == system.backend || variant.backend == "universal";
+    return fits ? "" : fmt::format("made for {}, not {}", variant.backend, system.backend);
+  }
   if (variant.framework == Framework::kNoarch) {
-    return "Python files only: there is no native library to load";
+    return std::string(kPythonOnly);
   }
   if (variant.cpu != system.cpu || variant.os != system.os) {
     return fmt::format("built for {}-{}, this is {}-{}", variant.cpu, variant.os, system.cpu,

@@ -42,11 +42,15 @@ struct System {
   std::string cpu;
   std::string os;
   std::string cxx_abi = "cxx11";
+  bool python_only = false;  // wanted: what is to be compiled ahead of time, and nothing else
 };
 
 // The running process: libtorch's version, this processor, and CUDA's version (major * 10 + minor)
 // for a CUDA device.
 System this_system(std::string_view device_type, int cuda_version);
+
+// The reason of a variant that has Python files alone.
+constexpr std::string_view kPythonOnly = "Python files only: there is no native library to load";
 
 // Why the variant cannot run, or an empty text.
 std::string rejection(const Variant& variant, const System& system);

@@ -37,6 +37,7 @@ struct RmsNorm {
   struct Spec {
     RmsNormVariant variant = RmsNormVariant::kCastBeforeWeight;
     int64_t hidden_size = 0;  // of the slot's rows, so that a kernel can refuse them; 0: not known
+    double eps = 0.0;         // that the slot calls with; 0: not known
   };
 
   class Kernel {

@@ -1,3 +1,8 @@
+#include <algorithm>
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
 #include "graft/core/error.h"
 #include "graft/layers/adapter.h"
 #include "graft/layers/bound_op.h"
@@ -17,6 +22,7 @@ class RmsNormAdapter final : public RmsNorm::Kernel,
   RmsNormAdapter(const RmsNorm::Spec& spec, const kernel::LoadedKernel& kernel,
                  const kernel::PackageLayer& layer)
       : repository_(kernel.repository),
+        rows_(layer.rows),
         variant_(variant_number(kernel, layer, RmsNorm::variant_name(spec))),
         promotes_(spec.variant == RmsNormVariant::kCastBeforeWeight),
         forward_(kernel, need_op(kernel, layer, "forward"),
@@ -38,6 +44,14 @@ class RmsNormAdapter final : public RmsNorm::Kernel,
                                                  kVariant}})) {}
 
   bool has_backward() const override { return backward_.has_value(); }
+
+  std::string row_refusal(int64_t hidden) const override {
+    const bool served =
+        rows_.empty() || std::find(rows_.begin(), rows_.end(), hidden) != rows_.end();
+    return served ? ""
+                  : fmt::format("expected rows of {} elements, as the layer was made for, got {}",
+                                fmt::join(rows_, ", "), hidden);
+  }
 
   at::Tensor forward(const at::Tensor& x, const at::Tensor& weight, double eps) const override {
     const bool records = must_record(repository_, has_backward(), {&x, &weight});
@@ -115,6 +129,7 @@ class RmsNormAdapter final : public RmsNorm::Kernel,
   }
 
   std::string repository_;
+  std::vector<int64_t> rows_;  // lengths that are served; empty: all
   int64_t variant_;
   bool promotes_;
   Forward forward_;
@@ -122,6 +137,18 @@ class RmsNormAdapter final : public RmsNorm::Kernel,
   std::optional<Backward> backward_;
   std::optional<AddBackward> add_backward_;
 };
+
+void check_eps(const RmsNorm::Spec& spec, const kernel::LoadedKernel& kernel,
+               const kernel::PackageLayer& layer) {
+  const auto& served = layer.eps;
+  if (spec.eps > 0.0 && !served.empty() &&
+      std::find(served.begin(), served.end(), spec.eps) == served.end()) {
+    throw IncompatibleError("layers.adapter", "eps",
+                            fmt::format("`{}`: expected an eps of {}, as the layer was made for, "
+                                        "got {}",
+                                        kernel.repository, fmt::join(served, ", "), spec.eps));
+  }
+}
 
 }  // namespace
 
@@ -132,7 +159,14 @@ std::shared_ptr<const RmsNorm::Kernel> bind(const RmsNorm::Spec& spec,
   if (!layer.published.empty()) {
     return published::bind_rms_norm(spec, kernel, layer);
   }
-  return std::make_shared<RmsNormAdapter>(spec, kernel, layer);
+  check_eps(spec, kernel, layer);
+  auto bound = std::make_shared<RmsNormAdapter>(spec, kernel, layer);
+  const std::string reason = spec.hidden_size > 0 ? bound->row_refusal(spec.hidden_size) : "";
+  if (!reason.empty()) {
+    throw IncompatibleError("layers.adapter", "rows",
+                            fmt::format("`{}`: {}", kernel.repository, reason));
+  }
+  return bound;
 }
 
 }  // namespace graft::layers

@@ -43,6 +43,20 @@ std::mutex& guard_mutex() {
   return mutex;
 }
 
+// What a guard's verdict depends on beside the variant: a layer that serves certain rows or one eps is
+// asked for the slot's own, any other for the same ones whatever the slot.
+template <typename Spec>
+std::pair<Spec, std::string> guarded_as(const Spec& spec, const kernel::PackageLayer&) {
+  return {spec, ""};
+}
+
+std::pair<RmsNorm::Spec, std::string> guarded_as(RmsNorm::Spec spec,
+                                                 const kernel::PackageLayer& layer) {
+  spec.hidden_size = layer.rows.empty() ? 0 : spec.hidden_size;
+  spec.eps = layer.eps.empty() ? 0.0 : spec.eps;
+  return {spec, fmt::format(" {} {}", spec.hidden_size, spec.eps)};
+}
+
 }  // namespace
 
 SlotModule::SlotModule(std::string layer_name, std::string variant_name)
@@ -61,15 +75,17 @@ void ContractSlot<Contract>::swap_in(const kernel::LoadedKernel& kernel,
                                      const kernel::PackageLayer& layer, at::ScalarType dtype,
                                      at::Device device) {
   const std::shared_ptr<const Kernel> candidate = bind(spec_, kernel, layer);
-  const GuardKey key{kernel.metadata.id, binding_text(layer),     layer_name(),
-                     variant_name(),     static_cast<int>(dtype), device.str()};
+  const auto [guarded, scope] = guarded_as(spec_, layer);
+  const GuardKey key{kernel.metadata.id,     binding_text(layer),     layer_name(),
+                     variant_name() + scope, static_cast<int>(dtype), device.str()};
   std::string verdict;
   {
     const std::lock_guard lock(guard_mutex());
     auto entry = guard_verdicts().find(key);
     if (entry == guard_verdicts().end()) {
-      entry =
-          guard_verdicts().emplace(key, guard(spec_, *candidate, *reference_, dtype, device)).first;
+      entry = guard_verdicts()
+                  .emplace(key, guard(guarded, *candidate, *reference_, dtype, device))
+                  .first;
     }
     verdict = entry->second;
   }

@@ -3,7 +3,7 @@
 namespace graft::nn {
 
 RmsNorm::RmsNorm(int64_t hidden_size, double eps, layers::RmsNormVariant variant)
-    : eps_(eps), kernel_(*this, {variant, hidden_size}) {
+    : eps_(eps), kernel_(*this, {variant, hidden_size, eps}) {
   declare_weight("weight", {hidden_size}, weight);
 }
 
