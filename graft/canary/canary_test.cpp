@@ -3,6 +3,7 @@
 
 #include "graft/kernel/canary.h"
 
+#include <map>
 #include <thread>
 
 #include <gmock/gmock.h>
@@ -85,6 +86,45 @@ TEST_F(Canary, RunsEveryLayerVariantAndDtypeOfOurOwnPackages) {
   }
 }
 
+TEST_F(Canary, RunsPackedWeightsInEveryFormat) {
+  const auto verdict = run(fs::path(GRAFT_BINARY_DIR) / "share/graft/hub/graft-kernels/linear");
+  EXPECT_EQ(verdict.status, CanaryStatus::kOk) << verdict.detail;
+  EXPECT_THAT(verdict.wrong, IsEmpty());
+  EXPECT_THAT(verdict.unchecked, IsEmpty());
+  EXPECT_GE(verdict.num_checks, 8 + 3);  // formats in one dtype at least, and Linear
+}
+
+TEST_F(Canary, NamesWhatIsOpenedAndNotRun) {
+  const auto verdict = run(fs::path(GRAFT_BINARY_DIR) / "share/graft/hub/graft-kernels/loss");
+  EXPECT_EQ(verdict.status, CanaryStatus::kOk) << verdict.detail;
+  EXPECT_EQ(verdict.num_checks, 0);
+  EXPECT_THAT(verdict.unchecked, testing::SizeIs(1));
+}
+
+TEST_F(Canary, RunsPublishedKernelsThatHaveNoLayers) {
+  const fs::path hub = fs::path(GRAFT_BINARY_DIR) / "tests/hub/graft-tests";
+  for (const auto& [name, num_checks] : std::map<std::string, int64_t>{{"flash-attn2", 4},
+                                                                       {"flash-attn2-stable", 4},
+                                                                       {"flash-attn3", 4},
+                                                                       {"vllm-flash-attn3", 4},
+                                                                       {"causal-conv1d", 3},
+                                                                       {"mamba-ssm", 2},
+                                                                       {"deformable-detr", 1}}) {
+    const auto verdict = run(hub / name);
+    EXPECT_EQ(verdict.status, CanaryStatus::kOk) << name << ": " << verdict.detail;
+    for (const auto& wrong : verdict.wrong) {
+      ADD_FAILURE() << name << " " << wrong.layer << " " << wrong.dtype << ": " << wrong.reason;
+    }
+    EXPECT_GE(verdict.num_checks, num_checks) << name;
+  }
+  for (const char* name : {"megablocks", "paged-attention", "moe", "flash-attn3-other"}) {
+    const auto verdict = run(hub / name);
+    EXPECT_EQ(verdict.status, CanaryStatus::kOk) << name << ": " << verdict.detail;
+    EXPECT_EQ(verdict.num_checks, 0) << name;
+    EXPECT_FALSE(verdict.unchecked.empty()) << name;
+  }
+}
+
 TEST_F(Canary, NamesTheLayersThatComputeSomethingElse) {
   const auto verdict = run(fs::path(GRAFT_BINARY_DIR) / "tests/hub/graft-tests/norms");
   EXPECT_EQ(verdict.status, CanaryStatus::kOk) << verdict.detail;
@@ -155,6 +195,7 @@ class Records : public CanaryFixture {
     verdict.detail = "signal 11";
     verdict.wrong = {{"Norm", "default", "float32", "an error"}};
     verdict.num_checks = 3;
+    verdict.unchecked = {"Loss"};
     records_.keep(kKey, verdict);
     ASSERT_TRUE(records_.find(kKey));
   }
@@ -178,6 +219,7 @@ TEST_F(Records, GiveBackWhatWasKept) {
   ASSERT_EQ(verdict->wrong.size(), 1U);
   EXPECT_EQ(verdict->wrong[0].reason, "an error");
   EXPECT_EQ(verdict->num_checks, 3);
+  EXPECT_THAT(verdict->unchecked, testing::ElementsAre("Loss"));
   EXPECT_FALSE(records_.find("another"));
 }
 

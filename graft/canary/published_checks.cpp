@@ -139,7 +139,8 @@ class PublishedChecker {
                        bias = normal({8}, 0.3);
       const at::Tensor padded = at::constant_pad_nd(to_exact(x), {3, 0});
       const at::Tensor sum =
-          at::conv1d(padded, to_exact(weight).unsqueeze(1), to_exact(bias), 1, 0, 1, 8);
+          at::convolution(padded, to_exact(weight).unsqueeze(1), to_exact(bias), {1}, {0}, {1},
+                          /*transposed=*/false, {0}, /*groups=*/8);
       return {convolution.forward(x, weight, bias, {.silu = true}).out, at::silu(sum)};
     });
   }

@@ -51,7 +51,8 @@ CompiledForm parse_form(const trust::StrictObject& object, bool is_norm) {
   const std::string eps = object.text("eps");
   double value = 0;
   const auto [end, status] = std::from_chars(eps.data(), eps.data() + eps.size(), value);
-  const bool is_number = status == std::errc() && end == eps.data() + eps.size() && value > 0;
+  const bool is_number =
+      status == std::errc() && end == eps.data() + eps.size() && value > 0 && value < 1;
   if (form.columns < 0 || is_norm != is_number || (!is_norm && !eps.empty())) {
     object.fail("value", "eps", "expected a width from 0 on and, for a norm alone, its eps");
   }

@@ -57,6 +57,13 @@ void open_libtorch_name() {
   }
 }
 
+// A constructor that throws ends the process: the loader's lock would never be given back. dlopen() is
+// declared as never throwing, so that it has to be called by a pointer whose type does not say so.
+void* open_library(const fs::path& library) noexcept {
+  void* (*volatile const open)(const char*, int) = dlopen;
+  return open(library.c_str(), RTLD_LAZY | RTLD_LOCAL);
+}
+
 using OpNames = std::set<std::string>;
 
 OpNames all_ops() {
@@ -248,7 +255,7 @@ std::shared_ptr<LoadedKernel> open_kernel(const std::string& repository,
     if (is_open) {
       return;
     }
-    if (dlopen(library->path().c_str(), RTLD_LAZY | RTLD_LOCAL) == nullptr) {
+    if (open_library(library->path()) == nullptr) {
       throw LoadError(
           "kernel.loader", "dlopen",
           fmt::format("`{}`: expected a loadable library, got: {}", repository, dlerror()));

@@ -158,12 +158,15 @@ def take_library(archive, path):
         path.write_bytes(files.read(libraries[0]))
 
 
-def check_archive(archive, module, samples, dtype):
-    """Runs the compiled layer beside the layer itself."""
+def run_samples(module, samples):
+    with torch.no_grad():
+        return [module(*arguments) for arguments in samples]
+
+
+def check_archive(archive, samples, answers, dtype):
+    """Holds the compiled layer against what the layer itself computed."""
     compiled = torch._inductor.aoti_load_package(str(archive))
-    for arguments in samples:
-        with torch.no_grad():
-            own, expected = compiled(*arguments), module(*arguments)
+    for arguments, own, expected in zip(samples, run_samples(compiled, samples), answers):
         tolerance = TOLERANCES[dtype]
         if own.dtype != expected.dtype or not torch.allclose(own.float(), expected.float(), rtol=tolerance, atol=tolerance):
             raise AotError("answer", f"expected the layer's own results on {list(arguments[0].shape)}, got others")
@@ -179,10 +182,16 @@ class Builder:
     def add(self, module, make_arguments, dtype, columns, eps=""):
         start, width = time.monotonic(), columns or SAMPLE_COLUMNS
         what = f"{dtype}, " + (f"{columns} columns" if columns else "any width") + (f", eps {eps}" if eps else "")
+        samples = [make_arguments(rows, width) for rows in (1, 2, 37)]
+        hint = "a kernel made for one width wants the model's: --columns 2048" if columns == 0 else ""
+        try:
+            answers = run_samples(module, samples)
+        except Exception as error:
+            raise AotError("run", f"{what}: expected a layer that runs on rows of {width} elements, got "
+                           f"{first_line(error)}", hint) from error
         try:
             exported = export(module, make_arguments(SAMPLE_ROWS, width), any_width=columns == 0)
         except Exception as error:  # says in a hundred ways that a kernel is made for one width, or is not traceable
-            hint = "a kernel made for one width wants the model's: --columns 2048" if columns == 0 else ""
             raise AotError("export", f"{what}: expected a layer that torch.export takes, got {first_line(error)}",
                            hint) from error
         archive = self.folder / "archive.pt2"
@@ -190,7 +199,7 @@ class Builder:
             torch._inductor.aoti_compile_and_package(exported, package_path=str(archive))
         except Exception as error:
             raise AotError("inductor", f"{what}: expected a layer that AOTInductor takes, got {first_line(error)}") from error
-        check_archive(archive, module, [make_arguments(rows, width) for rows in (1, 2, 37)], dtype)
+        check_archive(archive, samples, answers, dtype)
         path = self.folder / f"{self.id}_{len(self.libraries)}.so"
         take_library(archive, path)
         archive.unlink()
