@@ -1,5 +1,5 @@
 // Fine-tunes a causal language model on a text file with libtorch's own AdamW: the forward and backward
-// passes of norms, activations and rotary embedding run on kernels where the flag is on.
+// passes of norms, activations, rotary embedding and loss run on kernels where the flag is on.
 //
 //   example_finetune MODEL TEXT OUT [--kernels on|off] [--dtype float32|bfloat16] [--steps N]
 //                    [--batch B] [--length S] [--learning-rate R]
@@ -74,13 +74,6 @@ at::Tensor read_rows(const Settings& settings) {
       .view({rows, settings.length});
 }
 
-at::Tensor loss_of(graft::models::CausalLM& model, const at::Tensor& rows) {
-  const at::Tensor logits = model.forward({.input_ids = rows});
-  const int64_t length = rows.size(1);
-  return at::cross_entropy_loss(logits.narrow(1, 0, length - 1).flatten(0, 1).to(at::kFloat),
-                                rows.narrow(1, 1, length - 1).flatten());
-}
-
 // The optimizer's float32 weights. For a float32 model they are the model's own.
 class MasterWeights {
  public:
@@ -127,7 +120,8 @@ void finetune(const Settings& settings) {
   for (int64_t step = 0; step < settings.steps; ++step) {
     const auto start = std::chrono::steady_clock::now();
     const at::Tensor chosen = at::arange(step * settings.batch, (step + 1) * settings.batch);
-    const at::Tensor loss = loss_of(*model, rows.index_select(0, chosen.remainder(rows.size(0))));
+    const at::Tensor batch = rows.index_select(0, chosen.remainder(rows.size(0)));
+    const at::Tensor loss = model->loss({.input_ids = batch}, batch);
     loss.backward();
     weights.step(optimizer);
     const double seconds =

@@ -40,5 +40,8 @@ std::shared_ptr<const Rotary::Kernel> bind(const Rotary::Spec& spec,
 std::shared_ptr<const Attention::Kernel> bind(const Attention::Spec& spec,
                                               const kernel::LoadedKernel& kernel,
                                               const kernel::PackageLayer& layer);
+std::shared_ptr<const CausalLoss::Kernel> bind(const CausalLoss::Spec& spec,
+                                               const kernel::LoadedKernel& kernel,
+                                               const kernel::PackageLayer& layer);
 
 }  // namespace graft::layers

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <limits>
 
+#include <ATen/core/Reduction.h>
+
 #include "graft/layers/packed_weight.h"
 
 namespace graft::layers {
@@ -140,6 +142,21 @@ class AttentionReference final : public Attention::Kernel {
   }
 };
 
+class CausalLossReference final : public CausalLoss::Kernel {
+ public:
+  at::Tensor forward(const at::Tensor& hidden, const at::Tensor& weight, const at::Tensor& labels,
+                     double softcap, int64_t num_items) const override {
+    at::Tensor logits = at::linear(hidden, weight);
+    if (softcap > 0.0) {
+      logits = at::tanh(logits / softcap) * softcap;
+    }
+    const at::Tensor loss = at::cross_entropy_loss(
+        logits.to(at::kFloat), labels, /*weight=*/{},
+        num_items > 0 ? at::Reduction::Sum : at::Reduction::Mean, CausalLoss::kIgnoredLabel);
+    return num_items > 0 ? loss / static_cast<double>(num_items) : loss;
+  }
+};
+
 }  // namespace
 
 std::pair<at::Tensor, at::Tensor> RmsNorm::Kernel::add_forward(const at::Tensor& x,
@@ -262,6 +279,12 @@ std::shared_ptr<const Rotary::Kernel> Rotary::reference(const Spec&) {
 
 std::string Rotary::variant_name(const Spec&) { return "half_split"; }
 
+std::shared_ptr<const CausalLoss::Kernel> CausalLoss::reference(const Spec&) {
+  return std::make_shared<CausalLossReference>();
+}
+
+std::string CausalLoss::variant_name(const Spec&) { return "default"; }
+
 std::shared_ptr<const Attention::Kernel> Attention::reference(const Spec&) {
   return std::make_shared<AttentionReference>();
 }
@@ -291,6 +314,8 @@ std::string layer_name(const GatedActivation::Spec& spec) {
 std::string layer_name(const Linear::Spec&) { return std::string(Linear::kName); }
 
 std::string layer_name(const PackedLinear::Spec&) { return std::string(PackedLinear::kName); }
+
+std::string layer_name(const CausalLoss::Spec&) { return std::string(CausalLoss::kName); }
 
 std::string layer_name(const Attention::Spec&) { return std::string(Attention::kName); }
 

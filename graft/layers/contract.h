@@ -260,6 +260,32 @@ struct Attention {
   static std::string variant_name(const Spec& spec);
 };
 
+// Layer name `ForCausalLMLoss`: mean cross-entropy of linear(hidden, weight), straight from the last hidden
+// states, so that a kernel need not keep the logits of all rows.
+struct CausalLoss {
+  static constexpr std::string_view kName = "ForCausalLMLoss";
+  static constexpr int64_t kIgnoredLabel = -100;  // a row that does not count
+
+  struct Spec {};
+
+  class Kernel {
+   public:
+    virtual ~Kernel() = default;
+    // Whether results can be differentiated. References can; a kernel that cannot refuses inputs
+    // that need a gradient.
+    virtual bool has_backward() const { return true; }
+    // hidden [N, H], weight [V, H], labels [N] int64. softcap: logits become softcap * tanh(logits / softcap);
+    // 0: off. num_items: what the sum of the losses is divided by; 0: the rows that count.
+    // Returns a float32 scalar; NaN where nothing counts, as transformers has it.
+    virtual at::Tensor forward(const at::Tensor& hidden, const at::Tensor& weight,
+                               const at::Tensor& labels, double softcap,
+                               int64_t num_items) const = 0;
+  };
+
+  static std::shared_ptr<const Kernel> reference(const Spec& spec);
+  static std::string variant_name(const Spec& spec);
+};
+
 // Puts key and value [B, 1, Hkv, D] at place lengths[b] - 1 of keys and values [B, Hkv, T, D].
 void append_to_cache(const at::Tensor& key, const at::Tensor& value, const StepPlace& place,
                      const at::Tensor& keys, const at::Tensor& values);
@@ -272,5 +298,6 @@ std::string layer_name(const Linear::Spec& spec);
 std::string layer_name(const PackedLinear::Spec& spec);
 std::string layer_name(const Rotary::Spec& spec);
 std::string layer_name(const Attention::Spec& spec);
+std::string layer_name(const CausalLoss::Spec& spec);
 
 }  // namespace graft::layers

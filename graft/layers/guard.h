@@ -30,5 +30,7 @@ std::string guard(const Rotary::Spec& spec, const Rotary::Kernel& candidate,
                   const Rotary::Kernel& reference, at::ScalarType dtype, at::Device device);
 std::string guard(const Attention::Spec& spec, const Attention::Kernel& candidate,
                   const Attention::Kernel& reference, at::ScalarType dtype, at::Device device);
+std::string guard(const CausalLoss::Spec& spec, const CausalLoss::Kernel& candidate,
+                  const CausalLoss::Kernel& reference, at::ScalarType dtype, at::Device device);
 
 }  // namespace graft::layers

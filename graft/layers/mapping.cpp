@@ -123,7 +123,7 @@ std::vector<std::string> KernelMapping::layers() const {
 
 const KernelMapping& default_mapping() {
   // Layer name, package, and the layer's name there. These have a backward, so they serve training too.
-  constexpr std::array<std::array<std::string_view, 3>, 11> kLayers = {{
+  constexpr std::array<std::array<std::string_view, 3>, 12> kLayers = {{
       {"RMSNorm", "rms-norm", "RMSNorm"},
       {"SiLU", "activation", "SiLU"},
       {"GeLU", "activation", "GeLU"},
@@ -135,6 +135,7 @@ const KernelMapping& default_mapping() {
       {"GeluAndMul", "activation", "GeluAndMul"},
       {"GeluTanhAndMul", "activation", "GeluTanhAndMul"},
       {"rotary_pos_emb", "rotary", "apply_rotary_transformers"},
+      {"ForCausalLMLoss", "loss", "ForCausalLMLoss"},
   }};
   static const KernelMapping mapping = [&] {
     KernelMapping made;

@@ -103,5 +103,6 @@ template class ContractSlot<Linear>;
 template class ContractSlot<PackedLinear>;
 template class ContractSlot<Rotary>;
 template class ContractSlot<Attention>;
+template class ContractSlot<CausalLoss>;
 
 }  // namespace graft::layers

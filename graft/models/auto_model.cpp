@@ -159,7 +159,8 @@ std::shared_ptr<CausalLM> AutoModelForCausalLM::from_pretrained(const std::strin
                 .trainable = options.trainable,
                 .packed = stays_packed(options, location, device),
                 .progress = options.progress});
-  model->finish_loading(location.folder.string(), location.gguf_file.string(), config.raw().dump());
+  model->finish_loading(location.folder.string(), location.gguf_file.string(), config.raw().dump(),
+                        options.trainable);
   model->eval();
   swap_kernels(*model, options);
   return model;

@@ -48,6 +48,19 @@ class CausalLM : public torch::nn::Module {
   // Returns logits [B, S or logits_to_keep, V] in the model's dtype.
   virtual at::Tensor forward(const ForwardInput& input) = 0;
 
+  // Mean cross-entropy of the next tokens. Where a kernel serves `ForCausalLMLoss` the logits of all of them
+  // are never kept.
+  //
+  // input      as for forward(); no cache, logits_to_keep 0
+  // labels     [B, S] int64, as a rule input_ids themselves: the shift by one place happens here; -100 where
+  //            a token does not count
+  // num_items  what the sum is divided by (gradients gathered over several calls); 0: the tokens that count
+  // Returns a float32 scalar, differentiable where the model is trainable; NaN where no token counts.
+  // Throws   InvalidArgument `models.loss.<reason>`
+  // Source   transformers' ForCausalLMLoss
+  virtual at::Tensor loss(const ForwardInput& input, const at::Tensor& labels,
+                          int64_t num_items = 0);
+
   // A cache that grows, or with max_length > 0 one allocated for max_length tokens at once.
   virtual std::unique_ptr<nn::KvCache> make_cache(int64_t batch_size,
                                                   int64_t max_length = 0) const = 0;

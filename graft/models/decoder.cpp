@@ -39,6 +39,26 @@ void check_input(const ForwardInput& input, int64_t num_past) {
   }
 }
 
+void check_loss(const ForwardInput& input, const at::Tensor& labels, int64_t num_items) {
+  if (input.cache != nullptr || input.logits_to_keep != 0) {
+    throw InvalidArgument("models.loss", "input",
+                          "loss: expected no cache and logits_to_keep 0, got one of them");
+  }
+  if (!labels.defined() || labels.scalar_type() != at::kLong || !input.input_ids.defined() ||
+      labels.sizes() != input.input_ids.sizes()) {
+    throw InvalidArgument(
+        "models.loss", "labels",
+        fmt::format("labels: expected int64 of the shape of input_ids, got {}",
+                    labels.defined()
+                        ? fmt::format("{} {}", toString(labels.scalar_type()), labels.sizes())
+                        : "nothing"));
+  }
+  if (num_items < 0) {
+    throw InvalidArgument("models.loss", "num-items",
+                          fmt::format("num_items: expected 0 or more, got {}", num_items));
+  }
+}
+
 // What a step that the device counts takes.
 void check_step(const ForwardInput& input, int64_t batch_size) {
   const at::Tensor& ids = input.input_ids;
@@ -230,7 +250,7 @@ std::vector<nn::AttentionCandidate> DecoderForCausalLM::attention_candidates(
 }
 
 void DecoderForCausalLM::finish_loading(const std::string& folder, const std::string& weights_file,
-                                        const std::string& config_json) {
+                                        const std::string& config_json, bool trainable) {
   if (tied()) {
     tie_head();
   }
@@ -239,6 +259,9 @@ void DecoderForCausalLM::finish_loading(const std::string& folder, const std::st
   info_.weights_file = weights_file;
   info_.config_json = config_json;
   count_weights();
+  if (trainable) {
+    loss_.emplace(*this, layers::CausalLoss::Spec{}, "loss");
+  }
 }
 
 void DecoderForCausalLM::tie_head() {
@@ -307,10 +330,6 @@ void DecoderForCausalLM::count_on_device(nn::KvCache& cache,
 
 at::Tensor DecoderForCausalLM::embed(const at::Tensor& input_ids) const {
   return model_->embed_tokens->forward(input_ids);
-}
-
-at::Tensor DecoderForCausalLM::project(const at::Tensor& hidden) const {
-  return lm_head_->forward(hidden);
 }
 
 void DecoderForCausalLM::fill_rotary(ForwardContext& context, const at::Tensor& position_ids,
@@ -382,7 +401,7 @@ ForwardContext DecoderForCausalLM::make_context(const ForwardInput& input) const
   return context;
 }
 
-at::Tensor DecoderForCausalLM::forward(const ForwardInput& input) {
+at::Tensor DecoderForCausalLM::hidden_states(const ForwardInput& input) {
   ForwardContext context = make_context(input);
   nn::ResidualStream stream(embed(input.input_ids));
   nn::record_point("", "embed_tokens", stream.value());
@@ -399,12 +418,39 @@ at::Tensor DecoderForCausalLM::forward(const ForwardInput& input) {
   stream.keep_last(input.logits_to_keep);
   const at::Tensor hidden = stream.normalized(*model_->norm);
   nn::record_point("", "norm", hidden);
-  at::Tensor logits = project(hidden);
+  return hidden;
+}
+
+at::Tensor DecoderForCausalLM::forward(const ForwardInput& input) {
+  at::Tensor logits = soft_capped(lm_head_->forward(hidden_states(input)), logit_softcap());
   nn::record_point("", "logits", logits);
   if (input.cache != nullptr) {
     input.cache->advance(input.input_ids.size(1));
   }
   return logits;
+}
+
+at::Tensor CausalLM::loss(const ForwardInput&, const at::Tensor&, int64_t) {
+  throw InvalidArgument("models.loss", "model", "loss: expected a model that has one, got another");
+}
+
+at::Tensor DecoderForCausalLM::loss(const ForwardInput& input, const at::Tensor& labels,
+                                    int64_t num_items) {
+  check_loss(input, labels, num_items);
+  const at::Tensor hidden = hidden_states(input).flatten(0, 1);
+  // The label of a place is the token after it; the last place has none, so no row has to move.
+  const at::Tensor shifted =
+      at::constant_pad_nd(labels, {0, 1}, layers::CausalLoss::kIgnoredLabel).slice(1, 1).flatten();
+  if (loss_) {
+    return (*loss_)->forward(hidden, lm_head_->weight, shifted, logit_softcap(), num_items);
+  }
+  if (lm_head_->packed_weight() != nullptr) {
+    throw InvalidArgument("models.loss", "packed",
+                          "loss: expected weights that are not packed, got packed ones",
+                          "load the model with weights unpacked");
+  }
+  return layers::CausalLoss::reference({})->forward(hidden, lm_head_->weight, shifted,
+                                                    logit_softcap(), num_items);
 }
 
 }  // namespace graft::models

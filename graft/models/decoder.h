@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "graft/models/causal_lm.h"
@@ -98,6 +99,7 @@ class DecoderForCausalLM : public CausalLM {
   DecoderForCausalLM(const DecoderConfig& config, layers::RmsNormVariant norm_variant);
 
   at::Tensor forward(const ForwardInput& input) final;
+  at::Tensor loss(const ForwardInput& input, const at::Tensor& labels, int64_t num_items) final;
   std::unique_ptr<nn::KvCache> make_cache(int64_t batch_size, int64_t max_length) const final;
   std::string device_steps_refusal() const final;
   void count_on_device(nn::KvCache& cache, const at::Tensor& attention_mask) const final;
@@ -114,9 +116,10 @@ class DecoderForCausalLM : public CausalLM {
   void check_attention(at::ScalarType dtype, at::Device device, bool training) const;
 
   // Called by the loader once all weights are in: ties the head and counts parameters.
-  // config_json is what transformers would have as config.json.
+  // config_json is what transformers would have as config.json. A trainable model gets a slot for its
+  // loss.
   void finish_loading(const std::string& folder, const std::string& weights_file,
-                      const std::string& config_json);
+                      const std::string& config_json, bool trainable);
   bool tied() const { return config_.tie_word_embeddings; }
 
  protected:
@@ -127,8 +130,8 @@ class DecoderForCausalLM : public CausalLM {
 
   // ids [B, S] -> [B, S, H]. Gemma scales here.
   virtual at::Tensor embed(const at::Tensor& input_ids) const;
-  // hidden [B, S, H] -> [B, S, V]. Gemma2 caps here.
-  virtual at::Tensor project(const at::Tensor& hidden) const;
+  // Logits become cap * tanh(logits / cap); 0: they stay. Gemma2 and Gemma3 have one.
+  virtual double logit_softcap() const { return 0.0; }
   // Fills the rotary tables of `context`. Gemma3 has two, olmo2 keeps them in float32.
   virtual void fill_rotary(ForwardContext& context, const at::Tensor& position_ids,
                            int64_t length) const;
@@ -142,6 +145,8 @@ class DecoderForCausalLM : public CausalLM {
   ForwardContext make_context(const ForwardInput& input) const;
   ForwardContext make_step_context(const ForwardInput& input) const;
   void fill_masks(ForwardContext& context, const ForwardInput& input, int64_t num_past) const;
+  // After the final norm, [B, S or logits_to_keep, H].
+  at::Tensor hidden_states(const ForwardInput& input);
   void tie_head();
   void count_weights();
 
@@ -153,6 +158,7 @@ class DecoderForCausalLM : public CausalLM {
   CausalLMInfo info_;
   std::shared_ptr<DecoderModel> model_;
   std::shared_ptr<nn::Linear> lm_head_;
+  std::optional<layers::Slot<layers::CausalLoss>> loss_;  // of a trainable model
 };
 
 }  // namespace graft::models

@@ -98,9 +98,7 @@ class Gemma3ForCausalLM final : public DecoderForCausalLM {
     return scaled_embedding(DecoderForCausalLM::embed(input_ids), embed_scale_);
   }
 
-  at::Tensor project(const at::Tensor& hidden) const override {
-    return soft_capped(DecoderForCausalLM::project(hidden), final_logit_softcapping_);
-  }
+  double logit_softcap() const override { return final_logit_softcapping_; }
 
   void fill_rotary(ForwardContext& context, const at::Tensor& position_ids,
                    int64_t length) const override {
