@@ -122,6 +122,30 @@ GRAFT_OPS(ops) {
   ops.def(
       "add_rms_norm(Tensor x, Tensor residual, Tensor weight, float eps, int variant) -> (Tensor, "
       "Tensor)");
+  ops.def(
+      "gated_rms_norm_out(Tensor! out, Tensor x, Tensor gate, Tensor weight, float eps, int "
+      "variant, "
+      "int act, bool gate_first) -> ()");
+  ops.def(
+      "gated_rms_norm(Tensor x, Tensor gate, Tensor weight, float eps, int variant, int act, bool "
+      "gate_first) -> Tensor");
+  ops.def(
+      "gated_rms_norm_backward_out(Tensor! grad_x, Tensor! grad_gate, Tensor! grad_weight, Tensor "
+      "grad_out, Tensor x, Tensor gate, Tensor weight, float eps, int variant, int act, bool "
+      "gate_first) -> ()");
+  ops.def(
+      "gated_rms_norm_backward(Tensor grad_out, Tensor x, Tensor gate, Tensor weight, float eps, "
+      "int "
+      "variant, int act, bool gate_first) -> (Tensor, Tensor, Tensor)");
+  ops.def("layer_norm_out(Tensor! out, Tensor x, Tensor? weight, Tensor? bias, float eps) -> ()");
+  ops.def("layer_norm(Tensor x, Tensor? weight, Tensor? bias, float eps) -> Tensor");
+  ops.def(
+      "layer_norm_backward_out(Tensor! grad_x, Tensor! grad_weight, Tensor! grad_bias, Tensor "
+      "grad_out, Tensor x, Tensor? weight, float eps) -> ()");
+  ops.def(
+      "layer_norm_backward(Tensor grad_out, Tensor x, Tensor? weight, float eps) -> (Tensor, "
+      "Tensor, "
+      "Tensor)");
 }
 
 GRAFT_OPS_IMPL(Meta, ops) { graft_kernels::rms_norm::MetaOps::implement(ops); }

@@ -8,6 +8,8 @@
 #include "kernels/rms-norm/rms_norm_backward_kernel.cuh"
 #include "kernels/rms-norm/rms_norm_backward_ops.h"
 #include "kernels/rms-norm/rms_norm_layout.h"
+#include "kernels/rms-norm/rms_norm_weight_kernel.cuh"
+#include "kernels/rms-norm/sm90_ring_backward.h"
 
 namespace graft_kernels::rms_norm {
 
@@ -51,26 +53,10 @@ struct Call {
 };
 
 void launch_weight(const Call& call) {
-  const auto blocks =
-      static_cast<unsigned>((call.problem.columns + kWeightColumns - 1) / kWeightColumns);
-  const dim3 threads(kWeightColumns, kWeightTurns);
-  const cudaStream_t stream = call.scope.stream();
-  switch (call.problem.weight_dtype) {
-    case Dtype::kFloat32:
-      rms_norm_bwd_weight_kernel<float><<<blocks, threads, 0, stream>>>(call.problem);
-      break;
-    case Dtype::kBfloat16:
-      rms_norm_bwd_weight_kernel<Bf16><<<blocks, threads, 0, stream>>>(call.problem);
-      break;
-    case Dtype::kFloat16:
-      rms_norm_bwd_weight_kernel<Fp16><<<blocks, threads, 0, stream>>>(call.problem);
-      break;
-  }
-  check_cuda(cudaGetLastError(), "rms_norm_bwd_weight_kernel");
+  const BackwardProblem& problem = call.problem;
+  launch_weight_sum({problem.partial, problem.parts, problem.columns, problem.grad_weight},
+                    problem.weight_dtype, call.scope);
 }
-
-// Vectors that a block of a cluster holds.
-constexpr int64_t kMaxBlockVectors = 512;
 
 int64_t count_resident_threads(const Call& call) {
   return static_cast<int64_t>(call.scope.attribute(cudaDevAttrMultiProcessorCount)) *
@@ -87,33 +73,21 @@ void launch_lanes(const Call& call) {
                         std::min(turns, count_resident_threads(call) / kThreads));
   rms_norm_bwd_rows_kernel<X, kAdd, kLanes, kThreads>
       <<<static_cast<unsigned>(call.problem.parts), kThreads, 0, call.scope.stream()>>>(
-          call.problem, 1);
+          call.problem);
   check_cuda(cudaGetLastError(), "rms_norm_bwd_rows_kernel");
   launch_weight(call);
 }
 
-// A cluster of blocks takes a row.
+// A block takes a row.
 template <typename X, bool kAdd, int kMaxThreads>
-void launch_cluster(const Call& call, int64_t vectors, unsigned cluster) {
-  const int64_t per_block = (vectors + cluster - 1) / cluster;
-  const int64_t threads = (per_block + kWarp - 1) / kWarp * kWarp;
-  const int64_t teams = count_resident_threads(call) / (threads * cluster);
+void launch_block(const Call& call, int64_t vectors) {
+  const int64_t threads = (vectors + kWarp - 1) / kWarp * kWarp;
   const Partial partial(call.problem, call.x,
-                        std::min(call.problem.rows, std::max<int64_t>(teams, 1)));
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(call.problem.parts) * cluster);
-  config.blockDim = dim3(static_cast<unsigned>(threads));
-  config.stream = call.scope.stream();
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = cluster;
-  attribute.val.clusterDim.y = 1;
-  attribute.val.clusterDim.z = 1;
-  config.attrs = &attribute;
-  config.numAttrs = cluster > 1 ? 1 : 0;
-  check_cuda(cudaLaunchKernelEx(&config, rms_norm_bwd_rows_kernel<X, kAdd, 0, kMaxThreads>,
-                                call.problem, cluster),
-             "rms_norm_bwd_rows_kernel");
+                        std::min(call.problem.rows, count_resident_threads(call) / threads));
+  rms_norm_bwd_rows_kernel<X, kAdd, 0, kMaxThreads>
+      <<<static_cast<unsigned>(call.problem.parts), static_cast<unsigned>(threads), 0,
+         call.scope.stream()>>>(call.problem);
+  check_cuda(cudaGetLastError(), "rms_norm_bwd_rows_kernel");
   launch_weight(call);
 }
 
@@ -121,20 +95,16 @@ void launch_cluster(const Call& call, int64_t vectors, unsigned cluster) {
 template <typename X, bool kAdd>
 bool try_on_chip(const Call& call) {
   const int64_t vectors = call.problem.columns / kVectorSize<X>;
-  const bool has_clusters = call.scope.attribute(cudaDevAttrComputeCapabilityMajor) == 9;
   if (vectors <= 8) {
     launch_lanes<X, kAdd, 8>(call);
   } else if (vectors <= 16) {
     launch_lanes<X, kAdd, 16>(call);
   } else if (vectors <= 32) {
     launch_lanes<X, kAdd, 32>(call);
-  } else if (vectors <= kMaxBlockVectors) {
-    launch_cluster<X, kAdd, kMaxBlockVectors>(call, vectors, 1);
-  } else if (vectors <= 2 * kMaxBlockVectors) {
-    launch_cluster<X, kAdd, 2 * kMaxBlockVectors>(call, vectors, 1);
-  } else if (has_clusters && vectors <= kMaxBlockVectors * kMaxCluster) {
-    const unsigned cluster = vectors <= 4 * kMaxBlockVectors ? 4 : kMaxCluster;
-    launch_cluster<X, kAdd, kMaxBlockVectors>(call, vectors, cluster);
+  } else if (vectors <= 512) {
+    launch_block<X, kAdd, 512>(call, vectors);
+  } else if (vectors <= 1024) {
+    launch_block<X, kAdd, 1024>(call, vectors);
   } else {
     return false;
   }
@@ -163,8 +133,47 @@ void launch_looping(const Call& call) {
   launch_weight(call);
 }
 
+// The same problem as the kernels of all norms know it.
+FormBackwardProblem as_form(const BackwardProblem& problem) {
+  FormBackwardProblem form;
+  form.call.form = Form::kPlain;
+  form.call.variant = problem.variant;
+  form.call.x_dtype = problem.x_dtype;
+  form.call.weight_dtype = problem.weight_dtype;
+  form.call.eps = problem.eps;
+  form.call.rows = problem.rows;
+  form.call.columns = problem.columns;
+  form.call.x = problem.x;
+  form.call.x_rows = problem.x_rows;
+  form.call.weight = problem.weight;
+  form.grad_out = problem.grad_out;
+  form.grad_out_rows = problem.grad_out_rows;
+  form.grad_sum = problem.grad_sum;
+  form.grad_sum_rows = problem.grad_sum_rows;
+  form.grad_x = problem.grad_x;
+  form.grad_x_rows = problem.grad_x_rows;
+  return form;
+}
+
+// Rows through shared memory (Hopper); false where they are left to the other kernels.
+bool try_ring(const Call& call) {
+  FormBackwardProblem form = as_form(call.problem);
+  Tensor partial;
+  if (!is_vectorizable(call.problem) || !sm90::takes_rows(form.call, call.scope) ||
+      !sm90::run_plain(form, call.x, call.scope, partial)) {
+    return false;
+  }
+  call.problem.partial = form.partial;
+  call.problem.parts = form.parts;
+  launch_weight(call);
+  return true;
+}
+
 template <typename X>
 void launch_one_dtype(const Call& call) {
+  if (try_ring(call)) {
+    return;
+  }
   const bool fits = is_vectorizable(call.problem) && is_single_stride(call.problem);
   const bool adds = call.problem.grad_sum != nullptr;
   if (!fits || !(adds ? try_on_chip<X, true>(call) : try_on_chip<X, false>(call))) {

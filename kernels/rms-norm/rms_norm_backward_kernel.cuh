@@ -1,11 +1,11 @@
-// RMSNorm's backward on CUDA. Device code on raw pointers; no Torch. Three kernels:
-//   rows     rows that fit on chip, one vector per thread: a group of lanes, a block, or a cluster of
-//            blocks (Hopper) holds a row; every tensor is read once, and the next row is on its way
-//            while the current one is reduced
+// RMSNorm's backward on CUDA. Device code on raw pointers; no Torch. Two kernels:
+//   rows     rows that fit on chip, one vector per thread: a group of lanes or a block holds a row;
+//            every tensor is read once, and the next row is on its way while the current one is
+//            reduced
 //   looping  any row length, layout, alignment and dtype of the weight; reads the row twice
-//   weight   adds up the shares of the weight's gradient
 // A block takes rows in turn and keeps its share of the weight's gradient to itself until the end,
-// so that no two blocks ever add to one number: the result has one order.
+// so that no two blocks ever add to one number: the result has one order. rms_norm_weight_kernel.cuh adds the
+// shares up.
 #pragma once
 
 #include "kernels/rms-norm/rms_norm_long_kernel.cuh"
@@ -24,19 +24,6 @@ __device__ __forceinline__ float2 sum_pair_over_lanes(float2 value) {
     value.y += __shfl_xor_sync(0xffffffffU, value.y, distance);
   }
   return value;
-}
-
-// Sums over a warp of two values at half the exchanges: lanes 0-15 go on with x, lanes 16-31 with y.
-// Returns the sum of x in the lower half of the warp and that of y in the upper.
-__device__ __forceinline__ float sum_pair_halves(float2 value) {
-  const bool lower = threadIdx.x % kWarp < kWarp / 2;
-  const float sent = lower ? value.y : value.x;
-  float sum = (lower ? value.x : value.y) + __shfl_xor_sync(0xffffffffU, sent, kWarp / 2);
-#pragma unroll
-  for (int distance = kWarp / 4; distance > 0; distance /= 2) {
-    sum += __shfl_xor_sync(0xffffffffU, sum, distance);
-  }
-  return sum;
 }
 
 // Sums over a block of two values at once; every thread gets both. `shared` has 2 * kWarp slots,
@@ -58,27 +45,6 @@ __device__ __forceinline__ float2 sum_pair_over_block(float2 value, float* share
     sum += __shfl_xor_sync(0xffffffffU, sum, distance);
   }
   return make_float2(__shfl_sync(0xffffffffU, sum, 0), __shfl_sync(0xffffffffU, sum, kWarp / 2));
-}
-
-// Sums over a cluster of two values at once, as sum_over_cluster. The caller has arrived once since
-// it last waited, and alternates between two `shared`.
-__device__ __forceinline__ float2 sum_pair_over_cluster(float2 value, float2* shared,
-                                                        unsigned cluster) {
-  cluster_wait();
-  const unsigned rank = cluster_rank();
-  if (threadIdx.x < cluster) {
-    store_in_peer(&shared[rank].x, threadIdx.x, value.x);
-    store_in_peer(&shared[rank].y, threadIdx.x, value.y);
-  }
-  cluster_arrive();
-  cluster_wait();
-  float2 total = make_float2(0.0F, 0.0F);
-  for (unsigned peer = 0; peer < cluster; ++peer) {
-    total.x += shared[peer].x;
-    total.y += shared[peer].y;
-  }
-  cluster_arrive();
-  return total;
 }
 
 // What the elements of a row share in the second half of the work.
@@ -185,18 +151,15 @@ __device__ __forceinline__ void store_shares(const BackwardProblem& problem, flo
 }
 
 // X is the dtype of x, weight and all gradients. kLanes > 0: groups of that many lanes take a row
-// each, in blocks of kMaxThreads; kLanes = 0: a cluster of `cluster` blocks takes a row.
+// each, in blocks of kMaxThreads; kLanes = 0: a block takes a row.
 template <typename X, bool kAdd, int kLanes, int kMaxThreads>
 __global__ void __launch_bounds__(kMaxThreads, kBackwardThreads / kMaxThreads)
-    rms_norm_bwd_rows_kernel(const __grid_constant__ BackwardProblem problem, unsigned cluster) {
+    rms_norm_bwd_rows_kernel(const __grid_constant__ BackwardProblem problem) {
   constexpr int kSize = kVectorSize<X>;
   constexpr int kGroups = kLanes > 0 ? kMaxThreads / kLanes : 1;
   __shared__ float shared_sums[2][2 * kWarp];
-  __shared__ float2 shared_cluster[2][kMaxCluster];
-  const unsigned rank = cluster > 1 ? cluster_rank() : 0;
-  const int64_t team = blockIdx.x / cluster;  // a block, or a cluster
-  const int lane = kLanes > 0 ? static_cast<int>(threadIdx.x) % kLanes
-                              : static_cast<int>(rank * blockDim.x + threadIdx.x);
+  const int64_t team = blockIdx.x;
+  const int lane = static_cast<int>(threadIdx.x) % (kLanes > 0 ? kLanes : kMaxThreads);
   const int64_t column = static_cast<int64_t>(lane) * kSize;
   const int64_t step = problem.parts * kGroups;
   int64_t row = team * kGroups + (kLanes > 0 ? threadIdx.x / kLanes : 0);
@@ -221,9 +184,6 @@ __global__ void __launch_bounds__(kMaxThreads, kBackwardThreads / kMaxThreads)
     }
     __syncthreads();
   }
-  if (cluster > 1) {
-    cluster_arrive();
-  }
 
   float shares[kSize] = {};
   int turn = 0;
@@ -236,9 +196,6 @@ __global__ void __launch_bounds__(kMaxThreads, kBackwardThreads / kMaxThreads)
       sums = sum_pair_over_lanes<kLanes>(sums);
     } else {
       sums = sum_pair_over_block(sums, shared_sums[turn]);
-      if (cluster > 1) {
-        sums = sum_pair_over_cluster(sums, shared_cluster[turn], cluster);
-      }
       turn ^= 1;
     }
     const RowFactors factors = factors_of(sums, problem);
@@ -259,9 +216,6 @@ __global__ void __launch_bounds__(kMaxThreads, kBackwardThreads / kMaxThreads)
   }
   store_shares<kGroups, kLanes, kSize>(problem, problem.partial + team * problem.columns, column,
                                        shares);
-  if (cluster > 1) {
-    cluster_wait();  // no block leaves while a peer may still write into its shared memory
-  }
 }
 
 // One row per block at a time. A thread owns the same columns in every row.
@@ -313,31 +267,6 @@ __global__ void rms_norm_bwd_looping_kernel(const __grid_constant__ BackwardProb
       store_any<kAligned>(grad_x, column, columns, result);
       store_any<kAligned>(partial, column, columns, shares);
     }
-  }
-}
-
-// Columns of a block, and the turns that its threads take with the parts.
-inline constexpr int kWeightColumns = 32;
-inline constexpr int kWeightTurns = 32;
-
-template <typename W>
-__global__ void __launch_bounds__(kWeightColumns* kWeightTurns)
-    rms_norm_bwd_weight_kernel(const __grid_constant__ BackwardProblem problem) {
-  __shared__ float sums[kWeightTurns][kWeightColumns + 1];
-  const int64_t column = static_cast<int64_t>(blockIdx.x) * kWeightColumns + threadIdx.x;
-  float sum = 0;
-  if (column < problem.columns) {
-    for (int64_t part = threadIdx.y; part < problem.parts; part += kWeightTurns) {
-      sum += problem.partial[part * problem.columns + column];
-    }
-  }
-  sums[threadIdx.y][threadIdx.x] = sum;
-  __syncthreads();
-  // Warp w adds up the turns of column w.
-  const float total = sum_over_warp(sums[threadIdx.x][threadIdx.y]);
-  const int64_t own = static_cast<int64_t>(blockIdx.x) * kWeightColumns + threadIdx.y;
-  if (threadIdx.x == 0 && own < problem.columns) {
-    static_cast<W*>(problem.grad_weight)[own] = from_float<W>(total);
   }
 }
 

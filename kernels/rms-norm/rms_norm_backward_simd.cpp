@@ -3,8 +3,8 @@
 
 #include <math.h>
 
-#include "kernels/common/simd.h"
 #include "kernels/rms-norm/rms_norm.h"
+#include "kernels/rms-norm/rows_simd.h"
 
 namespace graft_kernels::GRAFT_ISA {
 
@@ -21,28 +21,6 @@ struct BackwardRow {
   const X* x;
   X* grad_x;
 };
-
-constexpr int64_t kVectorsPerBlock = 128;
-
-// Calls body(column, count) for whole vectors, and once for the tail of fewer elements.
-template <typename Body>
-void for_each_vector(int64_t columns, const Body& body) {
-  int64_t column = 0;
-  for (; column + kLanes <= columns; column += kLanes) {
-    body(column, int64_t{kLanes});
-  }
-  if (column < columns) {
-    body(column, columns - column);
-  }
-}
-template <typename T>
-Float load_some(const T* from, int64_t count) {
-  return count == kLanes ? load<T>(from) : load_partial<T>(from, count);
-}
-template <typename T>
-void store_some(T* to, Float value, int64_t count) {
-  count == kLanes ? store(to, value) : store_partial(to, value, count);
-}
 
 template <bool kZeroCentered, typename W>
 Float factor_of(const W* weight, int64_t count) {

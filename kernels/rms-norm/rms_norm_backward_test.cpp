@@ -120,14 +120,18 @@ std::vector<std::vector<int64_t>> shapes() {
   if (is_small_run()) {
     return {{3, 1}, {5, 7}, {2, 64}, {300, 256}, {3, 1031}, {3, 4096}, {3, 8192}, {2, 16384}};
   }
-  return {{1, 1},     {3, 2},     {5, 3},      {33, 8},     {7, 64},     {1, 127},    {9, 128},
-          {35, 256},  {3, 257},   {17, 512},   {5, 576},    {3, 1000},   {600, 1024}, {2, 1031},
-          {5, 2048},  {1, 4096},  {333, 4096}, {3, 5003},   {4, 8192},   {3, 12288},  {3, 16384},
-          {3, 16392}, {2, 32768}, {2, 65536},  {20000, 64}, {16391, 128}};
+  return {{1, 1},      {3, 2},       {5, 3},       {33, 8},      {7, 64},     {1, 127},
+          {9, 128},    {35, 256},    {3, 257},     {17, 512},    {5, 576},    {3, 1000},
+          {600, 1024}, {2, 1031},    {5, 2048},    {1, 4096},    {333, 4096}, {3, 5003},
+          {4, 8192},   {3, 12288},   {3, 16384},   {3, 16392},   {2, 32768},  {2, 65536},
+          {20000, 64}, {16391, 128}, {300, 10240}, {150, 32768}, {70, 65536}, {20, 262144}};
 }
 
 TEST_P(RmsNormBackward, IsNoWorseThanTwiceEagerInEveryShapeAndVariant) {
   for (const std::vector<int64_t>& shape : shapes()) {
+    if (GetParam().device == at::kCPU && shape[0] * shape[1] > (1 << 22)) {
+      continue;  // for the kernels whose blocks take long rows in turn
+    }
     const Inputs inputs = random_inputs(shape);
     for (const int64_t variant : {0, 1, 2, 3}) {
       expect_like_autograd(backward(inputs, variant), inputs, variant);
@@ -137,6 +141,9 @@ TEST_P(RmsNormBackward, IsNoWorseThanTwiceEagerInEveryShapeAndVariant) {
 
 TEST_P(RmsNormBackward, AddsTheGradientOfTheSum) {
   for (const std::vector<int64_t>& shape : shapes()) {
+    if (GetParam().device == at::kCPU && shape[0] * shape[1] > (1 << 22)) {
+      continue;
+    }
     const Inputs inputs = random_inputs(shape, /*add=*/true);
     expect_like_autograd(backward(inputs, 0), inputs, 0);
   }

@@ -1,4 +1,4 @@
-// RMSNorm forward, alone and with the residual, beside ATen's fused op and eager evaluation.
+// The norms forward and backward, beside ATen's fused ops and eager evaluation.
 
 #include "kernels/common/bench_harness.h"
 
@@ -92,6 +92,124 @@ void bench_shape(Harness& harness, at::ScalarType dtype, int64_t rows, int64_t c
   harness.run(row);
 }
 
+// As Qwen3NextRMSNormGated has it: over the heads of a linear attention.
+at::Tensor eager_gated(const at::Tensor& x, const at::Tensor& gate, const at::Tensor& weight) {
+  return (eager(x, weight) * at::silu(gate.to(at::kFloat))).to(x.scalar_type());
+}
+
+void bench_gated(Harness& harness, at::ScalarType dtype, int64_t rows, int64_t columns) {
+  const Package& package = Package::for_device("rms-norm", harness.device());
+  const at::TensorOptions options = at::TensorOptions(harness.device()).dtype(dtype);
+  const at::Tensor x = at::randn({rows, columns}, options),
+                   gate = at::randn({rows, columns}, options),
+                   grad = at::randn({rows, columns}, options),
+                   weight = at::randn({columns}, options);
+  at::Tensor out = at::empty_like(x), grad_gate = at::empty_like(x),
+             grad_weight = at::empty_like(weight);
+  const int64_t row_bytes = columns * static_cast<int64_t>(x.element_size());
+  const int64_t checked = std::min<int64_t>(rows, 64);
+  Row row;
+  row.op = "gated_rms_norm";
+  row.variant = "silu_after_norm";
+  row.dtype = c10::toString(dtype);
+  row.shape = shape_text(rows, columns);
+  row.bytes = (3 * rows + 1) * row_bytes;
+  row.work = [&] {
+    package("gated_rms_norm_out", out, x, gate, weight, kEps, int64_t{0}, int64_t{0}, false);
+  };
+  row.peers = {{"eager", [&] { eager_gated(x, gate, weight); }}};
+  row.difference = [&] {
+    row.work();
+    const at::Tensor expected =
+        eager_gated(x.slice(0, 0, checked), gate.slice(0, 0, checked), weight).to(at::kDouble);
+    return largest_error(out.slice(0, 0, checked), expected) / expected.abs().max().item<double>();
+  };
+  row.tolerance = dtype == at::kFloat ? 1e-5 : 1e-2;
+  harness.run(row);
+  row.op = "gated_rms_norm_backward";
+  row.bytes = (5 * rows + 2) * row_bytes;
+  row.work = [&] {
+    package("gated_rms_norm_backward_out", out, grad_gate, grad_weight, grad, x, gate, weight, kEps,
+            int64_t{0}, int64_t{0}, false);
+  };
+  row.peers.clear();
+  row.difference = [&] {
+    row.work();
+    const at::Tensor exact =
+        exact_grad_weight((grad.to(at::kFloat) * at::silu(gate.to(at::kFloat))), x);
+    return largest_error(grad_weight, exact) / exact.abs().max().item<double>();
+  };
+  harness.run(row);
+}
+
+void bench_layer(Harness& harness, at::ScalarType dtype, int64_t rows, int64_t columns) {
+  const Package& package = Package::for_device("rms-norm", harness.device());
+  const at::TensorOptions options = at::TensorOptions(harness.device()).dtype(dtype);
+  const at::Tensor x = at::randn({rows, columns}, options),
+                   grad = at::randn({rows, columns}, options),
+                   weight = at::randn({columns}, options), bias = at::randn({columns}, options);
+  at::Tensor out = at::empty_like(x), grad_weight = at::empty_like(weight),
+             grad_bias = at::empty_like(bias);
+  const int64_t row_bytes = columns * static_cast<int64_t>(x.element_size());
+  const auto [expected, mean, inverse] = at::native_layer_norm(x, {columns}, weight, bias, kEps);
+  const auto peers = [&, mean = mean, inverse = inverse] {
+    return at::native_layer_norm_backward(grad, x, {columns}, mean, inverse, weight, bias,
+                                          {true, true, true});
+  };
+  Row row;
+  row.op = "layer_norm";
+  row.variant = "weight_and_bias";
+  row.dtype = c10::toString(dtype);
+  row.shape = shape_text(rows, columns);
+  row.bytes = (2 * rows + 2) * row_bytes;
+  row.work = [&] { package("layer_norm_out", out, x, weight, bias, kEps); };
+  row.peers = {{"at::layer_norm", [&] { at::layer_norm(x, {columns}, weight, bias, kEps); }}};
+  row.difference = [&, expected = expected] {
+    row.work();
+    return largest_error(out, expected.to(at::kDouble)) / expected.abs().max().item<double>();
+  };
+  row.tolerance = dtype == at::kFloat ? 1e-5 : 1e-2;
+  harness.run(row);
+  row.op = "layer_norm_backward";
+  row.bytes = (3 * rows + 3) * row_bytes;
+  row.work = [&] {
+    package("layer_norm_backward_out", out, grad_weight, grad_bias, grad, x, weight, kEps);
+  };
+  row.peers = {{"at::native_layer_norm_backward", [&] { peers(); }}};
+  row.difference = [&] {
+    row.work();
+    const at::Tensor theirs = std::get<1>(peers()).to(at::kDouble);
+    return largest_error(grad_weight, theirs) / theirs.abs().max().item<double>();
+  };
+  harness.run(row);
+}
+
+// The heads of queries where they lie in a fused projection of queries, keys and values.
+void bench_heads(Harness& harness, int64_t tokens, int64_t heads, int64_t width) {
+  const Package& package = Package::for_device("rms-norm", harness.device());
+  const at::TensorOptions options = at::TensorOptions(harness.device()).dtype(at::kBFloat16);
+  const at::Tensor fused = at::randn({tokens, (heads + heads / 2) * width}, options);
+  const at::Tensor x = fused.narrow(1, 0, heads * width).view({tokens, heads, width});
+  const at::Tensor weight = at::randn({width}, options);
+  at::Tensor out = at::empty_like(x, at::MemoryFormat::Contiguous);
+  Row row;
+  row.op = "rms_norm";
+  row.variant = "heads_of_a_fused_projection";
+  row.dtype = "BFloat16";
+  row.shape = std::to_string(tokens) + "x" + std::to_string(heads) + "x" + std::to_string(width);
+  row.bytes = 4 * tokens * heads * width;
+  row.work = [&] { package("rms_norm_out", out, x, weight, kEps, int64_t{0}); };
+  row.peers = {{"at::rms_norm", [&] { at::rms_norm(x, {width}, weight, kEps); }}};
+  row.difference = [&] {
+    row.work();
+    const at::Tensor reference = eager(x.slice(0, 0, 64), weight);
+    return largest_error(out.slice(0, 0, 64), reference.to(at::kDouble)) /
+           reference.abs().max().item<double>();
+  };
+  row.tolerance = 1e-2;
+  harness.run(row);
+}
+
 }  // namespace
 
 int main() {
@@ -110,5 +228,17 @@ int main() {
     }
     bench_shape(harness, at::kFloat, is_cuda ? 8192 : 512, is_cuda ? 4096 : 576);
     bench_shape(harness, at::kHalf, is_cuda ? 8192 : 512, is_cuda ? 4096 : 576);
+    if (is_cuda) {
+      bench_heads(harness, 27030, 24, 128);
+      bench_gated(harness, at::kBFloat16, 8192 * 32, 128);
+      bench_gated(harness, at::kBFloat16, 8192, 4096);
+      bench_layer(harness, at::kBFloat16, 8192, 1024);
+      bench_layer(harness, at::kBFloat16, 8192, 4096);
+    } else {
+      bench_heads(harness, 512, 9, 64);
+      bench_gated(harness, at::kBFloat16, 512 * 16, 128);
+      bench_layer(harness, at::kBFloat16, 512, 576);
+      bench_layer(harness, at::kFloat, 512, 576);
+    }
   });
 }

@@ -9,10 +9,21 @@
 #include "kernels/rms-norm/rms_norm_layout.h"
 #include "kernels/rms-norm/rms_norm_long_kernel.cuh"
 #include "kernels/rms-norm/rms_norm_ops.h"
+#include "kernels/rms-norm/sm90_ring_forward_kernel.cuh"
 
 namespace graft_kernels::rms_norm {
 
 namespace {
+
+using sm90::ForwardRing;
+using sm90::kChunkBytes;
+using sm90::kChunksOfBlock;
+using sm90::kChunkVectors;
+using sm90::kMaxChunks;
+using sm90::kRingThreads;
+using sm90::kSlots;
+using sm90::kStreamsOf;
+using sm90::ring_fwd_kernel;
 
 // Whole vectors of 16 bytes everywhere?
 bool is_vectorizable(const Problem& problem) {
@@ -28,68 +39,85 @@ bool is_vectorizable(const Problem& problem) {
   return plain && added && (problem.columns * x_bytes) % 16 == 0;
 }
 
+// The order of a row's sum. It looks at the row's length and the device, never at where rows lie.
+Order order_of(int64_t vectors, const CudaScope& scope) {
+  constexpr int64_t kWhole = int64_t{1} << 40;
+  if (vectors <= 128) {
+    return {32, kWhole};
+  }
+  if (vectors <= 512) {
+    return {128, kWhole};
+  }
+  if (vectors <= 640) {
+    return {160, kWhole};
+  }
+  if (vectors <= 1024) {
+    return {256, kWhole};
+  }
+  if (vectors <= 2048) {
+    return {512, kWhole};
+  }
+  if (vectors <= kMaxChunks * kChunkVectors &&
+      scope.attribute(cudaDevAttrComputeCapabilityMajor) == 9) {
+    return {kRingThreads, kChunkVectors};
+  }
+  return {1024, kWhole};
+}
+
 // Rows one stride apart in every tensor?
 bool is_single_stride(const Problem& problem) {
   return problem.x_rows.num_dims == 1 && problem.out_rows.num_dims == 1 &&
          problem.residual_rows.num_dims == 1 && problem.sum_rows.num_dims == 1;
 }
 
-// The order of a row's sum. It looks at the row's length and the device, never at where rows lie.
-Order order_of(int64_t vectors, const CudaScope& scope) {
-  if (vectors <= 128) {
-    return {32, 1};
-  }
-  if (vectors <= 512) {
-    return {128, 1};
-  }
-  if (vectors <= 640) {
-    return {160, 1};
-  }
-  if (vectors <= 1024) {
-    return {256, 1};
-  }
-  if (vectors <= 2048) {
-    return {512, 1};
-  }
-  for (int parts = 1; parts <= kMaxCluster; parts *= 2) {
-    if (vectors <= static_cast<int64_t>(kLongThreads) * kLongVectors * parts &&
-        scope.attribute(cudaDevAttrComputeCapabilityMajor) == 9) {
-      return {kLongThreads, parts};
-    }
-  }
-  return {1024, 1};
-}
-
-template <typename X, bool kCastBefore, int kThreads, int kThreadsPerRow, int kVectors, int kRows>
+template <typename X, bool kCastBefore, int kThreads, int kThreadsPerRow, int kVectors, int kRows,
+          bool kStrided = false>
 void launch_register(const Problem& problem, const CudaScope& scope) {
   constexpr int64_t kRowsPerBlock = static_cast<int64_t>(kThreads / kThreadsPerRow) * kRows;
   const unsigned blocks = static_cast<unsigned>((problem.rows + kRowsPerBlock - 1) / kRowsPerBlock);
-  launch_overlapping(
-      scope,
-      rms_norm_fwd_register_kernel<X, kCastBefore, kThreads, kThreadsPerRow, kVectors, kRows>,
-      blocks, kThreads, 0, problem);
+  launch_overlapping(scope,
+                     rms_norm_fwd_register_kernel<X, kCastBefore, kThreads, kThreadsPerRow,
+                                                  kVectors, kRows, kStrided>,
+                     blocks, kThreads, 0, problem);
 }
 
-template <typename X, bool kCastBefore>
-void launch_shared(const Problem& problem, int cluster, cudaStream_t stream) {
-  const auto kernel = rms_norm_fwd_shared_kernel<X, kCastBefore>;
-  check_cuda(
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kLongSharedBytes),
-      "cudaFuncSetAttribute");
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(problem.rows * cluster));
-  config.blockDim = dim3(kLongThreads);
-  config.dynamicSmemBytes = kLongSharedBytes;
-  config.stream = stream;
-  cudaLaunchAttribute attribute = {};
+// Long rows come through shared memory (Hopper); false where no cluster of that size runs.
+template <typename X, bool kCastBefore, bool kAdd>
+bool launch_ring(const Problem& problem, const CudaScope& scope) {
+  const auto kernel = ring_fwd_kernel<X, kCastBefore, kAdd>;
+  ForwardRing ring;
+  const int64_t chunks = (problem.columns / kVectorSize<X> + kChunkVectors - 1) / kChunkVectors;
+  while (ring.cluster * kChunksOfBlock<kAdd> < chunks) {
+    ring.cluster *= 2;
+  }
+  ring.chunks_of_block = static_cast<int>((chunks + ring.cluster - 1) / ring.cluster);
+  const size_t bytes = static_cast<size_t>(kSlots<kAdd>) * kStreamsOf<kAdd> * kChunkBytes;
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  static_cast<int>(bytes)),
+             "cudaFuncSetAttribute");
+  cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = static_cast<unsigned>(cluster);
-  attribute.val.clusterDim.y = 1;
-  attribute.val.clusterDim.z = 1;
+  attribute.val.clusterDim = {static_cast<unsigned>(ring.cluster), 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(ring.cluster));
+  config.blockDim = dim3(kRingThreads);
+  config.dynamicSmemBytes = bytes;
+  config.stream = scope.stream();
   config.attrs = &attribute;
-  config.numAttrs = cluster > 1 ? 1 : 0;
-  check_cuda(cudaLaunchKernelEx(&config, kernel, problem, static_cast<unsigned>(cluster)),
-             "rms_norm_fwd_shared_kernel");
+  config.numAttrs = ring.cluster > 1 ? 1 : 0;
+  int teams = scope.attribute(cudaDevAttrMultiProcessorCount);
+  if (ring.cluster > 1) {
+    // No more clusters than run at once: one that waits for the others takes as long again.
+    check_cuda(cudaOccupancyMaxActiveClusters(&teams, kernel, &config),
+               "cudaOccupancyMaxActiveClusters");
+    if (teams < 1) {
+      return false;
+    }
+  }
+  config.gridDim =
+      dim3(static_cast<unsigned>(std::min<int64_t>(problem.rows, teams) * ring.cluster));
+  check_cuda(cudaLaunchKernelEx(&config, kernel, problem, ring), "ring_fwd_kernel");
+  return true;
 }
 
 // Launches the kernel that holds rows of this length on chip; false if none does.
@@ -97,12 +125,22 @@ template <typename X, bool kCastBefore>
 bool try_on_chip(const Problem& problem, const Order& order, const CudaScope& scope) {
   const int64_t vectors = problem.columns / kVectorSize<X>;
   if (problem.rows > (int64_t{1} << 27)) {
-    return false;  // the grid's limit, with a cluster of eight
+    return false;  // the grid's limit
   }
-  if (vectors <= 32) {
+  const bool many = problem.rows >= (1 << 14);
+  if (!is_single_stride(problem) && vectors <= 2048) {
+    // Short rows alone: heads.
+    if (vectors > 32) {
+      return false;
+    }
+    vectors <= 16 && many ? launch_register<X, kCastBefore, 128, 16, 1, 4, true>(problem, scope)
+                          : launch_register<X, kCastBefore, 128, 32, 1, 1, true>(problem, scope);
+  } else if (vectors <= 16 && many) {
+    launch_register<X, kCastBefore, 128, 16, 1, 4>(problem, scope);
+  } else if (vectors <= 32) {
     // Short rows: several rows per warp keep enough bytes in flight, when there are enough rows.
-    problem.rows >= (1 << 14) ? launch_register<X, kCastBefore, 128, 32, 1, 4>(problem, scope)
-                              : launch_register<X, kCastBefore, 128, 32, 1, 1>(problem, scope);
+    many ? launch_register<X, kCastBefore, 128, 32, 1, 4>(problem, scope)
+         : launch_register<X, kCastBefore, 128, 32, 1, 1>(problem, scope);
   } else if (vectors <= 64) {
     launch_register<X, kCastBefore, 128, 32, 2, 2>(problem, scope);
   } else if (vectors <= 128) {
@@ -117,8 +155,9 @@ bool try_on_chip(const Problem& problem, const Order& order, const CudaScope& sc
     launch_register<X, kCastBefore, 256, 256, 4, 1>(problem, scope);
   } else if (vectors <= 2048) {
     launch_register<X, kCastBefore, 512, 512, 4, 1>(problem, scope);
-  } else if (order.threads == kLongThreads) {
-    launch_shared<X, kCastBefore>(problem, order.parts, scope.stream());
+  } else if (order.chunk == kChunkVectors) {
+    return problem.residual != nullptr ? launch_ring<X, kCastBefore, true>(problem, scope)
+                                       : launch_ring<X, kCastBefore, false>(problem, scope);
   } else {
     return false;
   }
@@ -132,18 +171,17 @@ void launch_looping(const Problem& problem, const Order& order, const CudaScope&
   const unsigned grid = static_cast<unsigned>(std::min<int64_t>(problem.rows, resident * 4));
   if (is_vectorizable(problem)) {
     rms_norm_fwd_looping_kernel<X, W, Out, kCastBefore, true>
-        <<<grid, order.threads, 0, scope.stream()>>>(problem, order.parts);
+        <<<grid, order.threads, 0, scope.stream()>>>(problem, order.chunk * kVectorSize<X>);
   } else {
     rms_norm_fwd_looping_kernel<X, W, Out, kCastBefore, false>
-        <<<grid, order.threads, 0, scope.stream()>>>(problem, order.parts);
+        <<<grid, order.threads, 0, scope.stream()>>>(problem, order.chunk * kVectorSize<X>);
   }
   check_cuda(cudaGetLastError(), "rms_norm_fwd_looping_kernel");
 }
 
 template <typename X, bool kCastBefore>
 void launch_one_dtype(const Problem& problem, const Order& order, const CudaScope& scope) {
-  const bool fits = is_vectorizable(problem) && is_single_stride(problem);
-  if (!fits || !try_on_chip<X, kCastBefore>(problem, order, scope)) {
+  if (!is_vectorizable(problem) || !try_on_chip<X, kCastBefore>(problem, order, scope)) {
     launch_looping<X, X, X, kCastBefore>(problem, order, scope);
   }
 }

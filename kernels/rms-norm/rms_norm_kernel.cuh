@@ -11,13 +11,20 @@ namespace graft_kernels::rms_norm {
 // the memory's latency times its bandwidth (20 KB), since part of them always reduces or stores.
 inline constexpr int kResidentThreads = 1024;
 
+template <bool kStrided>
+__device__ __forceinline__ int64_t start_of(const RowLayout& layout, int64_t row) {
+  return kStrided ? offset_of(layout, row) : row * layout.stride[0];
+}
+
 // kThreadsPerRow threads hold kRows rows at once, kVectors vectors of 16 bytes of each per thread.
-// X is the dtype of x, residual, weight and out. A block has kThreads threads.
-template <typename X, bool kCastBefore, int kThreads, int kThreadsPerRow, int kVectors, int kRows>
+// X is the dtype of x, residual, weight and out. A block has kThreads threads. kStrided: rows may lie several strides
+// apart, as the heads of a fused projection do.
+template <typename X, bool kCastBefore, int kThreads, int kThreadsPerRow, int kVectors, int kRows,
+          bool kStrided>
 __global__ void __launch_bounds__(kThreads, kResidentThreads / kThreads)
     rms_norm_fwd_register_kernel(const __grid_constant__ Problem problem) {
   constexpr int kSize = kVectorSize<X>;
-  static_assert(kThreadsPerRow == kWarp || (kThreadsPerRow == kThreads && kRows == 1));
+  static_assert(kThreadsPerRow <= kWarp || (kThreadsPerRow == kThreads && kRows == 1));
   __shared__ float shared_sums[kThreads / kWarp];
   const int lane = threadIdx.x % kThreadsPerRow;
   const int64_t group =
@@ -31,7 +38,7 @@ __global__ void __launch_bounds__(kThreads, kResidentThreads / kThreads)
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
     const int64_t row = group * kRows + r;
-    const X* x = static_cast<const X*>(problem.x) + row * problem.x_rows.stride[0];
+    const X* x = static_cast<const X*>(problem.x) + start_of<kStrided>(problem.x_rows, row);
 #pragma unroll
     for (int v = 0; v < kVectors; ++v) {
       const int index = lane + v * kThreadsPerRow;
@@ -52,8 +59,8 @@ __global__ void __launch_bounds__(kThreads, kResidentThreads / kThreads)
         continue;
       }
       const X* residual =
-          static_cast<const X*>(problem.residual) + row * problem.residual_rows.stride[0];
-      X* sum = static_cast<X*>(problem.sum) + row * problem.sum_rows.stride[0];
+          static_cast<const X*>(problem.residual) + start_of<kStrided>(problem.residual_rows, row);
+      X* sum = static_cast<X*>(problem.sum) + start_of<kStrided>(problem.sum_rows, row);
       Vec<X, kSize> addends[kVectors];
 #pragma unroll
       for (int v = 0; v < kVectors; ++v) {
@@ -93,7 +100,7 @@ __global__ void __launch_bounds__(kThreads, kResidentThreads / kThreads)
     for (int v = 0; v < kVectors; ++v) {
       squares += squares_of(rows[r][v]);
     }
-    squares = kThreadsPerRow == kWarp ? sum_over_warp(squares)
+    squares = kThreadsPerRow <= kWarp ? sum_over_lanes<kThreadsPerRow>(squares)
                                       : sum_over_block(squares, shared_sums, kThreads / kWarp);
     inverse[r] = rsqrtf(squares / static_cast<float>(problem.columns) + problem.eps);
   }
@@ -106,7 +113,7 @@ __global__ void __launch_bounds__(kThreads, kResidentThreads / kThreads)
     if (row >= problem.rows) {
       continue;
     }
-    X* out = static_cast<X*>(problem.out) + row * problem.out_rows.stride[0];
+    X* out = static_cast<X*>(problem.out) + start_of<kStrided>(problem.out_rows, row);
 #pragma unroll
     for (int v = 0; v < kVectors; ++v) {
       const int index = lane + v * kThreadsPerRow;

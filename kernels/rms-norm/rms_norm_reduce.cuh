@@ -2,7 +2,7 @@
 // clusters. Device code, no Torch.
 //
 // A row's sum has one order, which depends on its length alone: `Order` says how many threads take
-// turns with its vectors, and in how many parts. A row has the same bits whichever kernel computes
+// turns with its vectors, and in which chunks. A row has the same bits whichever kernel computes
 // it, wherever it lies.
 #pragma once
 
@@ -14,13 +14,31 @@
 namespace graft_kernels::rms_norm {
 
 inline constexpr int kWarp = 32;
-inline constexpr int kMaxCluster = 8;
 
-// Vector i of a row belongs to thread i % threads of part i / threads % parts.
+// A row is cut into chunks of that many vectors; vector i of a chunk belongs to thread i % threads. A thread adds its
+// vectors of a chunk in turn, the block adds its threads, and the chunks are added in turn.
 struct Order {
   int threads;
-  int parts;
+  int64_t chunk;
 };
+
+// Where a row lies; rows of several strides are counted in 32 bits where they can be.
+__device__ __forceinline__ int64_t offset_of(const RowLayout& layout, int64_t row) {
+  if (layout.num_dims == 1) {
+    return row * layout.stride[0];
+  }
+  if (row >= int64_t{1} << 32) {
+    return layout.offset(row);
+  }
+  auto rest = static_cast<unsigned>(row);
+  int64_t offset = 0;
+  for (int dim = layout.num_dims - 1; dim > 0; --dim) {
+    const auto size = static_cast<unsigned>(layout.size[dim]);
+    offset += (rest % size) * layout.stride[dim];
+    rest /= size;
+  }
+  return offset + rest * layout.stride[0];
+}
 
 // x * inverse, scaled by the weight in the numeric variant. kCastBefore: rounds to X in between.
 template <bool kCastBefore, typename X>
@@ -34,12 +52,29 @@ __device__ __forceinline__ float scale(float element, float inverse, float weigh
   }
 }
 
-__device__ __forceinline__ float sum_over_warp(float value) {
+// Sum over kWidth neighbouring lanes. Lanes that hold zero change no bit of it, so that a row of few vectors has the
+// same sum on half a warp as on a whole one.
+template <int kWidth>
+__device__ __forceinline__ float sum_over_lanes(float value) {
 #pragma unroll
-  for (int distance = kWarp / 2; distance > 0; distance /= 2) {
+  for (int distance = kWidth / 2; distance > 0; distance /= 2) {
     value += __shfl_xor_sync(0xffffffffU, value, distance);
   }
   return value;
+}
+__device__ __forceinline__ float sum_over_warp(float value) { return sum_over_lanes<kWarp>(value); }
+
+// Sums over a warp of two values at half the exchanges: lanes 0-15 go on with x, lanes 16-31 with y.
+// Returns the sum of x in the lower half of the warp and that of y in the upper.
+__device__ __forceinline__ float sum_pair_halves(float2 value) {
+  const bool lower = threadIdx.x % kWarp < kWarp / 2;
+  const float sent = lower ? value.y : value.x;
+  float sum = (lower ? value.x : value.y) + __shfl_xor_sync(0xffffffffU, sent, kWarp / 2);
+#pragma unroll
+  for (int distance = kWarp / 4; distance > 0; distance /= 2) {
+    sum += __shfl_xor_sync(0xffffffffU, sum, distance);
+  }
+  return sum;
 }
 
 // Sum of the squares of a vector; every kernel adds the squares of a thread's vectors in turn to
@@ -95,7 +130,7 @@ __device__ __forceinline__ float sum_over_block(float value, float* shared, int 
   return sum_over_warp(value);
 }
 
-// Cluster primitives; NOTE: PTX ISA 7.8, sm_90 and later. Launchers use clusters on Hopper alone.
+// Cluster primitives; NOTE: PTX ISA 7.8, sm_90 and later.
 __device__ __forceinline__ unsigned cluster_rank() {
 #if __CUDA_ARCH__ >= 900
   unsigned rank;
@@ -115,32 +150,4 @@ __device__ __forceinline__ void cluster_wait() {
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 #endif
 }
-// Stores into the same shared variable of another block of the cluster.
-__device__ __forceinline__ void store_in_peer(float* shared, unsigned peer, float value) {
-#if __CUDA_ARCH__ >= 900
-  const unsigned own = static_cast<unsigned>(__cvta_generic_to_shared(shared));
-  unsigned remote;
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(own), "r"(peer));
-  asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(remote), "f"(value) : "memory");
-#endif
-}
-
-// Sum over a cluster: every block writes its part into all blocks, in rank order, so that each
-// block adds the same numbers in the same order. The caller has arrived once since the kernel began
-// (all peers run).
-__device__ __forceinline__ float sum_over_cluster(float value, float* shared, unsigned cluster) {
-  cluster_wait();
-  const unsigned rank = cluster_rank();
-  if (threadIdx.x < cluster) {
-    store_in_peer(shared + rank, threadIdx.x, value);
-  }
-  cluster_arrive();
-  cluster_wait();
-  float total = 0;
-  for (unsigned peer = 0; peer < cluster; ++peer) {
-    total += shared[peer];
-  }
-  return total;
-}
-
 }  // namespace graft_kernels::rms_norm

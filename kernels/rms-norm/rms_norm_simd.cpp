@@ -3,8 +3,8 @@
 
 #include <math.h>
 
-#include "kernels/common/simd.h"
 #include "kernels/rms-norm/rms_norm.h"
+#include "kernels/rms-norm/rows_simd.h"
 
 namespace graft_kernels::GRAFT_ISA {
 
@@ -12,39 +12,6 @@ namespace {
 
 using rms_norm::Problem;
 using rms_norm::Variant;
-
-// Sums squares in blocks of this many vectors and then the blocks: the error of a long row stays
-// that of a short one.
-constexpr int64_t kVectorsPerBlock = 128;
-constexpr int kStreams = 4;
-
-// value(i, count) gives the (up to kLanes) elements from column i on, zero beyond count.
-template <typename Value>
-float sum_of_squares(int64_t columns, const Value& value) {
-  Float total = {};
-  int64_t column = 0;
-  while (column + kLanes <= columns) {
-    const int64_t end =
-        columns - column < kVectorsPerBlock * kLanes ? columns : column + kVectorsPerBlock * kLanes;
-    Float partial[kStreams] = {};
-    for (; column + kStreams * kLanes <= end; column += kStreams * kLanes) {
-      for (int stream = 0; stream < kStreams; ++stream) {
-        const Float element = value(column + stream * kLanes, kLanes);
-        partial[stream] += element * element;
-      }
-    }
-    for (; column + kLanes <= end; column += kLanes) {
-      const Float element = value(column, kLanes);
-      partial[0] += element * element;
-    }
-    total += (partial[0] + partial[1]) + (partial[2] + partial[3]);
-  }
-  if (column < columns) {
-    const Float element = value(column, columns - column);
-    total += element * element;
-  }
-  return sum_lanes(total);
-}
 
 template <Variant kVariant, typename X, typename W, typename Out>
 Float scale(Float element, Float inverse, Float weight) {
@@ -60,8 +27,9 @@ Float scale(Float element, Float inverse, Float weight) {
 
 template <Variant kVariant, typename X, typename W, typename Out>
 void normalize_row(const X* x, const W* weight, Out* out, int64_t columns, float eps) {
-  const float squares = sum_of_squares(columns, [&](int64_t column, int64_t count) {
-    return count == kLanes ? load<X>(x + column) : load_partial<X>(x + column, count);
+  const float squares = sum_over_row(columns, [&](int64_t column, int64_t count) {
+    const Float element = load_some<X>(x + column, count);
+    return element * element;
   });
   const Float inverse = splat(1.0F / sqrtf(squares / static_cast<float>(columns) + eps));
   int64_t column = 0;

@@ -126,6 +126,27 @@ TEST_P(RmsNorm, AddsTheResidualAndNormalizesTheRoundedSum) {
   }
 }
 
+// More long rows than there are multiprocessors: each block takes several in turn.
+TEST_P(RmsNorm, GivesEveryLongRowWhatItGetsAlone) {
+  if (GetParam().device != at::kCUDA) {
+    return;  // the CPU takes row by row anyway
+  }
+  for (const int64_t columns : {20480, 32768, 65536, 131072, 262144}) {
+    const int64_t rows = is_small_run() ? 7 : (int64_t{1} << 24) / columns * 4 + 3;
+    const at::Tensor x = random({rows, columns}), residual = random({rows, columns});
+    const at::Tensor weight = random({columns});
+    at::Tensor out = empty_like(x), sum = empty_like(x);
+    package()("add_rms_norm_out", out, sum, x, residual, weight, kEps, int64_t{0});
+    EXPECT_TRUE(is_same_bits(sum, residual + x)) << columns;
+    const at::Tensor together = norm(sum, weight, 0);
+    EXPECT_TRUE(is_same_bits(out, together)) << columns;
+    for (const int64_t row : {int64_t{0}, rows / 2, rows - 1}) {
+      EXPECT_TRUE(is_same_bits(norm(sum[row], weight, 0), together[row])) << columns << " " << row;
+    }
+    expect_like_eager(together, sum, weight, 0);
+  }
+}
+
 TEST_P(RmsNorm, ReturnsNewTensorsInTheFunctionalForm) {
   const at::Tensor x = random({4, 3, 576});
   const at::Tensor residual = random({4, 3, 576});

@@ -46,14 +46,38 @@ def find(model: nn.Module) -> Iterator[Slot]:
                        refusal="works in place" if inplace else "")
         elif "RMSNorm" in kind and _is_plain_norm(module):
             yield _norm_slot(path, module)
+        elif "RMSNorm" in kind and _is_gated_norm(module):
+            yield _gated_norm_slot(path, module)
+        elif type(module) is nn.LayerNorm:
+            yield Slot(path, module, "LayerNorm", "rms-norm", "LayerNorm",
+                       refusal="" if len(module.normalized_shape) == 1 else "norms more than the last dimension")
         if rotary_function(module) is not None:
             yield _rotary_slot(path, module)
 
 
-def _is_plain_norm(module: nn.Module) -> bool:
+def _is_norm(module: nn.Module, *parameters: str) -> bool:
     weight = getattr(module, "weight", None)
-    parameters = inspect.signature(type(module).forward).parameters
-    return isinstance(weight, torch.Tensor) and weight.dim() == 1 and len(parameters) == 2
+    return (isinstance(weight, torch.Tensor) and weight.dim() == 1
+            and len(inspect.signature(type(module).forward).parameters) == len(parameters) + 2
+            and set(parameters) <= set(inspect.signature(type(module).forward).parameters))
+
+
+def _is_plain_norm(module: nn.Module) -> bool:
+    return _is_norm(module)
+
+
+def _is_gated_norm(module: nn.Module) -> bool:
+    return _is_norm(module, "gate")
+
+
+def _gated_norm_slot(path: str, module: nn.Module) -> Slot:
+    slot = Slot(path, module, "RMSNormGated", "rms-norm", "RMSNormGated")
+    form = variants.gated_norm_form(type(module), module)
+    if form is None:
+        slot.refusal = "computes none of the package's gated norms"
+        return slot
+    slot.variant, slot.attributes = variants.gated_norm_name(form), form
+    return slot
 
 
 def _norm_slot(path: str, module: nn.Module) -> Slot:

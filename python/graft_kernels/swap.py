@@ -142,7 +142,8 @@ def _restore(module: nn.Module) -> None:
     if "_graft_swapped" in module.__dict__:
         names = (*module.__dict__["_graft_swapped"], "_graft_swapped", "forward")
     elif forward is not None and is_ours(forward):
-        names = ("graft_variant", "graft_inverse", "graft_half_tables", "graft_cast_back", "forward")
+        names = ("graft_variant", "graft_gate_first", "graft_groups", "graft_act", "graft_inverse",
+                 "graft_half_tables", "graft_cast_back", "forward")
     else:
         return
     for name in names:

@@ -12,6 +12,7 @@ import torch.nn as nn
 
 NORM_NAMES = {0: "cast_before_weight", 1: "cast_after_weight", 2: "float_weight", 3: "zero_centered"}
 _norms: "weakref.WeakKeyDictionary" = weakref.WeakKeyDictionary()
+_gated_norms: "weakref.WeakKeyDictionary" = weakref.WeakKeyDictionary()
 _rotaries: dict = {}
 
 
@@ -52,6 +53,65 @@ def _try_norm(cls: type, module: nn.Module) -> Optional[int]:
             if torch.equal(actual, _norm_formula(x, weight, eps, variant)):
                 return variant
     return None
+
+
+def gated_norm_form(cls: type, module: nn.Module) -> Optional[dict]:
+    """Returns the attributes under which the package's RMSNormGated computes what a gated norm computes bit for bit,
+    or None. What the class computes may depend on its settings (groups, activation), which are part of the key."""
+    settings = tuple(sorted((key, value) for key, value in module.__dict__.items()
+                            if isinstance(value, (bool, int, float, str)) and key != "training"))
+    forms = _gated_norms.setdefault(cls, {})
+    if settings not in forms:
+        forms[settings] = _try_gated_norm(cls, module)
+    return forms[settings]
+
+
+def _gated_formula(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor, eps: float, form: dict) -> torch.Tensor:
+    gate = torch.nn.functional.silu(gate.float()) if form["graft_act"] == "silu" else torch.sigmoid(gate.float())
+    wide = x.float() * gate if form["graft_gate_first"] else x.float()
+    groups = wide.unflatten(-1, (form["graft_groups"], -1))
+    wide = (groups * torch.rsqrt(groups.pow(2).mean(-1, keepdim=True) + eps)).flatten(-2)
+    if form["graft_variant"] == 0:
+        wide = weight * wide.to(x.dtype)
+    elif form["graft_variant"] == 3:
+        wide = wide * (1.0 + weight.float())
+    else:
+        wide = weight.float() * wide
+    return (wide if form["graft_gate_first"] else wide * gate).to(x.dtype)
+
+
+def _try_gated_norm(cls: type, module: nn.Module) -> Optional[dict]:
+    eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+    if not isinstance(eps, float):
+        return None
+    width = module.weight.shape[0]
+    groups = getattr(module, "n_groups", width // getattr(module, "group_size", width))
+    generator = torch.Generator().manual_seed(7)
+    with torch.device("cpu"), torch.no_grad():
+        weight = torch.randn(width, generator=generator).to(torch.bfloat16)
+        x, gate = ((3 * torch.randn(4, 8, width, generator=generator)).to(torch.bfloat16) for _ in range(2))
+        stand_in = object.__new__(cls)
+        stand_in.__dict__.update({key: value for key, value in module.__dict__.items() if key != "forward"})
+        stand_in.__dict__["_parameters"] = {"weight": nn.Parameter(weight, requires_grad=False)}
+        try:
+            actual = cls.forward(stand_in, x, gate)
+        except Exception:  # a class that needs more than a weight, eps and a gate is no such norm
+            return None
+        for variant in (0, 2, 3):
+            for gate_first in (False, True):
+                for act in ("silu", "sigmoid"):
+                    form = {"graft_variant": variant, "graft_gate_first": gate_first, "graft_groups": groups,
+                            "graft_act": act}
+                    if torch.equal(actual, _gated_formula(x, gate, weight, eps, form)):
+                        return form
+    return None
+
+
+def gated_norm_name(form: dict) -> str:
+    """Names a form in words, for reports."""
+    order = f"{form['graft_act']} before the norm" if form["graft_gate_first"] else f"{form['graft_act']} after it"
+    groups = f", {form['graft_groups']} groups" if form["graft_groups"] > 1 else ""
+    return f"{NORM_NAMES[form['graft_variant']]}, {order}{groups}"
 
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

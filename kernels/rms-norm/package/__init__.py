@@ -1,4 +1,4 @@
-"""Root-mean-square norm, with an optional residual addition in front.
+"""Root-mean-square norm, with an optional residual addition in front or a gate, and layer norm.
 
 The numeric variants differ in where the result is rounded to the input's dtype and in the weight's offset:
 0 rounds before the weight (Llama), 1 and 2 after it (OLMo 2, Nemotron-H), 3 after (1 + weight) (Gemma).
@@ -10,6 +10,7 @@ import torch
 
 from . import layers
 from ._ops import ops
+from .layers import gated_rms_norm, layer_norm
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float = 1e-6, variant: int = 0,
@@ -27,4 +28,4 @@ def add_rms_norm(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, 
     return ops.add_rms_norm(x, residual, weight, eps, variant)
 
 
-__all__ = ["layers", "rms_norm", "add_rms_norm"]
+__all__ = ["layers", "rms_norm", "add_rms_norm", "gated_rms_norm", "layer_norm"]
