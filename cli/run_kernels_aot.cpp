@@ -169,6 +169,8 @@ Words command_of(const kernel::LayerReference& reference, const kernel::Resoluti
   }
   Words words = {find_python(options).string(),
                  "-B",
+                 "-X",
+                 "faulthandler",
                  script.string(),
                  "--package",
                  package.string(),

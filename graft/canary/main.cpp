@@ -5,7 +5,9 @@
 #include <iterator>
 #include <string>
 
+#include <dlfcn.h>
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -13,6 +15,7 @@
 #include "graft/canary/isolation.h"
 #include "graft/canary/layer_checks.h"
 #include "graft/canary/report.h"
+#include "graft/canary/system_calls.h"
 #include "graft/core/error.h"
 #include "graft/kernel/compiled_layer.h"
 #include "graft/kernel/open_kernel.h"
@@ -29,6 +32,13 @@ std::string read_request() {
     text.append(buffer, static_cast<size_t>(size));
   }
   return text;
+}
+
+// The libraries that libtorch_cuda needs lie in folders that only it knows: they are opened while files are
+// within reach, which asks nothing of the device yet. Failure is seen in start_cuda().
+void open_cuda_libraries() {
+  const auto library = tensor::torch_library_folder() / "libtorch_cuda.so";
+  dlopen(library.c_str(), RTLD_NOW | RTLD_GLOBAL);
 }
 
 // Empty, or why CUDA does not work in here.
@@ -72,6 +82,9 @@ int run() {
   if (chdir((request.folder / "scratch").c_str()) != 0) {
     report_and_end("not_isolated", "the scratch folder cannot be entered");
   }
+  if (cuda) {
+    open_cuda_libraries();
+  }
   const auto gaps = isolate(request);
   for (const auto& gap : gaps) {
     report("gap", gap);
@@ -79,8 +92,12 @@ int run() {
   if (!gaps.empty() && request.require_isolation) {
     report_and_end("not_isolated", "not all of the isolation holds");
   }
+  forget_refused();  // the self-check's
   if (const std::string failure = cuda ? start_cuda(device) : ""; !failure.empty()) {
-    report_and_end("not_isolated", failure);
+    const auto refused = refused_names();
+    report_and_end("not_isolated",
+                   fmt::format("{}{}{}", failure, refused.empty() ? "" : "; refused on the way: ",
+                               fmt::join(refused, ", ")));
   }
   be_strict(request);
   try {

@@ -1,5 +1,6 @@
 #include "graft/canary/system_calls.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <csignal>
@@ -189,6 +190,27 @@ const char* forbidden_name(int number) {
   return number == SYS_clone ? "clone (a process)" : "a forbidden system call";
 }
 
+// What was refused, for who asks afterwards: a handler may not allocate. The first few names tell enough.
+constexpr size_t kMostNoted = 24, kMostNotedBytes = 120;
+char noted[kMostNoted][kMostNotedBytes];
+std::atomic<size_t> num_noted{0};
+
+void note_refused(std::string_view name, std::string_view path) {
+  const size_t place = num_noted.fetch_add(1);
+  if (place >= kMostNoted) {
+    num_noted = kMostNoted;
+    return;
+  }
+  char* text = noted[place];
+  for (const std::string_view piece : {name, std::string_view(path.empty() ? "" : " "), path}) {
+    const auto room = static_cast<size_t>(noted[place] + kMostNotedBytes - 1 - text);
+    const size_t size = std::min(piece.size(), room);
+    std::memcpy(text, piece.data(), size);
+    text += size;
+  }
+  *text = 0;
+}
+
 const Watched* find_watched(int number) {
   for (const Watched& call : kWatched) {
     if (call.number == static_cast<uint32_t>(number)) {
@@ -228,6 +250,7 @@ long call_watched(const Watched& call, const greg_t* arguments) {
   }
   const char* path = reinterpret_cast<const char*>(arguments[call.path]);
   refused_calls.fetch_add(1);
+  note_refused(call.name, path);
   if (reports.load() && is_offence(call, arguments, path)) {
     char text[1024];
     size_t size = 0;
@@ -251,6 +274,7 @@ void on_caught_call(int, siginfo_t* info, void* context) {
     return;
   }
   refused_calls.fetch_add(1);
+  note_refused(forbidden_name(info->si_syscall), "");
   if (reports.load()) {
     report_and_end("forbidden", forbidden_name(info->si_syscall));
   }
@@ -391,5 +415,17 @@ std::string restrict_system_calls(const std::vector<std::string>& readable) {
 void set_strictness(Strictness strictness) { reports = strictness == Strictness::kReport; }
 
 int num_refused() { return refused_calls.load(); }
+
+void forget_refused() { num_noted = 0; }
+
+std::vector<std::string> refused_names() {
+  std::vector<std::string> names;
+  for (size_t i = 0; i < std::min(num_noted.load(), kMostNoted); ++i) {
+    if (std::find(names.begin(), names.end(), noted[i]) == names.end()) {
+      names.emplace_back(noted[i]);
+    }
+  }
+  return names;
+}
 
 }  // namespace graft::canary

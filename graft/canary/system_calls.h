@@ -25,4 +25,8 @@ void set_strictness(Strictness strictness);
 // How many forbidden calls failed so far.
 int num_refused();
 
+// What failed since forget_refused(), each once and the first two dozen: `socket`, `open /root/.nv`.
+std::vector<std::string> refused_names();
+void forget_refused();
+
 }  // namespace graft::canary

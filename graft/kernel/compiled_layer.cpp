@@ -53,8 +53,8 @@ CompiledForm parse_form(const trust::StrictObject& object, bool is_norm) {
   const auto [end, status] = std::from_chars(eps.data(), eps.data() + eps.size(), value);
   const bool is_number =
       status == std::errc() && end == eps.data() + eps.size() && value > 0 && value < 1;
-  if (form.columns < 0 || is_norm != is_number || (!is_norm && !eps.empty())) {
-    object.fail("value", "eps", "expected a width from 0 on and, for a norm alone, its eps");
+  if (is_norm != is_number || (!is_norm && !eps.empty())) {
+    object.fail("value", "eps", "expected the eps of a norm, and of nothing else");
   }
   if (is_norm) {
     form.eps = value;

@@ -91,7 +91,7 @@ TEST_F(CompiledLayerTest, IsHeldAgainstTheProcessAndItself) {
   }
   EXPECT_EQ(code_of(with_norm("file", "other.so")), "kernel.loader.library");
   EXPECT_EQ(code_of(with_norm("dtype", "float64")), "kernel.aot.dtype");
-  EXPECT_EQ(code_of(with_norm("columns", -1)), "kernel.aot.value");
+  EXPECT_EQ(code_of(with_norm("columns", -1)), "kernel.aot.type");
   for (const char* eps : {"", "0", "-1e-5", "1e-5x", "nan", "inf"}) {
     EXPECT_EQ(code_of(with_norm("eps", eps)), "kernel.aot.value") << eps;
   }

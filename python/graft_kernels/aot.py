@@ -128,16 +128,20 @@ def processor():
 
 
 def use_compiler(folder):
-    """Puts a compiler in front of the real one that makes libraries as graft loads them: for `processor()`, with data of
-    their own, and without an executable stack, which AOTInductor's constants ask for by accident."""
+    """Puts a compiler in front of the real one that makes libraries as graft loads them: for `processor()`, without an
+    executable stack, which AOTInductor's constants ask for by accident, and with every symbol but the entry points their
+    own. Templates of the C++ library that libtorch exports too would else be taken from there, whatever compiler made
+    it: a std::regex of GCC 13 crashes on one of GCC 11."""
     real = shutil.which(os.environ.get("CXX", "g++"))
     if real is None:
         raise AotError("compiler", "expected a C++ compiler, got none", "install g++, or name one with CXX")
+    exports = folder / "exports.map"
+    exports.write_text("{ global: AOTInductor*; local: *; };\n")
     wrapper = folder / pathlib.Path(real).name
     wrapper.write_text(f"""#!/bin/sh
 for word; do shift; [ "$word" = -march=native ] && word=-march={processor()}; set -- "$@" "$word"; done
-for word; do [ "$word" = -c ] && exec "{real}" "$@" -fno-gnu-unique; done
-exec "{real}" "$@" -fno-gnu-unique -Wl,-z,noexecstack -Wl,-z,lazy
+for word; do [ "$word" = -c ] && exec "{real}" "$@"; done
+exec "{real}" "$@" -Wl,--version-script="{exports}" -Wl,-z,noexecstack
 """)
     wrapper.chmod(0o755)
     torch._inductor.config.cpp.cxx = (None, str(wrapper))

@@ -15,37 +15,47 @@ rm -rf "$work"
 mkdir -p "$work" "$out"
 check() {  # WHAT COMMAND…
   local what=$1; shift
-  if "$@" > "$out/$what.log" 2>&1; then
-    echo "$what: ok"
-  else
-    failed=1; echo "$what: FAILED (exit $?)"; tail -c 1500 "$out/$what.log"
-  fi
+  local status=0
+  "$@" > "$out/$what.log" 2>&1 || status=$?
+  [ $status = 0 ] && echo "$what: ok" || { failed=1; echo "$what: FAILED (exit $status)"; tail -c 1500 "$out/$what.log"; }
 }
 
 nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
 "$python" -c 'import torch, triton; print("torch", torch.__version__, "triton", triton.__version__)'
-for shape in tiny llama-3.2-1b; do
-  "$python" tools/write_random_llama.py --shape $shape --out "$work/$shape" > /dev/null
-done
-
 # Without compiling, the package is refused, and the way on is named.
 "$graft" kernels info "$PWD/tests/kernels/python-norms" --device cuda > "$out/refused.log" 2>&1
 grep -q "Python files only" "$out/refused.log" && grep -q "graft kernels aot" "$out/refused.log" && echo "refused: ok" ||
   { failed=1; echo "refused: FAILED"; cat "$out/refused.log"; }
 
+# A width each: Triton's block is as wide as the row.
 start=$SECONDS
-check compile "$graft" kernels aot "$PWD/tests/kernels/python-norms:TritonRMSNorm" --contract RMSNorm --device cuda \
-  --dtype float32 bfloat16 --columns 256 2048 --eps 1e-5 --out "$work/triton-norm"
-echo "compiled in $((SECONDS - start)) s"; grep 'kernel.aot' "$out/compile.log"
-config="{\"kernel_mapping\": {\"RMSNorm\": {\"cuda\": \"$work/triton-norm:TritonRMSNorm\"}}, \"inherit_mapping\": false}"
+compile() {  # NAME COLUMNS DTYPE…
+  local name=$1 columns=$2; shift 2
+  "$graft" kernels aot "$PWD/tests/kernels/python-norms:TritonRMSNorm" --contract RMSNorm --device cuda --dtype "$@" \
+    --columns "$columns" --eps 1e-5 --out "$work/$name"
+}
+check compile-256 compile triton-norm 256 float32 bfloat16 &
+check compile-2048 compile triton-norm-wide 2048 bfloat16 &
+for shape in tiny llama-3.2-1b; do
+  "$python" tools/write_random_llama.py --shape $shape --out "$work/$shape" > /dev/null
+done
+wait
+echo "compiled in $((SECONDS - start)) s"; grep -h 'kernel.aot' "$out"/compile-*.log
+config() { echo "{\"kernel_mapping\": {\"RMSNorm\": {\"cuda\": \"$work/$1:TritonRMSNorm\"}}, \"inherit_mapping\": false}"; }
+config=$(config triton-norm)
 
 # First load: through the canary, which must be able to isolate CUDA.
 GRAFT_CANARY=strict GRAFT_LOG=info "$graft" explain "$work/tiny" --device cuda --dtype float32 --kernel-config "$config" \
-  > "$out/explain.log" 2>&1 || failed=1
-grep -h 'kernel.canary' "$out/explain.log"; grep -h 'RMSNorm' "$out/explain.log" | head -4
+  > "$out/explain.log" 2>&1
+grep -h 'kernel.canary' "$out/explain.log" | cut -c1-600; grep -h ' x RMSNorm' "$out/explain.log"
+grep -q 'canary.*: ok in' "$out/explain.log" || { failed=1; echo "canary: FAILED"; }
 
-check answers "$python" tests/gpu/report_aot.py "$graft" "$work" "$config"
-cat "$out/answers.log"
+check answers "$python" tests/gpu/report_aot.py "$graft" "$work/tiny" 1000 "$config" float32 bfloat16
+check answers-wide "$python" tests/gpu/report_aot.py "$graft" "$work/llama-3.2-1b" 128256 "$(config triton-norm-wide)" bfloat16
+grep -h '"model"' "$out"/answers*.log
+# A width that it was not compiled for is refused before the model runs.
+"$graft" explain "$work/llama-3.2-1b" --device cuda --dtype bfloat16 --kernel-config "$config" > "$out/width.log" 2>&1
+grep -q 'layers.adapter.*expected rows of 256' "$out/width.log" && echo "width: ok" || { failed=1; echo "width: FAILED"; tail -5 "$out/width.log"; }
 
 # No Python library in the process, and the compiled libraries are there.
 "$graft" generate "$work/tiny" --prompt-ids 1,2,3 --device cuda --kernel-config "$config" --max-new-tokens 2000 --ignore-eos \
@@ -64,7 +74,8 @@ kill $pid; wait $pid 2> /dev/null
 
 # Our own packages as strangers': every layer they describe, on CUDA, isolated.
 for package in "$build"/share/graft/hub/graft-kernels/*/; do
-  name=$(basename "$package") # GRAFT_CANARY=always runs what comes with graft too
+  name=$(basename "$package")  # named by its path, it is not what came with the build
+  package=${package%/}
   GRAFT_CANARY=always GRAFT_LOG=info "$graft" explain "$work/tiny" --device cuda --dtype bfloat16 \
     --kernel-config "{\"kernel_mapping\": {\"RMSNorm\": {\"cuda\": \"$package:RMSNorm\"}}, \"inherit_mapping\": false}" \
     > "$out/canary-$name.log" 2>&1

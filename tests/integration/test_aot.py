@@ -236,7 +236,8 @@ class Aot(unittest.TestCase):
 
     def test_a_package_of_the_hub_needs_a_clear_word_and_is_named_as_the_way_on(self):
         served, spy = self.base / "served", self.base / "spy.sh"
-        spy.write_text(f"#!/bin/sh\nenv > {self.base}/seen.env; find \"$4\" > {self.base}/seen.files\n"
+        spy.write_text(f"#!/bin/sh\nenv > {self.base}/seen.env; "
+                       f"for word; do [ \"$last\" = --package ] && find \"$word\" > {self.base}/seen.files; last=$word; done\n"
                        "echo chatter\necho '{\"error\": {\"reason\": \"layer\", \"message\": \"spied\", \"hint\": \"\"}}'\nexit 1\n")
         spy.chmod(0o755)
         for name in ("acme/python-norms", "stranger/python-norms"):
