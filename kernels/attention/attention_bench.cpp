@@ -76,7 +76,7 @@ void bench_splits(Harness& harness, const Shape& s) {
   }
 }
 
-// A prompt of S tokens; peers get the same tensors.
+// A prompt of S tokens; peers have keys repeated for the heads that share them.
 void bench_prompt(Harness& harness, at::ScalarType dtype, const Shape& s, bool causal) {
   const Package& package = Package::for_device("attention", harness.device());
   const at::TensorOptions options = at::TensorOptions(harness.device()).dtype(dtype);
@@ -87,16 +87,20 @@ void bench_prompt(Harness& harness, at::ScalarType dtype, const Shape& s, bool c
       at::randn({s.batch, s.keys, s.key_heads, s.head_dim}, options).transpose(1, 2);
   const double scale = 1.0 / std::sqrt(static_cast<double>(s.head_dim));
   at::Tensor out = at::empty_like(query);
+  const int64_t groups = s.heads / s.key_heads;
+  const at::Tensor k = groups == 1 ? key : key.repeat_interleave(groups, 1);
+  const at::Tensor v = groups == 1 ? value : value.repeat_interleave(groups, 1);
   const auto flash = [&] {
-    return std::get<0>(at::_scaled_dot_product_flash_attention(query.transpose(1, 2), key, value,
-                                                               0.0, causal, false, scale));
+    return std::get<0>(at::_scaled_dot_product_flash_attention(query.transpose(1, 2), k, v, 0.0,
+                                                               causal, false, scale));
   };
   Row row;
   row.op = "attention";
   row.variant = causal ? "prompt, causal" : "prompt, full";
   row.dtype = c10::toString(dtype);
   row.shape = "B" + std::to_string(s.batch) + "_S" + std::to_string(s.keys) + "_H" +
-              std::to_string(s.heads) + "_D" + std::to_string(s.head_dim) + (causal ? "c" : "f");
+              std::to_string(s.heads) + (groups == 1 ? "" : "/" + std::to_string(s.key_heads)) +
+              "_D" + std::to_string(s.head_dim) + (causal ? "c" : "f");
   row.bytes = static_cast<int64_t>(query.element_size()) * 2 * s.batch * s.keys * s.head_dim *
               (s.heads + s.key_heads);
   row.flops =
@@ -106,9 +110,8 @@ void bench_prompt(Harness& harness, at::ScalarType dtype, const Shape& s, bool c
   };
   row.peers = {{"cudnn",
                 [&] {
-                  at::_scaled_dot_product_cudnn_attention(query.transpose(1, 2), key, value,
-                                                          std::nullopt, false, 0.0, causal, false,
-                                                          scale);
+                  at::_scaled_dot_product_cudnn_attention(query.transpose(1, 2), k, v, std::nullopt,
+                                                          false, 0.0, causal, false, scale);
                 }},
                {"flash2", [&] { flash(); }}};
   row.difference = [&] {
@@ -258,6 +261,8 @@ int main() {
       bench_prompt(harness, at::kBFloat16, {1, 16384, 32, 32, 128}, causal);
       bench_prompt(harness, at::kBFloat16, {2, 4096, 32, 32, 64}, causal);
     }
+    bench_prompt(harness, at::kBFloat16, {2, 4096, 32, 8, 128}, true);
+    bench_prompt(harness, at::kBFloat16, {1, 2048, 32, 8, 64}, true);
     for (const bool deterministic : {false, true}) {
       bench_backward(harness, at::kBFloat16, {2, 4096, 32, 32, 128}, true, deterministic);
       bench_backward(harness, at::kBFloat16, {1, 16384, 32, 32, 128}, true, deterministic);

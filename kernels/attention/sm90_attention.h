@@ -11,6 +11,9 @@ namespace graft_kernels::attention {
 // Empty when the Hopper kernel computes this problem, else the reason why not.
 const char* why_not_sm90(const DecodeProblem& problem, int compute_capability);
 
+// Queries of a tile: 64 of each computing warpgroup. Short heads need three of them to hide exponentials.
+constexpr int sm90_query_tile(int64_t head_dim) { return head_dim == 64 ? 192 : 128; }
+
 // Tiles of queries of all heads.
 int64_t sm90_tasks(const DecodeProblem& problem);
 

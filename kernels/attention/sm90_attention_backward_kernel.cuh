@@ -42,8 +42,6 @@ struct BackwardLayout {
   static constexpr int kBytes = kDelta + kBackwardStages * kStatBytes + 1024;  // and alignment
 };
 
-// NOTE: compute-sanitizer's racecheck follows the thread that arrives, not the warp that met before it did, and
-// so reports the other lanes' reads of statistics beside the next ones' writes.
 struct BackwardBarriers {
   uint64_t keys;
   uint64_t values;
@@ -133,7 +131,7 @@ __device__ __forceinline__ int64_t row_of_tile(const BackwardCall& call, const B
          task.first_tile + walk.tile;
 }
 
-// The one thread that starts every copy.
+// The one thread that starts every copy: tiles, and the statistics of their rows.
 template <int kD>
 __device__ __forceinline__ void bring_tiles(const BackwardCall& call, const BackwardTask& task,
                                             const CUtensorMap* query_map,
@@ -158,53 +156,29 @@ __device__ __forceinline__ void bring_tiles(const BackwardCall& call, const Back
   for (int step = 0; step < steps; ++step, walk.step(task)) {
     const int head = task.key_head * groups + walk.head;
     const int row = span.query + walk.tile * L::kTile;
+    const int64_t first = row_of_tile(call, task, walk) * L::kTile;
     wait(&barriers.queries_free[walk.slot], walk.phase ^ 1);
-    arrive_expecting(&barriers.queries[walk.slot], L::kQueryBytes);
+    arrive_expecting(&barriers.queries[walk.slot], L::kQueryBytes + L::kStatBytes);
     copy(L::kQueries + walk.slot * L::kQueryBytes, query_map, &barriers.queries[walk.slot], row,
          head, L::kQueryBox);
+    copy_bytes(shared + L::kLse + walk.slot * L::kStatBytes, call.lse + first,
+               &barriers.queries[walk.slot], L::kStatBytes);
     if (step == 0) {
       arrive_expecting(&barriers.values, L::kKeyBytes);
       copy(L::kValues, value_map, &barriers.values, span.key + task.first_key, task.key_head,
            L::kKeyBox);
     }
     wait(&barriers.grads_free[walk.slot], walk.phase ^ 1);
-    arrive_expecting(&barriers.grads[walk.slot], L::kQueryBytes);
+    arrive_expecting(&barriers.grads[walk.slot], L::kQueryBytes + L::kStatBytes);
     copy(L::kGrads + walk.slot * L::kQueryBytes, grad_map, &barriers.grads[walk.slot], row, head,
          L::kQueryBox);
+    copy_bytes(shared + L::kDelta + walk.slot * L::kStatBytes, call.delta + first,
+               &barriers.grads[walk.slot], L::kStatBytes);
   }
   if (steps == 0) {
     arrive_expecting(&barriers.values, L::kKeyBytes);
     copy(L::kValues, value_map, &barriers.values, span.key + task.first_key, task.key_head,
          L::kKeyBox);
-  }
-}
-
-// The warp that brings the statistics of each tile's rows, beside the tiles.
-template <int kD>
-__device__ __forceinline__ void bring_statistics(const BackwardCall& call, const BackwardTask& task,
-                                                 unsigned char* shared,
-                                                 BackwardBarriers& barriers) {
-  using L = BackwardLayout<kD>;
-  const int lane = threadIdx.x % 32;
-  const int steps = (task.end - task.begin) * static_cast<int>(call.problem.base.groups);
-  const auto bring = [&](const float* from, int to, uint64_t* barrier) {
-    float* room = reinterpret_cast<float*>(shared + to);
-#pragma unroll
-    for (int part = 0; part < L::kTile; part += 32) {
-      room[part + lane] = from[part + lane];
-    }
-    __syncwarp();
-    if (lane == 0) {
-      arrive(barrier);
-    }
-  };
-  Walk walk(task);
-  for (int step = 0; step < steps; ++step, walk.step(task)) {
-    const int64_t first = row_of_tile(call, task, walk) * L::kTile;
-    wait(&barriers.queries_free[walk.slot], walk.phase ^ 1);
-    bring(call.lse + first, L::kLse + walk.slot * L::kStatBytes, &barriers.queries[walk.slot]);
-    wait(&barriers.grads_free[walk.slot], walk.phase ^ 1);
-    bring(call.delta + first, L::kDelta + walk.slot * L::kStatBytes, &barriers.grads[walk.slot]);
   }
 }
 

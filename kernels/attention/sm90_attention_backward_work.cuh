@@ -5,13 +5,6 @@
 
 namespace graft_kernels::attention::sm90 {
 
-__device__ __forceinline__ void free_slot(uint64_t* barrier) {
-  __syncwarp();
-  if (threadIdx.x % 32 == 0) {
-    arrive(barrier);
-  }
-}
-
 // One warpgroup's 64 keys against all tiles of queries of a task.
 template <typename T, int kD>
 struct BackwardWork {
@@ -129,7 +122,7 @@ struct BackwardWork {
       wait_products<1>();
       fence_registers(value_sum);
       fence_registers(query_sum);
-      free_slot(&barriers.grads_free[slot]);
+      arrive(&barriers.grads_free[slot]);
       hand_over(query_sum);
       if (step == steps) {
         break;
@@ -139,7 +132,7 @@ struct BackwardWork {
       wait_products<0>();
       fence_registers(scores);
       fence_registers(key_sum);
-      free_slot(&barriers.queries_free[slot]);
+      arrive(&barriers.queries_free[slot]);
     }
     wait_products<0>();
     fence_registers(key_sum);
@@ -183,10 +176,10 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
     init_barrier(&barriers.keys, 1);
     init_barrier(&barriers.values, 1);
     for (int stage = 0; stage < kBackwardStages; ++stage) {
-      init_barrier(&barriers.queries[stage], 2);  // the tile and its statistics
-      init_barrier(&barriers.grads[stage], 2);
-      init_barrier(&barriers.queries_free[stage], 8);
-      init_barrier(&barriers.grads_free[stage], 8);
+      init_barrier(&barriers.queries[stage], 1);
+      init_barrier(&barriers.grads[stage], 1);
+      init_barrier(&barriers.queries_free[stage], 256);
+      init_barrier(&barriers.grads_free[stage], 256);
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
@@ -202,8 +195,6 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
       }
     } else if (warp < 3) {
       take_sums<kD>(call, task, warp - 1, shared);
-    } else {
-      bring_statistics<kD>(call, task, shared, barriers);
     }
   } else {
     take_registers<240>();

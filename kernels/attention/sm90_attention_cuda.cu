@@ -24,24 +24,23 @@ struct Table {
   int64_t count = 0;
 };
 
-template <typename T, int kD>
+template <typename T, class L>
 void launch(const DecodeProblem& problem, const Sm90Device& device, const Table& table,
             int* taken) {
   const Problem& base = problem.base;
   const CUtensorMap query_map =
-      sm90::describe_queries(base, base.query, base.query_stride, sm90::kQueryTile);
-  const CUtensorMap key_map = sm90::describe_keys(base, base.key, base.key_stride, sm90::kKeyTile);
+      sm90::describe_queries(base, base.query, base.query_stride, L::kQueryTile);
+  const CUtensorMap key_map = sm90::describe_keys(base, base.key, base.key_stride, L::kKeyTile);
   const CUtensorMap value_map =
-      sm90::describe_keys(base, base.value, base.value_stride, sm90::kKeyTile);
+      sm90::describe_keys(base, base.value, base.value_stride, L::kKeyTile);
   const int64_t all_heads = base.batch * base.key_heads;
   const int64_t head_bytes = base.keys * base.head_dim * 4;
   sm90::Order order;
-  order.query_tiles = static_cast<int>((base.queries + sm90::kQueryTile - 1) / sm90::kQueryTile);
+  order.query_tiles = static_cast<int>((base.queries + L::kQueryTile - 1) / L::kQueryTile);
   order.heads_together =
       static_cast<int>(std::clamp<int64_t>(device.l2_bytes * 5 / 8 / head_bytes, 1, all_heads));
-  constexpr int kBytes = sm90::Layout<kD>::kBytes;
-  const auto kernel = sm90::attention_fwd_sm90_kernel<T, kD>;
-  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
+  const auto kernel = sm90::attention_fwd_sm90_kernel<T, L>;
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, L::kBytes),
              "cudaFuncSetAttribute");
   order.tasks = static_cast<int>(sm90_tasks(problem));
   if (table.tiles != nullptr) {
@@ -54,9 +53,25 @@ void launch(const DecodeProblem& problem, const Sm90Device& device, const Table&
   if (order.taken != nullptr) {
     check_cuda(cudaMemsetAsync(order.taken, 0, sizeof(int), device.stream), "cudaMemsetAsync");
   }
-  kernel<<<static_cast<unsigned>(blocks), sm90::kThreads, kBytes, device.stream>>>(
+  kernel<<<static_cast<unsigned>(blocks), L::kThreads, L::kBytes, device.stream>>>(
       query_map, key_map, value_map, problem, order);
   check_cuda(cudaGetLastError(), "attention_fwd_sm90_kernel");
+}
+
+// Where no mask cuts tiles, long ones spare hand-overs.
+constexpr int kLongTile = 176, kTile = 128;
+
+template <typename T>
+void launch_dtype(const DecodeProblem& problem, const Sm90Device& device, const Table& table,
+                  int* taken) {
+  const bool masked = problem.base.causal || problem.window > 0;
+  if (problem.base.head_dim == 64) {
+    launch<T, sm90::Layout<64, kTile>>(problem, device, table, taken);
+  } else if (masked || table.tiles != nullptr) {
+    launch<T, sm90::Layout<128, kTile>>(problem, device, table, taken);
+  } else {
+    launch<T, sm90::Layout<128, kLongTile>>(problem, device, table, taken);
+  }
 }
 
 }  // namespace
@@ -91,43 +106,31 @@ const char* why_not_sm90(const DecodeProblem& problem, int compute_capability) {
 
 int64_t sm90_tasks(const DecodeProblem& problem) {
   const Problem& base = problem.base;
-  const int64_t query_tiles = (base.queries + sm90::kQueryTile - 1) / sm90::kQueryTile;
+  const int64_t tile = sm90_query_tile(base.head_dim), query_tiles = (base.queries + tile - 1) / tile;
   return base.batch * base.key_heads * base.groups * query_tiles;
 }
 
-namespace {
-
-void launch_any(const DecodeProblem& problem, const Sm90Device& device, const Table& table,
-                int* taken) {
-  const bool is_bfloat16 = problem.base.dtype == Dtype::kBfloat16;
-  if (problem.base.head_dim == 64) {
-    is_bfloat16 ? launch<Bf16, 64>(problem, device, table, taken)
-                : launch<Fp16, 64>(problem, device, table, taken);
-  } else {
-    is_bfloat16 ? launch<Bf16, 128>(problem, device, table, taken)
-                : launch<Fp16, 128>(problem, device, table, taken);
-  }
-}
-
-}  // namespace
-
 void run_sm90(const DecodeProblem& problem, const Sm90Device& device, int* taken) {
-  launch_any(problem, device, {}, taken);
+  problem.base.dtype == Dtype::kBfloat16 ? launch_dtype<Bf16>(problem, device, {}, taken)
+                                         : launch_dtype<Fp16>(problem, device, {}, taken);
 }
 
 int64_t sm90_packed_tiles(const TrainProblem& problem, const Packing& packing) {
-  return problem.base.queries / sm90::kQueryTile + packing.sequences;
+  return problem.base.queries / sm90_query_tile(problem.base.head_dim) + packing.sequences;
 }
 
 void run_sm90_packed(const DecodeProblem& problem, const TrainProblem& packed,
                      const Packing& packing, const Sm90Device& device, PackedTile* tiles,
                      int* taken) {
-  const int64_t count = sm90_packed_tiles(packed, packing);
-  sm90::attention_packed_tiles_kernel<<<static_cast<unsigned>((count + 3) / 4), 128, 0,
-                                        device.stream>>>(packed, packing, tiles,
-                                                         static_cast<int>(count));
+  const Table table{tiles, sm90_packed_tiles(packed, packing)};
+  const auto kernel = problem.base.head_dim == 64
+                          ? sm90::attention_packed_tiles_kernel<sm90_query_tile(64)>
+                          : sm90::attention_packed_tiles_kernel<sm90_query_tile(128)>;
+  kernel<<<static_cast<unsigned>((table.count + 3) / 4), 128, 0, device.stream>>>(
+      packed, packing, tiles, static_cast<int>(table.count));
   check_cuda(cudaGetLastError(), "attention_packed_tiles_kernel");
-  launch_any(problem, device, {tiles, count}, taken);
+  problem.base.dtype == Dtype::kBfloat16 ? launch_dtype<Bf16>(problem, device, table, taken)
+                                         : launch_dtype<Fp16>(problem, device, table, taken);
 }
 
 }  // namespace graft_kernels::attention

@@ -1,215 +1,108 @@
-// Attention of many queries on Hopper: one warpgroup brings tiles with the bulk tensor copy engine, two
-// compute 64 queries each on wgmma. The scores of the next tile are computed while the softmax of
-// the present one is, and the two warpgroups take turns, so that one's softmax hides behind the
-// other's products. Device code, no Torch.
+// Attention of many queries on Hopper: one warpgroup brings tiles with the bulk tensor copy engine, two or
+// three compute 64 queries each on wgmma. The scores of the next tile are computed while the softmax of
+// the present one is, and the warpgroups take turns, so that one's softmax hides behind the
+// others' products. Device code, no Torch.
 #pragma once
 
-#include "kernels/attention/attention_mma.cuh"
-#include "kernels/attention/attention_place.cuh"
-#include "kernels/attention/sm90_attention_task.cuh"
-#include "kernels/attention/sm90_wgmma.cuh"
+#include "kernels/attention/sm90_attention_tile.cuh"
 
 namespace graft_kernels::attention::sm90 {
 
-inline constexpr int kStages = 2;
-inline constexpr int kThreads = 384;
-inline constexpr int kComputeWarps = 8;
+inline constexpr int kTasksAhead = 2;
 
-// Shared memory: queries, a ring of keys, one of values, results; boxes of 64 columns.
-template <int kD>
-struct Layout {
-  static constexpr int kBoxes = kD / kBoxColumns;
-  static constexpr int kQueryBox = kQueryTile * kBoxColumns * 2;
-  static constexpr int kKeyBox = kKeyTile * kBoxColumns * 2;
-  static constexpr int kQueryBytes = kQueryBox * kBoxes;
-  static constexpr int kKeyBytes = kKeyBox * kBoxes;
-  static constexpr int kKeys = kQueryBytes;
-  static constexpr int kValues = kKeys + kStages * kKeyBytes;
-  static constexpr int kOut = kValues + kStages * kKeyBytes;
-  static constexpr int kBytes = kOut + kQueryBytes + 1024;  // and alignment
-};
-
+template <class L>
 struct Barriers {
-  uint64_t queries;
-  uint64_t queries_free;
-  uint64_t keys[kStages];
-  uint64_t values[kStages];
-  uint64_t keys_free[kStages];
-  uint64_t values_free[kStages];
-  uint64_t task[kStages];
-  uint64_t task_free[kStages];
+  uint64_t queries[L::kQueryStages];
+  uint64_t queries_free[L::kQueryStages];
+  uint64_t keys[L::kStages];
+  uint64_t values[L::kStages];
+  uint64_t keys_free[L::kStages];
+  uint64_t values_free[L::kStages];
+  uint64_t task[kTasksAhead];
+  uint64_t task_free[kTasksAhead];
 };
 
-template <int kD>
+template <class L>
 __device__ __forceinline__ void copy_tile(unsigned char* to, const CUtensorMap* map,
                                           uint64_t* barrier, int row, int head, int batch,
                                           int box_bytes) {
 #pragma unroll
-  for (int box = 0; box < Layout<kD>::kBoxes; ++box) {
+  for (int box = 0; box < L::kBoxes; ++box) {
     copy_box(to + box * box_bytes, map, barrier, box * kBoxColumns, row, head, batch);
   }
 }
 
-// Stage and phase of the n-th use of a ring.
+// A place in a ring, and how often it came round.
+template <int kStages>
 struct Slot {
-  int stage;
-  int phase;
-  __device__ explicit Slot(int use) : stage(use % kStages), phase(use / kStages % 2) {}
+  int stage = 0;
+  int phase = 0;
+  __device__ __forceinline__ void step() {
+    stage = stage + 1 == kStages ? 0 : stage + 1;
+    phase ^= stage == 0 ? 1 : 0;
+  }
 };
 
-// The one thread that takes tasks and starts every copy. Keys run one tile ahead of values, and the
-// next task's ahead of its queries.
-template <int kD>
-__device__ __forceinline__ void produce(const DecodeProblem& problem, const Order& order,
-                                        const CUtensorMap* query_map, const CUtensorMap* key_map,
-                                        const CUtensorMap* value_map, unsigned char* shared,
-                                        Barriers& barriers, int (&numbers)[kStages]) {
-  using L = Layout<kD>;
-  int used = 0;
-  int number = static_cast<int>(blockIdx.x);
-  for (int count = 0;; ++count) {
-    const Slot own(count);
-    wait(&barriers.task_free[own.stage], own.phase ^ 1);
-    numbers[own.stage] = number;
-    arrive(&barriers.task[own.stage]);
-    if (number >= order.tasks) {
-      return;
+// The one thread that takes tasks, says what they are, and starts every copy. Keys run one tile ahead of
+// values, and the next task's ahead of its queries where there is no room for these.
+template <class L>
+struct Producer {
+  const DecodeProblem& problem;
+  const Order& order;
+  const CUtensorMap *query_map, *key_map, *value_map;
+  unsigned char* shared;
+  Barriers<L>& barriers;
+  Task (&tasks)[kTasksAhead];
+
+  __device__ __forceinline__ void bring_queries(const Task& task,
+                                                const Slot<L::kQueryStages>& slot) const {
+    wait(&barriers.queries_free[slot.stage], slot.phase ^ 1);
+    arrive_expecting(&barriers.queries[slot.stage], L::kQueryBytes);
+    copy_tile<L>(shared + slot.stage * L::kQueryBytes, query_map, &barriers.queries[slot.stage],
+                 task.query + task.first_query, task.head, task.batch, L::kQueryBox);
+  }
+
+  __device__ __forceinline__ void bring(const Task& task, const CUtensorMap* map, int ring,
+                                        uint64_t* ready, uint64_t* free, int row,
+                                        const Slot<L::kStages>& slot) const {
+    wait(&free[slot.stage], slot.phase ^ 1);
+    arrive_expecting(&ready[slot.stage], L::kKeyBytes);
+    copy_tile<L>(shared + ring + slot.stage * L::kKeyBytes, map, &ready[slot.stage], row,
+                 task.key_head, task.batch, L::kKeyBox);
+  }
+
+  __device__ __forceinline__ void run() const {
+    constexpr bool kQueriesFirst = L::kQueryStages > 1;
+    Slot<L::kStages> slot;
+    Slot<kTasksAhead> own;
+    Slot<L::kQueryStages> queries;
+    int number = static_cast<int>(blockIdx.x);
+    for (;; own.step(), queries.step()) {
+      Task& task = tasks[own.stage];
+      wait(&barriers.task_free[own.stage], own.phase ^ 1);
+      if (number >= order.tasks) {
+        task.tiles = -1;
+        arrive(&barriers.task[own.stage]);
+        return;
+      }
+      task = task_of<L::kQueryTile, L::kKeyTile>(problem, order, number);
+      arrive(&barriers.task[own.stage]);
+      number = order.taken == nullptr ? order.tasks
+                                      : static_cast<int>(gridDim.x) + atomicAdd(order.taken, 1);
+      if (kQueriesFirst || task.tiles == 0) {
+        bring_queries(task, queries);
+      }
+      for (int step = 0; step < task.tiles; ++step, slot.step()) {
+        const int row = task.key + (task.first_tile + task.tiles - 1 - step) * L::kKeyTile;
+        bring(task, key_map, L::kKeys, barriers.keys, barriers.keys_free, row, slot);
+        if (!kQueriesFirst && step == 0) {
+          bring_queries(task, queries);
+        }
+        bring(task, value_map, L::kValues, barriers.values, barriers.values_free, row, slot);
+      }
     }
-    const Task task = task_of(problem, order, number);
-    number = order.taken == nullptr ? order.tasks
-                                    : static_cast<int>(gridDim.x) + atomicAdd(order.taken, 1);
-    for (int step = 0; step < max(task.tiles, 1); ++step) {
-      const Slot slot(used);
-      const int row = task.key + (task.first_tile + task.tiles - 1 - step) * kKeyTile;
-      if (task.tiles > 0) {
-        wait(&barriers.keys_free[slot.stage], slot.phase ^ 1);
-        arrive_expecting(&barriers.keys[slot.stage], L::kKeyBytes);
-        copy_tile<kD>(shared + L::kKeys + slot.stage * L::kKeyBytes, key_map,
-                      &barriers.keys[slot.stage], row, task.key_head, task.batch, L::kKeyBox);
-      }
-      if (step == 0) {
-        wait(&barriers.queries_free, count % 2 ^ 1);
-        arrive_expecting(&barriers.queries, L::kQueryBytes);
-        copy_tile<kD>(shared, query_map, &barriers.queries, task.query + task.first_query,
-                      task.head, task.batch, L::kQueryBox);
-      }
-      if (task.tiles > 0) {
-        wait(&barriers.values_free[slot.stage], slot.phase ^ 1);
-        arrive_expecting(&barriers.values[slot.stage], L::kKeyBytes);
-        copy_tile<kD>(shared + L::kValues + slot.stage * L::kKeyBytes, value_map,
-                      &barriers.values[slot.stage], row, task.key_head, task.batch, L::kKeyBox);
-        ++used;
-      }
-    }
   }
-}
-
-// scores[64x128] = queries keys^T, started.
-template <typename T, int kD>
-__device__ __forceinline__ void start_scores(float (&scores)[64], const unsigned char* queries,
-                                             const unsigned char* keys) {
-  using L = Layout<kD>;
-  const uint64_t a = describe_rows(queries), b = describe_rows(keys);
-#pragma unroll
-  for (int step = 0; step < kD / 16; ++step) {
-    const int box = step / 4, inside = step % 4 * 32;
-    multiply_shared<T>(scores, a + (box * L::kQueryBox + inside) / 16,
-                       b + (box * L::kKeyBox + inside) / 16, step > 0);
-  }
-}
-
-// out[64xkD] += weights[64x128] values, started.
-template <typename T, int kD>
-__device__ __forceinline__ void start_values(float (&out)[kD / 2], const uint32_t (&weights)[8][4],
-                                             const unsigned char* values) {
-  const uint64_t b = describe_columns(values, Layout<kD>::kKeyBox);
-#pragma unroll
-  for (int step = 0; step < kKeyTile / 16; ++step) {
-    multiply_registers<T>(out, weights[step], b + step * 2048 / 16);
-  }
-}
-
-// A thread's two rows: lane / 4 and lane / 4 + 8 of its warp's sixteen.
-struct RowState {
-  float largest[2] = {-INFINITY, -INFINITY};  // of the products, unscaled
-  float sum[2] = {};                          // of this thread's columns
 };
-
-// Hides keys that the rows may not see.
-__device__ __forceinline__ void hide(float (&scores)[64], int first_key, const int (&end)[2]) {
-  const int column = first_key + static_cast<int>(threadIdx.x) % 4 * 2;
-#pragma unroll
-  for (int index = 0; index < 64; ++index) {
-    if (column + index / 4 * 8 + index % 2 >= end[index % 4 / 2]) {
-      scores[index] = -INFINITY;
-    }
-  }
-}
-
-// Hides keys before those that the rows may see.
-__device__ __forceinline__ void hide_before(float (&scores)[64], int first_key,
-                                            const int (&begin)[2]) {
-  const int column = first_key + static_cast<int>(threadIdx.x) % 4 * 2;
-#pragma unroll
-  for (int index = 0; index < 64; ++index) {
-    if (column + index / 4 * 8 + index % 2 < begin[index % 4 / 2]) {
-      scores[index] = -INFINITY;
-    }
-  }
-}
-
-// Values behind a packed sequence's last key become zeros: they are another's, and zero times what lies
-// there may be NaN. By both warpgroups.
-template <int kD>
-__device__ __forceinline__ void clear_values(unsigned char* values, int from) {
-  constexpr int kBarrier = 3;
-  const int thread = static_cast<int>(threadIdx.x) - 128, chunks = kD / 8;
-  for (int index = thread; index < (kKeyTile - from) * chunks; index += 256) {
-    const int row = from + index / chunks, chunk = index % chunks;
-    *reinterpret_cast<uint4*>(values + chunk / 8 * Layout<kD>::kKeyBox + row * 128 +
-                              chunk % 8 * 16) = {0, 0, 0, 0};
-  }
-  publish_shared();
-  sync_named(kBarrier, 256);
-}
-
-// Scores become weights relative to the new largest; the factors that earlier sums must take.
-__device__ __forceinline__ void softmax(float (&scores)[64], RowState& state, float scale_log2,
-                                        float (&factor)[2]) {
-  float largest[2] = {state.largest[0], state.largest[1]};
-#pragma unroll
-  for (int index = 0; index < 64; ++index) {
-    largest[index % 4 / 2] = fmaxf(largest[index % 4 / 2], scores[index]);
-  }
-  float origin[2];
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    largest[half] = fmaxf(largest[half], __shfl_xor_sync(0xFFFFFFFFU, largest[half], 1));
-    largest[half] = fmaxf(largest[half], __shfl_xor_sync(0xFFFFFFFFU, largest[half], 2));
-    origin[half] = origin_of(largest[half]) * scale_log2;
-    factor[half] = exp2_fast(state.largest[half] * scale_log2 - origin[half]);
-    state.largest[half] = largest[half];
-    state.sum[half] *= factor[half];
-  }
-#pragma unroll
-  for (int index = 0; index < 64; ++index) {
-    const int half = index % 4 / 2;
-    scores[index] = exp2_fast(fmaf(scores[index], scale_log2, -origin[half]));
-    state.sum[half] += scores[index];
-  }
-}
-
-template <typename T>
-__device__ __forceinline__ void round_weights(const float (&scores)[64],
-                                              uint32_t (&weights)[8][4]) {
-#pragma unroll
-  for (int step = 0; step < 8; ++step) {
-#pragma unroll
-    for (int word = 0; word < 4; ++word) {
-      weights[step][word] = pack<T>(scores[step * 8 + word * 2], scores[step * 8 + word * 2 + 1]);
-    }
-  }
-}
 
 __device__ __forceinline__ void free_stage(uint64_t* barrier) {
   if (threadIdx.x % 32 == 0) {
@@ -217,222 +110,189 @@ __device__ __forceinline__ void free_stage(uint64_t* barrier) {
   }
 }
 
-// Turns of the two computing warpgroups: products are started by one at a time.
+// Barriers of the hardware, by number.
+enum PromptBarrier : int {
+  kTurn = 1,           // and 2, 3: a warpgroup and the one before it
+  kValuesCleared = 4,  // all computing warpgroups
+};
+
+// Turns of the computing warpgroups: products are started by one at a time.
+template <int kGroups>
 struct Turns {
-  static constexpr int kFirst = 1;  // number of the hardware's barrier
   static constexpr int kBoth = 256;
   int own;
-  __device__ void begin(int tiles) const {
-    if (own == 1 && tiles > 1) {
-      arrive_named(kFirst, kBoth);
+  __device__ __forceinline__ void begin(int tiles) const {
+    if (own == kGroups - 1 && tiles > 1) {
+      arrive_named(kTurn, kBoth);
     }
   }
-  __device__ void take() const { sync_named(kFirst + own, kBoth); }
+  __device__ __forceinline__ void take() const { sync_named(kTurn + own, kBoth); }
   // The last step's hand-over to the first warpgroup would wait for nobody.
-  __device__ void pass(bool last) const {
-    if (own == 0 || !last) {
-      arrive_named(kFirst + 1 - own, kBoth);
+  __device__ __forceinline__ void pass(bool last) const {
+    if (own < kGroups - 1 || !last) {
+      arrive_named(kTurn + (own == kGroups - 1 ? 0 : own + 1), kBoth);
     }
   }
 };
 
-template <typename T>
-__device__ __forceinline__ float load_sink(const Sinks& sinks, int head) {
-  return sinks.is_float ? static_cast<const float*>(sinks.values)[head]
-                        : to_float(static_cast<const T*>(sinks.values)[head]);
-}
-
-// Result of a warpgroup through shared memory, so that whole rows are written.
-template <typename T, int kD>
-__device__ __forceinline__ void store_out(const DecodeProblem& problem, const Task& task, int group,
-                                          unsigned char* staged, const float (&out)[kD / 2],
-                                          RowState& state) {
-  using L = Layout<kD>;
-  const Problem& base = problem.base;
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
-  __syncwarp();  // the rows of the task before are out
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    float sum = state.sum[half];
-    sum += __shfl_xor_sync(0xFFFFFFFFU, sum, 1);
-    sum += __shfl_xor_sync(0xFFFFFFFFU, sum, 2);
-    float scaled = 1.0F, origin = origin_of(state.largest[half]) * base.scale;
-    if (problem.sinks.values != nullptr) {
-      const float sink = load_sink<T>(problem.sinks, task.head);
-      const float together = origin_of(fmaxf(state.largest[half] * base.scale, sink));
-      scaled = sum == 0.0F ? 0.0F : exp2f((origin - together) * kLog2E);
-      sum = sum * scaled + exp2f((sink - together) * kLog2E);
-      origin = together;
-    }
-    const float factor = sum == 0.0F ? 0.0F : scaled / sum;
-    const int row = warp * 16 + lane / 4 + half * 8;
-    const int64_t query = task.first_query + group * 64 + row;
-    if (problem.lse != nullptr && lane % 4 == 0 && query < task.queries) {
-      problem.lse[(task.batch * base.key_heads * base.groups + task.head) * base.queries +
-                  task.query + query] = sum == 0.0F ? -INFINITY : origin + logf(sum);
-    }
-#pragma unroll
-    for (int tile = 0; tile < kD / 8; ++tile) {
-      const uint32_t word =
-          pack<T>(out[tile * 4 + half * 2] * factor, out[tile * 4 + half * 2 + 1] * factor);
-      const int chunk = (tile % 8) ^ (row % 8);
-      *reinterpret_cast<uint32_t*>(staged + tile / 8 * L::kQueryBox + row * 128 + chunk * 16 +
-                                   lane % 4 * 4) = word;
-    }
-  }
-  __syncwarp();
-  constexpr int kChunks = kD / 8;
-#pragma unroll
-  for (int index = lane; index < 16 * kChunks; index += 32) {
-    const int row = warp * 16 + index / kChunks, column = index % kChunks;
-    const int64_t query = task.first_query + group * 64 + row;
-    const int chunk = (column % 8) ^ (row % 8);
-    const uint4 value = *reinterpret_cast<const uint4*>(staged + column / 8 * L::kQueryBox +
-                                                        row * 128 + chunk * 16);
-    if (query < task.queries) {
-      T* to = static_cast<T*>(base.out) + task.batch * base.out_stride[0] +
-              (task.query + query) * base.out_stride[1] + task.head * base.out_stride[2];
-      reinterpret_cast<uint4*>(to)[column] = value;
-    }
-  }
-}
-
-// One warpgroup's 64 queries against all tiles of a task; `used` tiles came before.
-template <typename T, int kD>
-__device__ __forceinline__ void work_task(const DecodeProblem& problem, const Task& task, int group,
-                                          int used, int count, bool packed, unsigned char* shared,
-                                          Barriers& barriers) {
-  using L = Layout<kD>;
-  unsigned char* queries = shared + group * 64 * 128;
-  const Turns turns{group};
+// One warpgroup's 64 queries against all tiles of a task; `slot` is the first one's.
+template <typename T, class L>
+__device__ __forceinline__ void work_task(const DecodeProblem& problem, const Task& task, int tiles,
+                                          int group, Slot<L::kStages>& slot,
+                                          const Slot<L::kQueryStages>& own, bool packed,
+                                          unsigned char* shared, Barriers<L>& barriers) {
+  constexpr int kTile = L::kKeyTile;
+  unsigned char* queries = shared + own.stage * L::kQueryBytes + group * 64 * 128;
+  const Turns<L::kGroups> turns{group};
   const float scale_log2 = problem.base.scale * kLog2E;
-  const int warp_row = static_cast<int>(threadIdx.x) / 32 % 4 * 16;
-  const int row = task.first_query + group * 64 + warp_row + static_cast<int>(threadIdx.x) % 32 / 4;
-  const int end[2] = {task_end(problem, task, row), task_end(problem, task, row + 8)};
-  const int all_see = task_end(problem, task, task.first_query + group * 64);
-  const int begin[2] = {task_begin(problem, task, row), task_begin(problem, task, row + 8)};
-  const int all_begin = task_begin(problem, task, task.first_query + group * 64 + 63);
-  float out[kD / 2] = {};
+  const RowSight sight = row_sight(problem, task, group);
+  const int last_tile = __shfl_sync(0xFFFFFFFFU, task.first_tile, 0) + tiles - 1;
+  const auto first_key = [&](int step) { return (last_tile - step) * kTile; };
+  float out[L::kD / 2] = {};
   RowState state;
-  wait(&barriers.queries, count % 2);
-  if (task.tiles == 0) {
-    free_stage(&barriers.queries_free);
-  } else {
-    float scores[64] = {}, factor[2];
-    uint32_t weights[8][4];
-    turns.begin(task.tiles);
-    const Slot first(used);
-    wait(&barriers.keys[first.stage], first.phase);
+  wait(&barriers.queries[own.stage], own.phase);
+  if (tiles == 0) {
+    free_stage(&barriers.queries_free[own.stage]);
+    return store_out<T, L>(problem, task, group, out, state);
+  }
+  float scores[kTile / 2] = {};
+  uint32_t weights[kTile / 16][4];
+  turns.begin(tiles);
+  wait(&barriers.keys[slot.stage], slot.phase);
+  fence_registers(scores);
+  fence_products();
+  start_scores<T, L>(scores, queries, shared + L::kKeys + slot.stage * L::kKeyBytes);
+  commit_products();
+  wait_products<0>();
+  fence_registers(scores);
+  free_stage(&barriers.keys_free[slot.stage]);
+  hide(scores, first_key(0), sight);
+  if (packed && task.keys - first_key(0) < kTile) {
+    wait(&barriers.values[slot.stage], slot.phase);
+    clear_values<L>(shared + L::kValues + slot.stage * L::kKeyBytes, task.keys - first_key(0),
+                    kValuesCleared);
+  }
+  const RowOrigin start = find_largest<true>(scores, state, scale_log2);
+  weigh_row(scores, state, scale_log2, start, 0);
+  weigh_row(scores, state, scale_log2, start, 1);
+  round_weights<T>(scores, weights);
+  // Scores of this step's keys and results of the last one's, whose weights are ready.
+  const auto advance = [&](auto hiding, int step) {
+    const Slot<L::kStages> before = slot;
+    slot.step();
+    wait(&barriers.keys[slot.stage], slot.phase);
+    turns.take();
     fence_registers(scores);
-    fence_products();
-    start_scores<T, kD>(scores, queries, shared + L::kKeys + first.stage * L::kKeyBytes);
-    commit_products();
-    wait_products<0>();
-    fence_registers(scores);
-    free_stage(&barriers.keys_free[first.stage]);
-    const int last_first = (task.first_tile + task.tiles - 1) * kKeyTile;
-    if (last_first + kKeyTile > all_see) {
-      hide(scores, last_first, end);
-    }
-    if (last_first < all_begin) {
-      hide_before(scores, last_first, begin);
-    }
-    if (packed && task.keys - last_first < kKeyTile) {
-      wait(&barriers.values[first.stage], first.phase);
-      clear_values<kD>(shared + L::kValues + first.stage * L::kKeyBytes, task.keys - last_first);
-    }
-    softmax(scores, state, scale_log2, factor);
-    round_weights<T>(scores, weights);
-    for (int step = 1; step < task.tiles; ++step) {
-      const Slot now(used + step), before(used + step - 1);
-      wait(&barriers.keys[now.stage], now.phase);
-      turns.take();
-      fence_registers(scores);
-      fence_registers(out);
-      fence_registers(weights);
-      fence_products();
-      start_scores<T, kD>(scores, queries, shared + L::kKeys + now.stage * L::kKeyBytes);
-      commit_products();
-      wait(&barriers.values[before.stage], before.phase);
-      start_values<T, kD>(out, weights, shared + L::kValues + before.stage * L::kKeyBytes);
-      commit_products();
-      turns.pass(step == task.tiles - 1);
-      wait_products<1>();
-      fence_registers(scores);
-      free_stage(&barriers.keys_free[now.stage]);
-      const int first_key = (task.first_tile + task.tiles - 1 - step) * kKeyTile;
-      if (first_key + kKeyTile > all_see) {
-        hide(scores, first_key, end);
-      }
-      if (first_key < all_begin) {
-        hide_before(scores, first_key, begin);
-      }
-      softmax(scores, state, scale_log2, factor);
-      wait_products<0>();
-      fence_registers(out);
-      free_stage(&barriers.values_free[before.stage]);
-      round_weights<T>(scores, weights);
-#pragma unroll
-      for (int index = 0; index < kD / 2; ++index) {
-        out[index] *= factor[index % 4 / 2];
-      }
-    }
-    free_stage(&barriers.queries_free);
-    const Slot last(used + task.tiles - 1);
-    wait(&barriers.values[last.stage], last.phase);
     fence_registers(out);
     fence_registers(weights);
     fence_products();
-    start_values<T, kD>(out, weights, shared + L::kValues + last.stage * L::kKeyBytes);
+    start_scores<T, L>(scores, queries, shared + L::kKeys + slot.stage * L::kKeyBytes);
     commit_products();
+    wait(&barriers.values[before.stage], before.phase);
+    start_values<T, L>(out, weights, shared + L::kValues + before.stage * L::kKeyBytes);
+    commit_products();
+    turns.pass(step == tiles - 1);
+    wait_products<1>();
+    fence_registers(scores);
+    free_stage(&barriers.keys_free[slot.stage]);
+    if constexpr (decltype(hiding)::value) {
+      hide(scores, first_key(step), sight);
+    }
+    const RowOrigin origin =
+        find_largest<decltype(hiding)::value>(scores, state, scale_log2);
+    weigh_row(scores, state, scale_log2, origin, 0);
+    // A long tile's exponentials hide behind its products, half of them; a short one's behind those of the
+    // other warpgroups, best with one block of instructions to arrange.
+    if constexpr (kTile > 128) {
+      fence_registers(scores);
+      stay_behind(state.sum[0]);
+    } else {
+      weigh_row(scores, state, scale_log2, origin, 1);
+    }
     wait_products<0>();
     fence_registers(out);
-    free_stage(&barriers.values_free[last.stage]);
+    free_stage(&barriers.values_free[before.stage]);
+    if constexpr (kTile > 128) {
+      weigh_row(scores, state, scale_log2, origin, 1);
+    }
+    round_weights<T>(scores, weights);
+#pragma unroll
+    for (int index = 0; index < L::kD / 2; ++index) {
+      out[index] *= origin.factor[index % 4 / 2];
+    }
+  };
+  const int seen_from = max(last_tile - sight.all_end / kTile + 1, 1);  // steps, of all rows
+  const int seen_to = last_tile - (sight.all_begin + kTile - 1) / kTile + 1;
+  for (int step = 1; step < tiles;) {
+    if (step < seen_from || step >= seen_to) {
+      advance(std::true_type{}, step++);
+    } else {
+#pragma unroll 1
+      for (const int end = min(seen_to, tiles); step < end; ++step) {
+        advance(std::false_type{}, step);
+      }
+    }
   }
-  store_out<T, kD>(problem, task, group, shared + L::kOut + group * 64 * 128, out, state);
+  free_stage(&barriers.queries_free[own.stage]);
+  wait(&barriers.values[slot.stage], slot.phase);
+  fence_registers(out);
+  fence_registers(weights);
+  fence_products();
+  start_values<T, L>(out, weights, shared + L::kValues + slot.stage * L::kKeyBytes);
+  commit_products();
+  wait_products<0>();
+  fence_registers(out);
+  free_stage(&barriers.values_free[slot.stage]);
+  slot.step();
+  store_out<T, L>(problem, task, group, out, state);
 }
 
-template <typename T, int kD>
-__device__ __forceinline__ void consume(const DecodeProblem& problem, const Order& order, int group,
-                                        unsigned char* shared, Barriers& barriers,
-                                        const int (&numbers)[kStages]) {
-  int used = 0;
-  for (int count = 0;; ++count) {
-    const Slot own(count);
+template <typename T, class L>
+__device__ __forceinline__ void consume(const DecodeProblem& problem, bool packed, int group,
+                                        unsigned char* shared, Barriers<L>& barriers,
+                                        const Task (&tasks)[kTasksAhead]) {
+  Slot<L::kStages> slot;
+  Slot<kTasksAhead> own;
+  Slot<L::kQueryStages> queries;
+  for (;; own.step(), queries.step()) {
     wait(&barriers.task[own.stage], own.phase);
-    const int number = __shfl_sync(0xFFFFFFFFU, numbers[own.stage], 0);
-    free_stage(&barriers.task_free[own.stage]);
-    if (number >= order.tasks) {
+    const int tiles = __shfl_sync(0xFFFFFFFFU, tasks[own.stage].tiles, 0);
+    if (tiles < 0) {
       return;
     }
-    const Task task = task_of(problem, order, number);
-    work_task<T, kD>(problem, task, group, used, count, order.packed != nullptr, shared, barriers);
-    used += task.tiles;
+    work_task<T, L>(problem, tasks[own.stage], tiles, group, slot, queries, packed, shared,
+                    barriers);
+    arrive(&barriers.task_free[own.stage]);
   }
 }
 
-template <typename T, int kD>
-__global__ void __launch_bounds__(kThreads, 1)
+template <typename T, class L>
+__global__ void __launch_bounds__(L::kThreads, 1)
     attention_fwd_sm90_kernel(const __grid_constant__ CUtensorMap query_map,
                               const __grid_constant__ CUtensorMap key_map,
                               const __grid_constant__ CUtensorMap value_map,
                               const __grid_constant__ DecodeProblem problem, const Order order) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  constexpr int kWarps = L::kGroups * 4;
   extern __shared__ unsigned char unaligned[];
-  __shared__ Barriers barriers;
-  __shared__ int numbers[kStages];
+  __shared__ Barriers<L> barriers;
+  __shared__ Task tasks[kTasksAhead];
   // Swizzled tiles start at multiples of 1024 bytes.
   unsigned char* shared = unaligned + (1024 - shared_address(unaligned) % 1024) % 1024;
   if (threadIdx.x == 0) {
-    init_barrier(&barriers.queries, 1);
-    init_barrier(&barriers.queries_free, kComputeWarps);
-    for (int stage = 0; stage < kStages; ++stage) {
+    for (int stage = 0; stage < L::kQueryStages; ++stage) {
+      init_barrier(&barriers.queries[stage], 1);
+      init_barrier(&barriers.queries_free[stage], kWarps);
+    }
+    for (int stage = 0; stage < L::kStages; ++stage) {
       init_barrier(&barriers.keys[stage], 1);
       init_barrier(&barriers.values[stage], 1);
+      init_barrier(&barriers.keys_free[stage], kWarps);
+      init_barrier(&barriers.values_free[stage], kWarps);
+    }
+    for (int stage = 0; stage < kTasksAhead; ++stage) {
       init_barrier(&barriers.task[stage], 1);
-      init_barrier(&barriers.keys_free[stage], kComputeWarps);
-      init_barrier(&barriers.values_free[stage], kComputeWarps);
-      init_barrier(&barriers.task_free[stage], kComputeWarps);
+      init_barrier(&barriers.task_free[stage], kWarps * 32);  // all lanes read tasks
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
@@ -440,13 +300,15 @@ __global__ void __launch_bounds__(kThreads, 1)
   // The same in all of a warp, which the compiler must know where products are started.
   const int group = __shfl_sync(0xFFFFFFFFU, static_cast<int>(threadIdx.x) / 128, 0);
   if (group == 0) {
-    give_registers<24>();
+    give_registers<L::kGroups == 3 ? 32 : 24>();
     if (threadIdx.x == 0) {
-      produce<kD>(problem, order, &query_map, &key_map, &value_map, shared, barriers, numbers);
+      Producer<L>{problem, order,  &query_map, &key_map, &value_map,
+                  shared,  barriers, tasks}
+          .run();
     }
   } else {
-    take_registers<240>();
-    consume<T, kD>(problem, order, group - 1, shared, barriers, numbers);
+    take_registers<L::kGroups == 3 ? 160 : 240>();
+    consume<T, L>(problem, order.packed != nullptr, group - 1, shared, barriers, tasks);
   }
 #endif
 }

@@ -7,11 +7,7 @@
 
 namespace graft_kernels::attention::sm90 {
 
-inline constexpr int kQueryTile = 128;  // of a block, 64 for each computing warpgroup
-inline constexpr int kKeyTile = 128;
-
-// What one block of threads computes: queries [first_query, first_query + 128) of a sequence and head
-// against tiles [first_tile, first_tile + tiles) of keys, from the last to the first.
+// What one block of threads computes: a tile of queries, from first_query, of a sequence and head against tiles [first_tile, first_tile + tiles) of keys, from the last to the first.
 struct Task {
   int batch;
   int head;
@@ -45,6 +41,7 @@ __device__ __forceinline__ int task_begin(const DecodeProblem& problem, const Ta
 }
 
 // Packed: the tiles of one head after those of another, so that heads share L2.
+template <int kQueryTile>
 __device__ __forceinline__ Task packed_task(const DecodeProblem& problem, const Order& order,
                                             int number) {
   const PackedTile& tile = order.packed[number % order.query_tiles];
@@ -59,6 +56,7 @@ __device__ __forceinline__ Task packed_task(const DecodeProblem& problem, const 
   return task;
 }
 
+template <int kQueryTile, int kKeyTile>
 __device__ __forceinline__ void count_tiles(const DecodeProblem& problem, Task& task) {
   const int last = min(task.first_query + kQueryTile, task.queries) - 1;
   const int end = task_end(problem, task, last);
@@ -66,12 +64,13 @@ __device__ __forceinline__ void count_tiles(const DecodeProblem& problem, Task& 
   task.tiles = last < task.first_query ? 0 : (end + kKeyTile - 1) / kKeyTile - task.first_tile;
 }
 
+template <int kQueryTile, int kKeyTile>
 __device__ __forceinline__ Task task_of(const DecodeProblem& problem, const Order& order,
                                         int number) {
   Task task;
   if (order.packed != nullptr) {
-    task = packed_task(problem, order, number);
-    count_tiles(problem, task);
+    task = packed_task<kQueryTile>(problem, order, number);
+    count_tiles<kQueryTile, kKeyTile>(problem, task);
     return task;
   }
   const Problem& base = problem.base;
@@ -92,11 +91,12 @@ __device__ __forceinline__ Task task_of(const DecodeProblem& problem, const Orde
   task.queries = static_cast<int>(base.queries);
   task.key = 0;
   task.keys = static_cast<int>(base.keys);
-  count_tiles(problem, task);
+  count_tiles<kQueryTile, kKeyTile>(problem, task);
   return task;
 }
 
 // Tiles of packed sequences in their order, those that exist first. A warp per tile.
+template <int kQueryTile>
 __global__ void __launch_bounds__(128)
     attention_packed_tiles_kernel(const __grid_constant__ TrainProblem problem,
                                   const Packing packing, PackedTile* tiles, int count) {

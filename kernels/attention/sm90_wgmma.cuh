@@ -71,6 +71,16 @@ __device__ __forceinline__ void copy_box(void* to, const CUtensorMap* map, uint6
       : "memory");
 }
 
+// `bytes` in one piece, a multiple of 16 as both places are.
+__device__ __forceinline__ void copy_bytes(void* to, const void* from, uint64_t* barrier,
+                                           int bytes) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+          shared_address(to)),
+      "l"(from), "r"(bytes), "r"(shared_address(barrier))
+      : "memory");
+}
+
 // to[] += from[], float32, by the copy engine; in no order with others' additions.
 __device__ __forceinline__ void add_bytes(float* to, const void* from, int bytes) {
   asm volatile(
@@ -146,6 +156,20 @@ __device__ __forceinline__ void wait_products() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
 
+// Keeps the assembler from moving a wait for products before the arithmetic that `positive` comes of: it moves
+// waits within blocks of instructions, not over a branch. Positive numbers and zero never take it.
+__device__ __forceinline__ void stay_behind(float positive) {
+  asm volatile(
+      "{\n"
+      ".reg .pred never;\n"
+      "setp.lt.f32 never, %0, 0f00000000;\n"
+      "@!never bra done;\n"
+      "nanosleep.u32 1;\n"
+      "done:\n"
+      "}\n" ::"f"(positive)
+      : "memory");
+}
+
 // Keeps the compiler from moving uses of registers that a product writes.
 template <int kCount>
 __device__ __forceinline__ void fence_registers(float (&values)[kCount]) {
@@ -172,104 +196,69 @@ __device__ __forceinline__ void fence_registers(uint32_t (&values)[kRows][4]) {
   }
 }
 
-// The operands' type is part of the instruction's name, which no template can write.
+// The shape and the operands' type are part of the instruction's name, which no template can write.
+// Operands are numbered after the sums.
 
-#define GRAFT_WGMMA_SHARED_64(type)                                                                \
-  asm volatile(                                                                                    \
-      "{\n.reg .pred keep;\nsetp.ne.b32 keep, %66, 0;\n"                                           \
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type                                 \
-      " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, "    \
-      "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, " \
-      "%37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, " \
-      "%55, %56, %57, %58, %59, %60, %61, %62, %63}, %64, %65, keep, 1, 1, 0, 0;\n}\n"             \
-      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3]), "+f"(sum[4]), "+f"(sum[5]),        \
-        "+f"(sum[6]), "+f"(sum[7]), "+f"(sum[8]), "+f"(sum[9]), "+f"(sum[10]), "+f"(sum[11]),      \
-        "+f"(sum[12]), "+f"(sum[13]), "+f"(sum[14]), "+f"(sum[15]), "+f"(sum[16]), "+f"(sum[17]),  \
-        "+f"(sum[18]), "+f"(sum[19]), "+f"(sum[20]), "+f"(sum[21]), "+f"(sum[22]), "+f"(sum[23]),  \
-        "+f"(sum[24]), "+f"(sum[25]), "+f"(sum[26]), "+f"(sum[27]), "+f"(sum[28]), "+f"(sum[29]),  \
-        "+f"(sum[30]), "+f"(sum[31]), "+f"(sum[32]), "+f"(sum[33]), "+f"(sum[34]), "+f"(sum[35]),  \
-        "+f"(sum[36]), "+f"(sum[37]), "+f"(sum[38]), "+f"(sum[39]), "+f"(sum[40]), "+f"(sum[41]),  \
-        "+f"(sum[42]), "+f"(sum[43]), "+f"(sum[44]), "+f"(sum[45]), "+f"(sum[46]), "+f"(sum[47]),  \
-        "+f"(sum[48]), "+f"(sum[49]), "+f"(sum[50]), "+f"(sum[51]), "+f"(sum[52]), "+f"(sum[53]),  \
-        "+f"(sum[54]), "+f"(sum[55]), "+f"(sum[56]), "+f"(sum[57]), "+f"(sum[58]), "+f"(sum[59]),  \
-        "+f"(sum[60]), "+f"(sum[61]), "+f"(sum[62]), "+f"(sum[63])                                 \
-      : "l"(a), "l"(b), "r"(keep))
+#define GRAFT_NAMES_32 \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, " \
+  "%30, %31"
+#define GRAFT_NAMES_64 GRAFT_NAMES_32 ", " \
+  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, " \
+  "%46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, " \
+  "%60, %61, %62, %63"
+#define GRAFT_NAMES_88 GRAFT_NAMES_64 ", " \
+  "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, " \
+  "%78, %79, %80, %81, %82, %83, %84, %85, %86, %87"
+#define GRAFT_SUMS_8(at)                                                                      \
+  "+f"(sum[at]), "+f"(sum[at + 1]), "+f"(sum[at + 2]), "+f"(sum[at + 3]), "+f"(sum[at + 4]), \
+      "+f"(sum[at + 5]), "+f"(sum[at + 6]), "+f"(sum[at + 7])
+#define GRAFT_SUMS_32(at) \
+  GRAFT_SUMS_8(at), GRAFT_SUMS_8(at + 8), GRAFT_SUMS_8(at + 16), GRAFT_SUMS_8(at + 24)
+#define GRAFT_SUMS_64 GRAFT_SUMS_32(0), GRAFT_SUMS_32(32)
+#define GRAFT_SUMS_88 GRAFT_SUMS_64, GRAFT_SUMS_8(64), GRAFT_SUMS_8(72), GRAFT_SUMS_8(80)
 
-#define GRAFT_WGMMA_SHARED_32(type, turns)                                                        \
-  asm volatile(                                                                                   \
-      "{\n.reg .pred keep;\nsetp.ne.b32 keep, %34, 0;\n"                                          \
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type                                 \
-      " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, "             \
-      "%17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "              \
-      "%32, %33, keep, 1, 1, " turns ";\n}\n"                                                     \
-      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3]), "+f"(sum[4]), "+f"(sum[5]),       \
-        "+f"(sum[6]), "+f"(sum[7]), "+f"(sum[8]), "+f"(sum[9]), "+f"(sum[10]), "+f"(sum[11]),     \
-        "+f"(sum[12]), "+f"(sum[13]), "+f"(sum[14]), "+f"(sum[15]), "+f"(sum[16]), "+f"(sum[17]), \
-        "+f"(sum[18]), "+f"(sum[19]), "+f"(sum[20]), "+f"(sum[21]), "+f"(sum[22]), "+f"(sum[23]), \
-        "+f"(sum[24]), "+f"(sum[25]), "+f"(sum[26]), "+f"(sum[27]), "+f"(sum[28]), "+f"(sum[29]), \
-        "+f"(sum[30]), "+f"(sum[31])                                                              \
-      : "l"(a), "l"(b), "r"(keep))
+#define GRAFT_WGMMA_SHARED(columns, type, turns, names, first, second, third, ...)         \
+  asm volatile("{\n.reg .pred keep;\nsetp.ne.b32 keep, " third                             \
+               ", 0;\n"                                                                    \
+               "wgmma.mma_async.sync.aligned.m64n" columns "k16.f32." type "." type " {" names \
+               "}, " first ", " second ", keep, 1, 1, " turns ";\n}\n"                     \
+               : __VA_ARGS__                                                               \
+               : "l"(a), "l"(b), "r"(keep))
 
-#define GRAFT_WGMMA_REGISTERS_64(type)                                                             \
-  asm volatile(                                                                                    \
-      "{\n.reg .pred keep;\nsetp.ne.b32 keep, %69, 0;\n"                                           \
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type                                 \
-      " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, "    \
-      "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, " \
-      "%37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, " \
-      "%55, %56, %57, %58, %59, %60, %61, %62, %63}, {%64, %65, %66, %67}, %68, keep, 1, 1, "      \
-      "1;\n}\n"                                                                                    \
-      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3]), "+f"(sum[4]), "+f"(sum[5]),        \
-        "+f"(sum[6]), "+f"(sum[7]), "+f"(sum[8]), "+f"(sum[9]), "+f"(sum[10]), "+f"(sum[11]),      \
-        "+f"(sum[12]), "+f"(sum[13]), "+f"(sum[14]), "+f"(sum[15]), "+f"(sum[16]), "+f"(sum[17]),  \
-        "+f"(sum[18]), "+f"(sum[19]), "+f"(sum[20]), "+f"(sum[21]), "+f"(sum[22]), "+f"(sum[23]),  \
-        "+f"(sum[24]), "+f"(sum[25]), "+f"(sum[26]), "+f"(sum[27]), "+f"(sum[28]), "+f"(sum[29]),  \
-        "+f"(sum[30]), "+f"(sum[31]), "+f"(sum[32]), "+f"(sum[33]), "+f"(sum[34]), "+f"(sum[35]),  \
-        "+f"(sum[36]), "+f"(sum[37]), "+f"(sum[38]), "+f"(sum[39]), "+f"(sum[40]), "+f"(sum[41]),  \
-        "+f"(sum[42]), "+f"(sum[43]), "+f"(sum[44]), "+f"(sum[45]), "+f"(sum[46]), "+f"(sum[47]),  \
-        "+f"(sum[48]), "+f"(sum[49]), "+f"(sum[50]), "+f"(sum[51]), "+f"(sum[52]), "+f"(sum[53]),  \
-        "+f"(sum[54]), "+f"(sum[55]), "+f"(sum[56]), "+f"(sum[57]), "+f"(sum[58]), "+f"(sum[59]),  \
-        "+f"(sum[60]), "+f"(sum[61]), "+f"(sum[62]), "+f"(sum[63])                                 \
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(1))
+#define GRAFT_WGMMA_REGISTERS(columns, type, names, first, second, third, fourth, fifth, ...)  \
+  asm volatile("{\n.reg .pred keep;\nsetp.ne.b32 keep, 1, 0;\n"                                \
+               "wgmma.mma_async.sync.aligned.m64n" columns "k16.f32." type "." type " {" names \
+               "}, {" first ", " second ", " third ", " fourth "}, " fifth                      \
+               ", keep, 1, 1, 1;\n}\n"                                                         \
+               : __VA_ARGS__                                                                   \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
 
-#define GRAFT_WGMMA_REGISTERS_32(type)                                                            \
-  asm volatile(                                                                                   \
-      "{\n.reg .pred keep;\nsetp.ne.b32 keep, %37, 0;\n"                                          \
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type                                 \
-      " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, "             \
-      "%17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "              \
-      "{%32, %33, %34, %35}, %36, keep, 1, 1, 1;\n}\n"                                            \
-      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3]), "+f"(sum[4]), "+f"(sum[5]),       \
-        "+f"(sum[6]), "+f"(sum[7]), "+f"(sum[8]), "+f"(sum[9]), "+f"(sum[10]), "+f"(sum[11]),     \
-        "+f"(sum[12]), "+f"(sum[13]), "+f"(sum[14]), "+f"(sum[15]), "+f"(sum[16]), "+f"(sum[17]), \
-        "+f"(sum[18]), "+f"(sum[19]), "+f"(sum[20]), "+f"(sum[21]), "+f"(sum[22]), "+f"(sum[23]), \
-        "+f"(sum[24]), "+f"(sum[25]), "+f"(sum[26]), "+f"(sum[27]), "+f"(sum[28]), "+f"(sum[29]), \
-        "+f"(sum[30]), "+f"(sum[31])                                                              \
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(1))
-
-// sum[64x128] = (keep ? sum : 0) + a[64x16] b[128x16]^T, both in shared memory.
-template <typename T>
-__device__ __forceinline__ void multiply_shared(float (&sum)[64], uint64_t a, uint64_t b,
+// sum[64x2N] = (keep ? sum : 0) + a[64x16] b[2Nx16]^T, both in shared memory; kTurned: b is [16x2N].
+template <typename T, bool kTurned = false, int kCount>
+__device__ __forceinline__ void multiply_shared(float (&sum)[kCount], uint64_t a, uint64_t b,
                                                 int keep) {
-  if constexpr (std::is_same_v<T, Bf16>) {
-    GRAFT_WGMMA_SHARED_64("bf16");
-  } else {
-    GRAFT_WGMMA_SHARED_64("f16");
-  }
-}
-
-// sum[64x64] likewise; kTurned: b is [16x64].
-template <typename T, bool kTurned = false>
-__device__ __forceinline__ void multiply_shared(float (&sum)[32], uint64_t a, uint64_t b,
-                                                int keep) {
-  if constexpr (kTurned && std::is_same_v<T, Bf16>) {
-    GRAFT_WGMMA_SHARED_32("bf16", "0, 1");
+  static_assert(kCount == 88 || kCount == 64 || kCount == 32);
+  static_assert(!kTurned || kCount == 32);
+  constexpr bool kBf16 = std::is_same_v<T, Bf16>;
+  if constexpr (kCount == 88 && kBf16) {
+    GRAFT_WGMMA_SHARED("176", "bf16", "0, 0", GRAFT_NAMES_88, "%88", "%89", "%90", GRAFT_SUMS_88);
+  } else if constexpr (kCount == 88) {
+    GRAFT_WGMMA_SHARED("176", "f16", "0, 0", GRAFT_NAMES_88, "%88", "%89", "%90", GRAFT_SUMS_88);
+  } else if constexpr (kCount == 64 && kBf16) {
+    GRAFT_WGMMA_SHARED("128", "bf16", "0, 0", GRAFT_NAMES_64, "%64", "%65", "%66", GRAFT_SUMS_64);
+  } else if constexpr (kCount == 64) {
+    GRAFT_WGMMA_SHARED("128", "f16", "0, 0", GRAFT_NAMES_64, "%64", "%65", "%66", GRAFT_SUMS_64);
+  } else if constexpr (kTurned && kBf16) {
+    GRAFT_WGMMA_SHARED("64", "bf16", "0, 1", GRAFT_NAMES_32, "%32", "%33", "%34",
+                       GRAFT_SUMS_32(0));
   } else if constexpr (kTurned) {
-    GRAFT_WGMMA_SHARED_32("f16", "0, 1");
-  } else if constexpr (std::is_same_v<T, Bf16>) {
-    GRAFT_WGMMA_SHARED_32("bf16", "0, 0");
+    GRAFT_WGMMA_SHARED("64", "f16", "0, 1", GRAFT_NAMES_32, "%32", "%33", "%34", GRAFT_SUMS_32(0));
+  } else if constexpr (kBf16) {
+    GRAFT_WGMMA_SHARED("64", "bf16", "0, 0", GRAFT_NAMES_32, "%32", "%33", "%34",
+                       GRAFT_SUMS_32(0));
   } else {
-    GRAFT_WGMMA_SHARED_32("f16", "0, 0");
+    GRAFT_WGMMA_SHARED("64", "f16", "0, 0", GRAFT_NAMES_32, "%32", "%33", "%34", GRAFT_SUMS_32(0));
   }
 }
 
@@ -278,20 +267,30 @@ template <typename T, int kCount>
 __device__ __forceinline__ void multiply_registers(float (&sum)[kCount], const uint32_t (&a)[4],
                                                    uint64_t b) {
   static_assert(kCount == 64 || kCount == 32);
-  if constexpr (kCount == 64 && std::is_same_v<T, Bf16>) {
-    GRAFT_WGMMA_REGISTERS_64("bf16");
+  constexpr bool kBf16 = std::is_same_v<T, Bf16>;
+  if constexpr (kCount == 64 && kBf16) {
+    GRAFT_WGMMA_REGISTERS("128", "bf16", GRAFT_NAMES_64, "%64", "%65", "%66", "%67", "%68",
+                          GRAFT_SUMS_64);
   } else if constexpr (kCount == 64) {
-    GRAFT_WGMMA_REGISTERS_64("f16");
-  } else if constexpr (std::is_same_v<T, Bf16>) {
-    GRAFT_WGMMA_REGISTERS_32("bf16");
+    GRAFT_WGMMA_REGISTERS("128", "f16", GRAFT_NAMES_64, "%64", "%65", "%66", "%67", "%68",
+                          GRAFT_SUMS_64);
+  } else if constexpr (kBf16) {
+    GRAFT_WGMMA_REGISTERS("64", "bf16", GRAFT_NAMES_32, "%32", "%33", "%34", "%35", "%36",
+                          GRAFT_SUMS_32(0));
   } else {
-    GRAFT_WGMMA_REGISTERS_32("f16");
+    GRAFT_WGMMA_REGISTERS("64", "f16", GRAFT_NAMES_32, "%32", "%33", "%34", "%35", "%36",
+                          GRAFT_SUMS_32(0));
   }
 }
 
-#undef GRAFT_WGMMA_SHARED_64
-#undef GRAFT_WGMMA_SHARED_32
-#undef GRAFT_WGMMA_REGISTERS_64
-#undef GRAFT_WGMMA_REGISTERS_32
+#undef GRAFT_NAMES_32
+#undef GRAFT_NAMES_64
+#undef GRAFT_NAMES_88
+#undef GRAFT_SUMS_8
+#undef GRAFT_SUMS_32
+#undef GRAFT_SUMS_64
+#undef GRAFT_SUMS_88
+#undef GRAFT_WGMMA_SHARED
+#undef GRAFT_WGMMA_REGISTERS
 
 }  // namespace graft_kernels::attention::sm90

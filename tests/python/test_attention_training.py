@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Attention for training through the unmodified Python client, on the CPU: values, gradients, packed sequences.
+"""Attention for training through the unmodified Python client: values, gradients, packed sequences, on the CPU and,
+where there is one, on a GPU.
 
     GRAFT_BUILD=<build folder> python tests/python/test_attention_training.py
 """
@@ -12,7 +13,6 @@ import torch
 from kernels import get_local_kernel
 
 PACKAGE = pathlib.Path(os.environ["GRAFT_BUILD"]) / "share/graft/hub/graft-kernels/attention"
-KERNEL = get_local_kernel(PACKAGE, backend="cpu")
 # S, T, D, query heads, key heads, softcap, window, causal
 CASES = [(1, 1, 64, 4, 4, 0, 0, False), (7, 7, 80, 4, 2, 0, 0, True), (127, 129, 64, 4, 1, 0, 0, True),
          (129, 127, 96, 2, 2, 0, 0, True), (40, 300, 128, 6, 2, 3.0, 0, False), (130, 130, 192, 2, 1, 0, 17, True),
@@ -46,8 +46,16 @@ def gradients(function, inputs, grad, dtype):
 
 
 class Training(unittest.TestCase):
+    device = "cpu"
+
+    @classmethod
+    def setUpClass(cls):
+        cls.kernel = get_local_kernel(PACKAGE, backend=cls.device)
+
     def setUp(self):
         torch.manual_seed(0)
+        torch.set_default_device(self.device)
+        self.addCleanup(torch.set_default_device, None)
 
     def check(self, dtype, case, with_sinks):
         length, keys, size, heads, key_heads, *options = case
@@ -56,7 +64,7 @@ class Training(unittest.TestCase):
         grad = torch.randn(shapes[0]).to(dtype)
 
         def ours(q, k, v, sinks):
-            return KERNEL.attention_train(q, k, v, None, sinks, None, *options)
+            return self.kernel.attention_train(q, k, v, None, sinks, None, *options)
 
         def theirs(q, k, v, sinks):
             return formula(q, k, v, sinks, *options)
@@ -88,12 +96,12 @@ class Training(unittest.TestCase):
         grad = torch.randn(46, 4, 64)
 
         def packed(q, k, v):
-            return KERNEL.attention_varlen(q, k, v, queries, keys, causal=True)
+            return self.kernel.attention_varlen(q, k, v, queries, keys, causal=True)
 
         whole = gradients(packed, inputs, grad, torch.float32)
         for i in range(4):
             q, k = slice(queries[i], queries[i + 1]), slice(keys[i], keys[i + 1])
-            alone = gradients(lambda *x: KERNEL.attention_train(*x, causal=True),
+            alone = gradients(lambda *x: self.kernel.attention_train(*x, causal=True),
                               [inputs[0][q][None], *(x[k].transpose(0, 1)[None] for x in inputs[1:])],
                               grad[q][None], torch.float32)
             for a, b in ((whole[0][q], alone[0][0]), (whole[1][:, q], alone[1][0]), (whole[2][q], alone[2][0]),
@@ -108,9 +116,9 @@ class Training(unittest.TestCase):
         key, value = torch.randn(2, 2, 50, 32), torch.randn(2, 2, 50, 32)
         mask = torch.zeros(2, 1, 1, 50)
         mask[..., 37:] = -torch.inf
-        clean = gradients(lambda *x: KERNEL.attention_train(*x, mask), [query, key, value], grad, torch.float32)
+        clean = gradients(lambda *x: self.kernel.attention_train(*x, mask), [query, key, value], grad, torch.float32)
         key[:, :, 37:], value[:, :, 37:] = torch.nan, torch.nan
-        dirty = gradients(lambda *x: KERNEL.attention_train(*x, mask), [query, key, value], grad, torch.float32)
+        dirty = gradients(lambda *x: self.kernel.attention_train(*x, mask), [query, key, value], grad, torch.float32)
         for a, b in zip(clean, dirty):
             self.assertTrue(torch.equal(a, b))
 
@@ -118,7 +126,12 @@ class Training(unittest.TestCase):
         x = torch.randn(4, 2, 16)
         with self.assertRaisesRegex(RuntimeError, "cu_seqlens_q: expected numbers from 0 to 4, never falling"):
             starts = torch.tensor([0, 5], dtype=torch.int32)
-            KERNEL.attention_varlen(x, x, x, starts, starts)
+            self.kernel.attention_varlen(x, x, x, starts, starts)
+
+
+@unittest.skipUnless(torch.cuda.is_available(), "no CUDA device")
+class TrainingOnCuda(Training):
+    device = "cuda"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,251 @@
+// What a computing warpgroup of Hopper's attention does to one tile. Device code, no Torch.
+#pragma once
+
+#include "kernels/attention/attention_mma.cuh"
+#include "kernels/attention/attention_place.cuh"
+#include "kernels/attention/sm90_attention_task.cuh"
+#include "kernels/attention/sm90_wgmma.cuh"
+
+namespace graft_kernels::attention::sm90 {
+
+// Shared memory: queries, a ring of keys, one of values; boxes of 64 columns.
+template <int kHead, int kRows>
+struct Layout {
+  static constexpr int kD = kHead;
+  static constexpr int kQueryTile = sm90_query_tile(kD);
+  static constexpr int kKeyTile = kRows;
+  static constexpr int kGroups = kQueryTile / 64;  // computing warpgroups
+  static constexpr int kThreads = (kGroups + 1) * 128;
+  static constexpr int kStages = 2;
+  static constexpr int kQueryStages = kKeyTile * kD > 128 * 128 ? 1 : 2;  // what there is room for
+  static constexpr int kBoxes = kD / kBoxColumns;
+  static constexpr int kQueryBox = kQueryTile * 128;
+  static constexpr int kKeyBox = kKeyTile * 128;
+  static constexpr int kQueryBytes = kQueryBox * kBoxes;
+  static constexpr int kKeyBytes = kKeyBox * kBoxes;
+  static constexpr int kKeys = kQueryStages * kQueryBytes;
+  static constexpr int kValues = kKeys + kStages * kKeyBytes;
+  static constexpr int kBytes = kValues + kStages * kKeyBytes + 1024;  // and alignment
+};
+
+// scores[64 x keys] = queries keys^T, started.
+template <typename T, class L>
+__device__ __forceinline__ void start_scores(float (&scores)[L::kKeyTile / 2],
+                                             const unsigned char* queries,
+                                             const unsigned char* keys) {
+  const uint64_t a = describe_rows(queries), b = describe_rows(keys);
+#pragma unroll
+  for (int step = 0; step < L::kD / 16; ++step) {
+    const int box = step / 4, inside = step % 4 * 32;
+    multiply_shared<T>(scores, a + (box * L::kQueryBox + inside) / 16,
+                       b + (box * L::kKeyBox + inside) / 16, step > 0);
+  }
+}
+
+// out[64 x D] += weights[64 x keys] values, started.
+template <typename T, class L>
+__device__ __forceinline__ void start_values(float (&out)[L::kD / 2],
+                                             const uint32_t (&weights)[L::kKeyTile / 16][4],
+                                             const unsigned char* values) {
+  const uint64_t b = describe_columns(values, L::kKeyBox);
+#pragma unroll
+  for (int step = 0; step < L::kKeyTile / 16; ++step) {
+    multiply_registers<T>(out, weights[step], b + step * 2048 / 16);
+  }
+}
+
+// A thread's two rows: lane / 4 and lane / 4 + 8 of its warp's sixteen.
+struct RowState {
+  float largest[2] = {-INFINITY, -INFINITY};  // of the products, unscaled
+  float sum[2] = {};                          // of this thread's columns
+};
+
+// Keys that a thread's two rows see, and those that all rows of its warpgroup do.
+struct RowSight {
+  int begin[2], end[2];
+  int all_begin, all_end;
+};
+
+__device__ __forceinline__ RowSight row_sight(const DecodeProblem& problem, const Task& task,
+                                              int group) {
+  const int first = task.first_query + group * 64;
+  const int row = first + static_cast<int>(threadIdx.x) / 32 % 4 * 16 +
+                  static_cast<int>(threadIdx.x) % 32 / 4;
+  return {{task_begin(problem, task, row), task_begin(problem, task, row + 8)},
+          {task_end(problem, task, row), task_end(problem, task, row + 8)},
+          task_begin(problem, task, first + 63),
+          task_end(problem, task, first)};
+}
+
+// Hides keys that the rows may not see.
+template <int kCount>
+__device__ __forceinline__ void hide(float (&scores)[kCount], int first_key,
+                                     const RowSight& sight) {
+  const int column = first_key + static_cast<int>(threadIdx.x) % 4 * 2;
+  if (first_key + kCount * 2 > sight.all_end) {
+    const int end[2] = {sight.end[0] - column, sight.end[1] - column};
+#pragma unroll
+    for (int index = 0; index < kCount; ++index) {
+      if (index / 4 * 8 + index % 2 >= end[index % 4 / 2]) {
+        scores[index] = -INFINITY;
+      }
+    }
+  }
+  if (first_key < sight.all_begin) {
+    const int begin[2] = {sight.begin[0] - column, sight.begin[1] - column};
+#pragma unroll
+    for (int index = 0; index < kCount; ++index) {
+      if (index / 4 * 8 + index % 2 < begin[index % 4 / 2]) {
+        scores[index] = -INFINITY;
+      }
+    }
+  }
+}
+
+// Values behind a packed sequence's last key become zeros: they are another's, and zero times what lies
+// there may be NaN. By all computing warpgroups.
+template <class L>
+__device__ __forceinline__ void clear_values(unsigned char* values, int from, int barrier) {
+  constexpr int kComputing = L::kGroups * 128, kChunks = L::kD / 8;
+  const int thread = static_cast<int>(threadIdx.x) - 128;
+  for (int index = thread; index < (L::kKeyTile - from) * kChunks; index += kComputing) {
+    const int row = from + index / kChunks, chunk = index % kChunks;
+    *reinterpret_cast<uint4*>(values + chunk / 8 * L::kKeyBox + row * 128 + chunk % 8 * 16) = {
+        0, 0, 0, 0};
+  }
+  publish_shared();
+  sync_named(barrier, kComputing);
+}
+
+
+// What a row's scores are measured against, and the factor that its earlier sums must take.
+struct RowOrigin {
+  float scaled[2];
+  float factor[2];
+};
+
+// kHidden: a row may see none of the keys.
+template <bool kHidden, int kCount>
+__device__ __forceinline__ RowOrigin find_largest(const float (&scores)[kCount], RowState& state,
+                                                  float scale_log2) {
+  RowOrigin origin;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    // Two chains: one is as long as what it waits for.
+    float even = fmaxf(state.largest[half], scores[half * 2]), odd = scores[half * 2 + 1];
+#pragma unroll
+    for (int index = 4 + half * 2; index < kCount; index += 4) {
+      even = fmaxf(even, scores[index]);
+      odd = fmaxf(odd, scores[index + 1]);
+    }
+    float most = fmaxf(even, odd);
+    most = fmaxf(most, __shfl_xor_sync(0xFFFFFFFFU, most, 1));
+    most = fmaxf(most, __shfl_xor_sync(0xFFFFFFFFU, most, 2));
+    origin.scaled[half] = (kHidden ? origin_of(most) : most) * scale_log2;
+    origin.factor[half] = exp2_fast(state.largest[half] * scale_log2 - origin.scaled[half]);
+    state.largest[half] = most;
+  }
+  return origin;
+}
+
+// Scores of one of a thread's rows become weights.
+template <int kCount>
+__device__ __forceinline__ void weigh_row(float (&scores)[kCount], RowState& state,
+                                          float scale_log2, const RowOrigin& origin, int half) {
+  float even = 0.0F, odd = 0.0F;
+#pragma unroll
+  for (int index = half * 2; index < kCount; index += 4) {
+    scores[index] = exp2_fast(fmaf(scores[index], scale_log2, -origin.scaled[half]));
+    scores[index + 1] = exp2_fast(fmaf(scores[index + 1], scale_log2, -origin.scaled[half]));
+    even += scores[index];
+    odd += scores[index + 1];
+  }
+  state.sum[half] = fmaf(state.sum[half], origin.factor[half], even + odd);
+}
+
+template <typename T, int kCount>
+__device__ __forceinline__ void round_weights(const float (&scores)[kCount],
+                                              uint32_t (&weights)[kCount / 8][4]) {
+#pragma unroll
+  for (int index = 0; index < kCount / 2; ++index) {
+    weights[index / 4][index % 4] = pack<T>(scores[index * 2], scores[index * 2 + 1]);
+  }
+}
+
+template <typename T>
+__device__ __forceinline__ float load_sink(const Sinks& sinks, int head) {
+  return sinks.is_float ? static_cast<const float*>(sinks.values)[head]
+                        : to_float(static_cast<const T*>(sinks.values)[head]);
+}
+
+// Word p of lane q of each four becomes word q of lane p.
+__device__ __forceinline__ void turn_words(uint32_t (&words)[4]) {
+  const bool odd = threadIdx.x % 2 != 0, high = threadIdx.x % 4 / 2 != 0;
+#pragma unroll
+  for (int pair = 0; pair < 4; pair += 2) {
+    const uint32_t other = __shfl_xor_sync(0xFFFFFFFFU, odd ? words[pair] : words[pair + 1], 1);
+    words[pair] = odd ? other : words[pair];
+    words[pair + 1] = odd ? words[pair + 1] : other;
+  }
+#pragma unroll
+  for (int index = 0; index < 2; ++index) {
+    const uint32_t other = __shfl_xor_sync(0xFFFFFFFFU, high ? words[index] : words[index + 2], 2);
+    words[index] = high ? other : words[index];
+    words[index + 2] = high ? words[index + 2] : other;
+  }
+}
+
+// What a row's results must take, once its sink has its share; its log-sum-exp is written.
+template <typename T>
+__device__ __forceinline__ float close_row(const DecodeProblem& problem, const Task& task,
+                                            int query, float largest, float sum) {
+  const Problem& base = problem.base;
+  sum += __shfl_xor_sync(0xFFFFFFFFU, sum, 1);
+  sum += __shfl_xor_sync(0xFFFFFFFFU, sum, 2);
+  float scaled = 1.0F, origin = origin_of(largest) * base.scale;
+  if (problem.sinks.values != nullptr) {
+    const float sink = load_sink<T>(problem.sinks, task.head);
+    const float together = origin_of(fmaxf(largest * base.scale, sink));
+    scaled = sum == 0.0F ? 0.0F : exp2f((origin - together) * kLog2E);
+    sum = sum * scaled + exp2f((sink - together) * kLog2E);
+    origin = together;
+  }
+  if (problem.lse != nullptr && threadIdx.x % 4 == 0 && query < task.queries) {
+    problem.lse[(task.batch * base.key_heads * base.groups + task.head) * base.queries +
+                task.query + query] = sum == 0.0F ? -INFINITY : origin + logf(sum);
+  }
+  return sum == 0.0F ? 0.0F : scaled / sum;
+}
+
+// Results of a warpgroup, 64 bytes of a row together.
+template <typename T, class L>
+__device__ __forceinline__ void store_out(const DecodeProblem& problem, const Task& task, int group,
+                                          const float (&out)[L::kD / 2], const RowState& state) {
+  const Problem& base = problem.base;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int query = task.first_query + group * 64 + warp * 16 + lane / 4 + half * 8;
+    const float factor =
+        close_row<T>(problem, task, query, state.largest[half], state.sum[half]);
+    T* row = static_cast<T*>(base.out) + task.batch * base.out_stride[0] +
+             static_cast<int64_t>(task.query + query) * base.out_stride[1] +
+             task.head * base.out_stride[2];
+#pragma unroll
+    for (int four = 0; four < L::kD / 32; ++four) {
+      uint32_t words[4];
+#pragma unroll
+      for (int tile = 0; tile < 4; ++tile) {
+        const int at = (four * 4 + tile) * 4 + half * 2;
+        words[tile] = pack<T>(out[at] * factor, out[at + 1] * factor);
+      }
+      turn_words(words);
+      if (query < task.queries) {
+        reinterpret_cast<uint4*>(row)[four * 4 + lane % 4] = {words[0], words[1], words[2],
+                                                              words[3]};
+      }
+    }
+  }
+}
+
+}  // namespace graft_kernels::attention::sm90
