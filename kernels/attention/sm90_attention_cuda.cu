@@ -106,7 +106,8 @@ const char* why_not_sm90(const DecodeProblem& problem, int compute_capability) {
 
 int64_t sm90_tasks(const DecodeProblem& problem) {
   const Problem& base = problem.base;
-  const int64_t tile = sm90_query_tile(base.head_dim), query_tiles = (base.queries + tile - 1) / tile;
+  const int64_t tile = sm90_query_tile(base.head_dim),
+                query_tiles = (base.queries + tile - 1) / tile;
   return base.batch * base.key_heads * base.groups * query_tiles;
 }
 

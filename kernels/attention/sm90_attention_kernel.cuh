@@ -198,8 +198,7 @@ __device__ __forceinline__ void work_task(const DecodeProblem& problem, const Ta
     if constexpr (decltype(hiding)::value) {
       hide(scores, first_key(step), sight);
     }
-    const RowOrigin origin =
-        find_largest<decltype(hiding)::value>(scores, state, scale_log2);
+    const RowOrigin origin = find_largest<decltype(hiding)::value>(scores, state, scale_log2);
     weigh_row(scores, state, scale_log2, origin, 0);
     // A long tile's exponentials hide behind its products, half of them; a short one's behind those of the
     // other warpgroups, best with one block of instructions to arrange.
@@ -302,9 +301,7 @@ __global__ void __launch_bounds__(L::kThreads, 1)
   if (group == 0) {
     give_registers<L::kGroups == 3 ? 32 : 24>();
     if (threadIdx.x == 0) {
-      Producer<L>{problem, order,  &query_map, &key_map, &value_map,
-                  shared,  barriers, tasks}
-          .run();
+      Producer<L>{problem, order, &query_map, &key_map, &value_map, shared, barriers, tasks}.run();
     }
   } else {
     take_registers<L::kGroups == 3 ? 160 : 240>();

@@ -69,8 +69,8 @@ struct RowSight {
 __device__ __forceinline__ RowSight row_sight(const DecodeProblem& problem, const Task& task,
                                               int group) {
   const int first = task.first_query + group * 64;
-  const int row = first + static_cast<int>(threadIdx.x) / 32 % 4 * 16 +
-                  static_cast<int>(threadIdx.x) % 32 / 4;
+  const int row =
+      first + static_cast<int>(threadIdx.x) / 32 % 4 * 16 + static_cast<int>(threadIdx.x) % 32 / 4;
   return {{task_begin(problem, task, row), task_begin(problem, task, row + 8)},
           {task_end(problem, task, row), task_end(problem, task, row + 8)},
           task_begin(problem, task, first + 63),
@@ -116,7 +116,6 @@ __device__ __forceinline__ void clear_values(unsigned char* values, int from, in
   publish_shared();
   sync_named(barrier, kComputing);
 }
-
 
 // What a row's scores are measured against, and the factor that its earlier sums must take.
 struct RowOrigin {
@@ -198,7 +197,7 @@ __device__ __forceinline__ void turn_words(uint32_t (&words)[4]) {
 // What a row's results must take, once its sink has its share; its log-sum-exp is written.
 template <typename T>
 __device__ __forceinline__ float close_row(const DecodeProblem& problem, const Task& task,
-                                            int query, float largest, float sum) {
+                                           int query, float largest, float sum) {
   const Problem& base = problem.base;
   sum += __shfl_xor_sync(0xFFFFFFFFU, sum, 1);
   sum += __shfl_xor_sync(0xFFFFFFFFU, sum, 2);
@@ -226,8 +225,7 @@ __device__ __forceinline__ void store_out(const DecodeProblem& problem, const Ta
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int query = task.first_query + group * 64 + warp * 16 + lane / 4 + half * 8;
-    const float factor =
-        close_row<T>(problem, task, query, state.largest[half], state.sum[half]);
+    const float factor = close_row<T>(problem, task, query, state.largest[half], state.sum[half]);
     T* row = static_cast<T*>(base.out) + task.batch * base.out_stride[0] +
              static_cast<int64_t>(task.query + query) * base.out_stride[1] +
              task.head * base.out_stride[2];

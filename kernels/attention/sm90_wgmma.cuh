@@ -75,8 +75,8 @@ __device__ __forceinline__ void copy_box(void* to, const CUtensorMap* map, uint6
 __device__ __forceinline__ void copy_bytes(void* to, const void* from, uint64_t* barrier,
                                            int bytes) {
   asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-          shared_address(to)),
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(shared_address(to)),
       "l"(from), "r"(bytes), "r"(shared_address(barrier))
       : "memory");
 }
@@ -199,18 +199,22 @@ __device__ __forceinline__ void fence_registers(uint32_t (&values)[kRows][4]) {
 // The shape and the operands' type are part of the instruction's name, which no template can write.
 // Operands are numbered after the sums.
 
-#define GRAFT_NAMES_32 \
+#define GRAFT_NAMES_32                                                     \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
   "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, " \
   "%30, %31"
-#define GRAFT_NAMES_64 GRAFT_NAMES_32 ", " \
-  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, " \
-  "%46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, " \
-  "%60, %61, %62, %63"
-#define GRAFT_NAMES_88 GRAFT_NAMES_64 ", " \
-  "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, " \
-  "%78, %79, %80, %81, %82, %83, %84, %85, %86, %87"
-#define GRAFT_SUMS_8(at)                                                                      \
+#define GRAFT_NAMES_64                                                         \
+  GRAFT_NAMES_32                                                               \
+      ", "                                                                     \
+      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, " \
+      "%46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, " \
+      "%60, %61, %62, %63"
+#define GRAFT_NAMES_88                                                         \
+  GRAFT_NAMES_64                                                               \
+      ", "                                                                     \
+      "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, " \
+      "%78, %79, %80, %81, %82, %83, %84, %85, %86, %87"
+#define GRAFT_SUMS_8(at)                                                                     \
   "+f"(sum[at]), "+f"(sum[at + 1]), "+f"(sum[at + 2]), "+f"(sum[at + 3]), "+f"(sum[at + 4]), \
       "+f"(sum[at + 5]), "+f"(sum[at + 6]), "+f"(sum[at + 7])
 #define GRAFT_SUMS_32(at) \
@@ -218,21 +222,21 @@ __device__ __forceinline__ void fence_registers(uint32_t (&values)[kRows][4]) {
 #define GRAFT_SUMS_64 GRAFT_SUMS_32(0), GRAFT_SUMS_32(32)
 #define GRAFT_SUMS_88 GRAFT_SUMS_64, GRAFT_SUMS_8(64), GRAFT_SUMS_8(72), GRAFT_SUMS_8(80)
 
-#define GRAFT_WGMMA_SHARED(columns, type, turns, names, first, second, third, ...)         \
-  asm volatile("{\n.reg .pred keep;\nsetp.ne.b32 keep, " third                             \
-               ", 0;\n"                                                                    \
+#define GRAFT_WGMMA_SHARED(columns, type, turns, names, first, second, third, ...)             \
+  asm volatile("{\n.reg .pred keep;\nsetp.ne.b32 keep, " third                                 \
+               ", 0;\n"                                                                        \
                "wgmma.mma_async.sync.aligned.m64n" columns "k16.f32." type "." type " {" names \
-               "}, " first ", " second ", keep, 1, 1, " turns ";\n}\n"                     \
-               : __VA_ARGS__                                                               \
+               "}, " first ", " second ", keep, 1, 1, " turns ";\n}\n"                         \
+               : __VA_ARGS__                                                                   \
                : "l"(a), "l"(b), "r"(keep))
 
-#define GRAFT_WGMMA_REGISTERS(columns, type, names, first, second, third, fourth, fifth, ...)  \
-  asm volatile("{\n.reg .pred keep;\nsetp.ne.b32 keep, 1, 0;\n"                                \
-               "wgmma.mma_async.sync.aligned.m64n" columns "k16.f32." type "." type " {" names \
-               "}, {" first ", " second ", " third ", " fourth "}, " fifth                      \
-               ", keep, 1, 1, 1;\n}\n"                                                         \
-               : __VA_ARGS__                                                                   \
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
+#define GRAFT_WGMMA_REGISTERS(columns, type, names, first, second, third, fourth, fifth, ...)      \
+  asm volatile(                                                                                    \
+      "{\n.reg .pred keep;\nsetp.ne.b32 keep, 1, 0;\n"                                             \
+      "wgmma.mma_async.sync.aligned.m64n" columns "k16.f32." type "." type " {" names "}, {" first \
+      ", " second ", " third ", " fourth "}, " fifth ", keep, 1, 1, 1;\n}\n"                       \
+      : __VA_ARGS__                                                                                \
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
 
 // sum[64x2N] = (keep ? sum : 0) + a[64x16] b[2Nx16]^T, both in shared memory; kTurned: b is [16x2N].
 template <typename T, bool kTurned = false, int kCount>
@@ -250,13 +254,11 @@ __device__ __forceinline__ void multiply_shared(float (&sum)[kCount], uint64_t a
   } else if constexpr (kCount == 64) {
     GRAFT_WGMMA_SHARED("128", "f16", "0, 0", GRAFT_NAMES_64, "%64", "%65", "%66", GRAFT_SUMS_64);
   } else if constexpr (kTurned && kBf16) {
-    GRAFT_WGMMA_SHARED("64", "bf16", "0, 1", GRAFT_NAMES_32, "%32", "%33", "%34",
-                       GRAFT_SUMS_32(0));
+    GRAFT_WGMMA_SHARED("64", "bf16", "0, 1", GRAFT_NAMES_32, "%32", "%33", "%34", GRAFT_SUMS_32(0));
   } else if constexpr (kTurned) {
     GRAFT_WGMMA_SHARED("64", "f16", "0, 1", GRAFT_NAMES_32, "%32", "%33", "%34", GRAFT_SUMS_32(0));
   } else if constexpr (kBf16) {
-    GRAFT_WGMMA_SHARED("64", "bf16", "0, 0", GRAFT_NAMES_32, "%32", "%33", "%34",
-                       GRAFT_SUMS_32(0));
+    GRAFT_WGMMA_SHARED("64", "bf16", "0, 0", GRAFT_NAMES_32, "%32", "%33", "%34", GRAFT_SUMS_32(0));
   } else {
     GRAFT_WGMMA_SHARED("64", "f16", "0, 0", GRAFT_NAMES_32, "%32", "%33", "%34", GRAFT_SUMS_32(0));
   }
