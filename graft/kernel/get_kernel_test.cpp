@@ -164,7 +164,7 @@ TEST_F(Kernels, AreNotThereWithoutAFittingVariantAndAnErrorWithoutARepository) {
 
 TEST_F(Kernels, HaveTheirVariantsListedBestFirstWithReasons) {
   for (const char* name : {"torch-stable-abi29-cpu-x86_64-linux", kVariant, "torch-cuda",
-                           "torch211-cxx11-cu130-x86_64-linux"}) {
+                           "torch-stable-abi211-cu130-x86_64-linux"}) {
     hub_.put(fmt::format("kernels/acme/many/refs/v2/build/{}/metadata.json", name),
              metadata("many", 2));
   }
