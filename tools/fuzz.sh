@@ -35,11 +35,14 @@ if is_wanted bundle || is_wanted policy || is_wanted metadata || is_wanted lock;
 if is_wanted tokenizer || is_wanted jinja; then rooms+=(graft/text); fi
 newest_header=$(find graft -name '*.h' -printf '%T@ %p\n' | sort -n | tail -1 | cut -d' ' -f2)
 export newest_header
-find "${rooms[@]}" graft/kernel/{metadata,lock_file,elf_check,elf_image,elf_symbols}.cpp -name '*.cpp' | grep -v '_test\|_fuzz\|_bench\|/server/' |
+sources=$(find "${rooms[@]}" graft/kernel/{metadata,lock_file,elf_check,elf_image,elf_symbols}.cpp -name '*.cpp' |
+  grep -v '_test\|_fuzz\|_bench\|/server/')
+echo "$sources" |
   xargs -P "$jobs" -I{} sh -c '
     object=$folder/objects/$(echo "$1" | tr / _).o
     { [ "$object" -nt "$1" ] && [ "$object" -nt "$newest_header" ]; } || $compile -fsanitize=fuzzer-no-link -c "$1" -o "$object"' _ {}
-rm -f "$folder/objects.a" && ar rcs "$folder/objects.a" "$folder"/objects/*.o
+rm -f "$folder/objects.a"
+echo "$sources" | tr / _ | sed "s|.*|$folder/objects/&.o|" | xargs ar rcs "$folder/objects.a"
 
 targets=()
 fuzz() {  # NAME SEED-FOLDER SEED-PATTERN SOURCE OPTIONS…
@@ -92,7 +95,7 @@ fi
 if [ -w /dev/shm ]; then export TMPDIR=/dev/shm; fi  # some targets write a file for every input
 ended=0
 printf '%s\n' "${targets[@]}" | xargs -P "$jobs" -I{} sh -c '
-  "$folder/$1" -max_total_time="$seconds" -rss_limit_mb=2500 -max_len=200000 -timeout=10 -artifact_prefix="$folder/$1-" \
+  "$folder/$1" -max_total_time="$seconds" -rss_limit_mb=2500 -max_len=200000 -timeout=25 -artifact_prefix="$folder/$1-" \
     "$folder/$1.corpus" >"$folder/$1.log" 2>&1 && ended=clean || ended=BROKEN
   echo "$1: $ended, $(grep -a "^Done\|DONE" "$folder/$1.log" | tail -1)"
   [ "$ended" = clean ] || { grep -a "ERROR\|SUMMARY\|runtime error\|Test unit written" "$folder/$1.log"; exit 1; }' _ {} || ended=1

@@ -302,7 +302,8 @@ class Decision {
            fmt::format("the Hub was not asked about the publisher of `{}`, and this content was "
                        "not allowed before{}",
                        candidate_.repository, path_here()),
-           "load it once while online, or " + allow_command(false));
+           fmt::format("while online load it once or `graft kernels trust ask {}`; or {}",
+                       publisher_of(candidate_.repository), allow_command(false)));
   }
 
   // What the Hub said of the publisher when it was asked last. That is about what came from there:
