@@ -110,10 +110,11 @@ class Download(unittest.TestCase):
             said = {name: process.communicate()[1].decode().splitlines() for name, process in running.items()}
             self.assertEqual([process.returncode for process in running.values()], [0] * len(ways), said)
             self.assertEqual(run_on_terminal("download", REPO, "--json", env=env["json-terminal"])[1], "")
-        self.assertEqual(len(said["log"]), 2, said)
-        self.assertRegex(said["log"][0], r"^downloading [\d.]+ \w+ of [\d.]+ \w+, at generation_config.json$")
-        self.assertEqual(said["log"][1], f"{REPO} at {COMMIT}")
-        self.assertEqual((said["off"], said["quiet"], said["json"]), (said["log"][1:], [], []))
+        self.assertIn(len(said["log"]), (2, 3), said)  # the second where this machine is slow
+        for line in said["log"][:-1]:
+            self.assertRegex(line, r"^downloading [\d.]+ \w+ of [\d.]+ \w+, at [\w.]+$")
+        self.assertEqual(said["log"][-1], f"{REPO} at {COMMIT}")
+        self.assertEqual((said["off"], said["quiet"], said["json"]), (said["log"][-1:], [], []))
 
     def test_wrong_bytes_are_4_and_leave_no_model(self):
         with Workspace() as cache:
