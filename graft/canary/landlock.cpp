@@ -71,7 +71,7 @@ std::string add_rules(int ruleset, const FileRules& rules, uint64_t known) {
   };
   add(rules.readable, kReadFile | kReadFolder);
   add(rules.writable, known & ~(kExecute | kDeviceControl));
-  add(rules.devices, kReadFile | kWriteFile | kReadFolder | kDeviceControl);
+  add(rules.devices, kReadFile | kWriteFile | kReadFolder | kTruncate | kDeviceControl);
   return failure;
 }
 

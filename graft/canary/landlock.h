@@ -10,7 +10,7 @@ namespace graft::canary {
 struct FileRules {
   std::vector<std::string> readable;  // files, or folders with all below
   std::vector<std::string> writable;  // folders: everything below may be made, changed, removed
-  std::vector<std::string> devices;   // files that may be read, written, asked by ioctl
+  std::vector<std::string> devices;   // files that may be read, written, truncated, asked by ioctl
 };
 
 // Allows the calling thread (and every thread and process that it starts) what the rules say, and

@@ -1,6 +1,5 @@
 #include "graft/canary/system_calls.h"
 
-#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <csignal>
@@ -16,6 +15,7 @@
 #include <linux/seccomp.h>
 #include <sched.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <ucontext.h>
 #include <unistd.h>
@@ -190,27 +190,6 @@ const char* forbidden_name(int number) {
   return number == SYS_clone ? "clone (a process)" : "a forbidden system call";
 }
 
-// What was refused, for who asks afterwards: a handler may not allocate. The first few names tell enough.
-constexpr size_t kMostNoted = 24, kMostNotedBytes = 120;
-char noted[kMostNoted][kMostNotedBytes];
-std::atomic<size_t> num_noted{0};
-
-void note_refused(std::string_view name, std::string_view path) {
-  const size_t place = num_noted.fetch_add(1);
-  if (place >= kMostNoted) {
-    num_noted = kMostNoted;
-    return;
-  }
-  char* text = noted[place];
-  for (const std::string_view piece : {name, std::string_view(path.empty() ? "" : " "), path}) {
-    const auto room = static_cast<size_t>(noted[place] + kMostNotedBytes - 1 - text);
-    const size_t size = std::min(piece.size(), room);
-    std::memcpy(text, piece.data(), size);
-    text += size;
-  }
-  *text = 0;
-}
-
 const Watched* find_watched(int number) {
   for (const Watched& call : kWatched) {
     if (call.number == static_cast<uint32_t>(number)) {
@@ -250,7 +229,6 @@ long call_watched(const Watched& call, const greg_t* arguments) {
   }
   const char* path = reinterpret_cast<const char*>(arguments[call.path]);
   refused_calls.fetch_add(1);
-  note_refused(call.name, path);
   if (reports.load() && is_offence(call, arguments, path)) {
     char text[1024];
     size_t size = 0;
@@ -274,7 +252,6 @@ void on_caught_call(int, siginfo_t* info, void* context) {
     return;
   }
   refused_calls.fetch_add(1);
-  note_refused(forbidden_name(info->si_syscall), "");
   if (reports.load()) {
     report_and_end("forbidden", forbidden_name(info->si_syscall));
   }
@@ -285,23 +262,29 @@ void on_caught_call(int, siginfo_t* info, void* context) {
 // rule stands alone.
 class Filter {
  public:
-  Filter() {
+  explicit Filter(bool for_cuda)
+      : refusal_(for_cuda ? SECCOMP_RET_ERRNO | static_cast<uint32_t>(EPERM) : SECCOMP_RET_TRAP) {
     load(offsetof(seccomp_data, arch));
     skip_if(AUDIT_ARCH_X86_64, 1);
     answer(SECCOMP_RET_KILL_PROCESS);
     load(offsetof(seccomp_data, nr));
     code_.push_back(BPF_JUMP(BPF_JMP | BPF_JGE | BPF_K, 0x40000000U, 0, 1));  // the x32 calls
     answer(SECCOMP_RET_KILL_PROCESS);
+    if (for_cuda) {
+      allow_listening();
+    }
     for (const Named& call : kForbidden) {
-      catch_call(call.number);
+      refuse_call(call.number);
     }
     for (const Watched& call : kWatched) {
-      catch_unless_from_handler(call.number);
+      if (!for_cuda) {  // Landlock decides without being watched
+        catch_unless_from_handler(call.number);
+      }
     }
     for (const Named& call : kToItself) {
-      catch_unless_argument(call.number, 0, static_cast<uint32_t>(getpid()));
+      refuse_unless_argument(call.number, 0, static_cast<uint32_t>(getpid()));
     }
-    catch_processes();
+    refuse_processes();
     fail_call(SYS_openat2, ENOSYS);  // whose flags no filter sees; nobody depends on it
     fail_call_with(SYS_rt_sigaction, 0, SIGSYS, EPERM);
     fail_call_with(SYS_prctl, 0, PR_SET_PDEATHSIG, EPERM);
@@ -337,9 +320,25 @@ class Filter {
            (high ? sizeof(uint32_t) : 0);
   }
 
-  void catch_call(uint32_t number) {
+  void refuse_call(uint32_t number) {
     skip_unless(number, 1);
-    answer(SECCOMP_RET_TRAP);
+    answer(refusal_);
+  }
+  // Comes before the same calls are refused.
+  void allow_listening() {
+    constexpr uint32_t kKind = 0xf;  // of a socket; above it lie flags
+    skip_unless(SYS_socket, 7);
+    load(argument(0, false));
+    skip_unless(AF_UNIX, 4);
+    load(argument(1, false));
+    code_.push_back(BPF_STMT(BPF_ALU | BPF_AND | BPF_K, kKind));
+    skip_unless(SOCK_SEQPACKET, 1);
+    answer(SECCOMP_RET_ALLOW);
+    load(offsetof(seccomp_data, nr));
+    for (const uint32_t number : {SYS_bind, SYS_listen, SYS_accept, SYS_accept4}) {
+      skip_unless(number, 1);
+      answer(SECCOMP_RET_ALLOW);
+    }
   }
   void fail_call(uint32_t number, int error) {
     skip_unless(number, 1);
@@ -352,11 +351,11 @@ class Filter {
     fail(error);
     load(offsetof(seccomp_data, nr));
   }
-  void catch_unless_argument(uint32_t number, int index, uint32_t value) {
+  void refuse_unless_argument(uint32_t number, int index, uint32_t value) {
     skip_unless(number, 4);
     load(argument(index, false));
     skip_if(value, 1);
-    answer(SECCOMP_RET_TRAP);
+    answer(refusal_);
     load(offsetof(seccomp_data, nr));
   }
   void catch_unless_from_handler(uint32_t number) {
@@ -371,12 +370,12 @@ class Filter {
     load(offsetof(seccomp_data, nr));  // not reached, and harmless
   }
   // Threads yes, processes no. clone3 hides its flags from a filter; the C library then uses clone.
-  void catch_processes() {
+  void refuse_processes() {
     fail_call(SYS_clone3, ENOSYS);
     skip_unless(SYS_clone, 4);
     load(argument(0, false));
     code_.push_back(BPF_JUMP(BPF_JMP | BPF_JSET | BPF_K, CLONE_THREAD, 1, 0));
-    answer(SECCOMP_RET_TRAP);
+    answer(refusal_);
     load(offsetof(seccomp_data, nr));
   }
   // Limits may be asked for: the pointer to new ones is null.
@@ -390,12 +389,13 @@ class Filter {
     load(offsetof(seccomp_data, nr));
   }
 
+  uint32_t refusal_;
   std::vector<sock_filter> code_;
 };
 
 }  // namespace
 
-std::string restrict_system_calls(const std::vector<std::string>& readable) {
+std::string restrict_system_calls(const std::vector<std::string>& readable, bool for_cuda) {
   for (const auto& folder : readable) {
     if (num_readable_folders < std::size(readable_folders) &&
         folder.size() + 2 < sizeof(readable_folders[0])) {
@@ -409,23 +409,11 @@ std::string restrict_system_calls(const std::vector<std::string>& readable) {
   if (sigaction(SIGSYS, &action, nullptr) != 0) {
     return std::string("a handler: ") + std::strerror(errno);
   }
-  return Filter().install();
+  return Filter(for_cuda).install();
 }
 
 void set_strictness(Strictness strictness) { reports = strictness == Strictness::kReport; }
 
 int num_refused() { return refused_calls.load(); }
-
-void forget_refused() { num_noted = 0; }
-
-std::vector<std::string> refused_names() {
-  std::vector<std::string> names;
-  for (size_t i = 0; i < std::min(num_noted.load(), kMostNoted); ++i) {
-    if (std::find(names.begin(), names.end(), noted[i]) == names.end()) {
-      names.emplace_back(noted[i]);
-    }
-  }
-  return names;
-}
 
 }  // namespace graft::canary

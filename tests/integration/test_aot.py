@@ -2,8 +2,8 @@
 
 import base64
 import hashlib
+import importlib.metadata
 import json
-import os
 import pathlib
 import shutil
 import subprocess
@@ -13,10 +13,10 @@ import unittest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 from local_hub import LocalHub  # noqa: E402
-from support import ROOT, TINY, Workspace, environment, run, run_json, start  # noqa: E402
+from support import BUILD, ROOT, TINY, Workspace, environment, run, run_json, start  # noqa: E402
 
 PACKAGE = ROOT / "tests/kernels/python-norms"
-VARIANT = "torch211-cxx11-cpu-x86_64-linux"
+VARIANT = "torch{}{}-cxx11-cpu-x86_64-linux".format(*importlib.metadata.version("torch").split(".")[:2])
 IDS = ("--prompt-ids", "1,2,3", "--max-new-tokens", "24", "--ignore-eos")
 PYTHON_LOADS = """import json, sys, torch
 from kernels import get_local_kernel
@@ -144,8 +144,7 @@ class Aot(unittest.TestCase):
 
     def test_a_library_that_is_none_of_aotinductors(self):
         package, folder = self.copy("other")
-        other = next((ROOT / "build/tests/hub/graft-tests/norms/build").rglob("*.so"), None) or next(
-            (pathlib.Path(os.environ.get("GRAFT_BUILD", ROOT / "build")) / "tests/hub").rglob("*.so"))
+        other = next((BUILD / "share/graft/hub/graft-kernels/activation/build").glob("*-cpu-*/*.so"))
         shutil.copy(other, next(folder.glob("*.so")))
         digest_again(folder)
         code, reason = self.refusal(package)
