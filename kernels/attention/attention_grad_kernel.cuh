@@ -91,145 +91,122 @@ __device__ __forceinline__ void make_weights(const TrainProblem& problem, const 
   }
 }
 
-// What the two passes share: one holds a tile of queries and walks over keys, the other the reverse.
-template <typename Tile>
-struct GradPass {
-  using T = typename Tile::T;
-  using HeadSum = typename Tile::template Sum<Tile::kD>;
-  static constexpr int kRows = Tile::kRows;
-  const TrainProblem& problem;
-  const TrainTask& task;
-  BackwardTiles<Tile> tiles;
-  Seen& seen;
-  bool vectors;
-
-  __device__ __forceinline__ int head_dim() const {
-    return static_cast<int>(problem.base.head_dim);
-  }
-  __device__ __forceinline__ int depth() const { return (head_dim() + 15) / 16 * 16; }
-
-  // Rows of a tensor with strides for batch entry, a and b; `step` is the rows'.
-  __device__ __forceinline__ void load(T* to, const void* from, const int64_t (&stride)[3],
-                                       int64_t a, int64_t b, int64_t step, int first,
-                                       int count) const {
-    load_tile<Tile>(to, place_in<const T>(from, stride, task.span.batch, a, b), step, first, count,
-                    head_dim(), vectors);
-  }
-
-  __device__ __forceinline__ void load_queries(int query) const {
-    const Problem& base = problem.base;
-    const Span& span = task.span;
-    load(tiles.queries, base.query, base.query_stride, span.query, task.head, base.query_stride[1],
-         query, span.queries);
-    load(tiles.grads, problem.grad_out, problem.grad_out_stride, span.query, task.head,
-         problem.grad_out_stride[1], query, span.queries);
-  }
-
-  __device__ __forceinline__ void load_keys(int key_head, int key) const {
-    const Problem& base = problem.base;
-    const Span& span = task.span;
-    load(tiles.keys, base.key, base.key_stride, key_head, span.key, base.key_stride[2], key,
-         span.keys);
-    load(tiles.values, base.value, base.value_stride, key_head, span.key, base.value_stride[2], key,
-         span.keys);
-  }
-
-  // Weights and slopes of a tile of queries against one of keys, of which `load` brings the side that is
-  // walked over. Whether some pairs are hidden: then `seen` says which rows are not.
-  template <typename Load>
-  __device__ __forceinline__ bool weigh(int query, int key, const Load& load) const {
-    const bool partial = hides_some(problem, task.span, query, key, kRows);
-    __syncthreads();
-    load();
-    clear_seen(seen);
-    __syncthreads();
-    make_weights<Tile>(problem, task, query, key, depth(), partial, tiles, seen);
-    __syncthreads();
-    return partial;
-  }
-
-  template <bool kTurned>
-  __device__ __forceinline__ void add(HeadSum& sum, const T* weights, const T* rows) const {
-    Tile::template multiply<Tile::kD, kTurned, true>(sum, weights, Tile::kWeightPitch, rows,
-                                                     Tile::kPitch, kRows, depth());
-  }
-
-  __device__ __forceinline__ void store(HeadSum& sum, void* to, const int64_t (&stride)[3],
-                                        int64_t a, int64_t b, int64_t step, int first, int count,
-                                        float factor) const {
-    store_tile<Tile>(sum, place_in<T>(to, stride, task.span.batch, a, b), step, first, count,
-                     head_dim(), [&](int) { return factor; });
-  }
-};
-
 template <typename Tile>
 __global__ void __launch_bounds__(kTileThreads)
     attention_grad_queries_kernel(const __grid_constant__ TrainProblem problem,
                                   const __grid_constant__ Packing packing, const bool vectors) {
+  using T = typename Tile::T;
   constexpr int kRows = Tile::kRows;
   extern __shared__ __align__(16) unsigned char shared[];
   __shared__ Seen seen;
+  const BackwardTiles<Tile> tiles(shared);
   const Problem& base = problem.base;
   const int heads = static_cast<int>(base.key_heads * base.groups);
   const TrainTask task = train_task<kRows, false>(problem, packing, heads);
   const Span& span = task.span;
-  const int query = span.tile * kRows;
+  const int query = span.tile * kRows, head_dim = static_cast<int>(base.head_dim);
   if (!span.exists || query >= span.queries) {
     return;
   }
-  const GradPass<Tile> pass{problem, task, BackwardTiles<Tile>(shared), seen, vectors};
-  const int key_head = task.head / static_cast<int>(base.groups);
-  pass.load_queries(query);
+  const int key_head = task.head / static_cast<int>(base.groups), depth = (head_dim + 15) / 16 * 16;
+  const auto load = [&](T* to, const void* from, const int64_t(&stride)[3], int64_t a, int64_t b,
+                        int64_t step, int first, int count) {
+    load_tile<Tile>(to, place_in<const T>(from, stride, span.batch, a, b), step, first, count,
+                    head_dim, vectors);
+  };
+  load(tiles.queries, base.query, base.query_stride, span.query, task.head, base.query_stride[1],
+       query, span.queries);
+  load(tiles.grads, problem.grad_out, problem.grad_out_stride, span.query, task.head,
+       problem.grad_out_stride[1], query, span.queries);
   const int last = min(query + kRows, span.queries) - 1;
   const int begin = sight_of(problem, span, query).begin / kRows * kRows;
   const int end = sight_of(problem, span, last).end;
   typename Tile::template Sum<Tile::kD> sum;
   for (int key = begin; key < end; key += kRows) {
-    if (pass.weigh(query, key, [&] { pass.load_keys(key_head, key); })) {
-      clear_unseen<Tile>(pass.tiles.keys, seen.keys);
+    const bool partial = hides_some(problem, span, query, key, kRows);
+    __syncthreads();
+    load(tiles.keys, base.key, base.key_stride, key_head, span.key, base.key_stride[2], key,
+         span.keys);
+    load(tiles.values, base.value, base.value_stride, key_head, span.key, base.value_stride[2], key,
+         span.keys);
+    clear_seen(seen);
+    __syncthreads();
+    make_weights<Tile>(problem, task, query, key, depth, partial, tiles, seen);
+    __syncthreads();
+    if (partial) {
+      clear_unseen<Tile>(tiles.keys, seen.keys);
       __syncthreads();
     }
-    pass.template add<false>(sum, pass.tiles.slopes, pass.tiles.keys);
+    Tile::template multiply<Tile::kD, false, true>(sum, tiles.slopes, Tile::kWeightPitch,
+                                                   tiles.keys, Tile::kPitch, kRows, depth);
   }
-  pass.store(sum, problem.grad_query, problem.grad_query_stride, span.query, task.head,
-             problem.grad_query_stride[1], query, span.queries, base.scale);
+  store_tile<Tile>(
+      sum,
+      place_in<T>(problem.grad_query, problem.grad_query_stride, span.batch, span.query, task.head),
+      problem.grad_query_stride[1], query, span.queries, head_dim, [&](int) { return base.scale; });
 }
 
 template <typename Tile>
 __global__ void __launch_bounds__(kTileThreads)
     attention_grad_keys_kernel(const __grid_constant__ TrainProblem problem,
                                const __grid_constant__ Packing packing, const bool vectors) {
+  using T = typename Tile::T;
   constexpr int kRows = Tile::kRows;
   extern __shared__ __align__(16) unsigned char shared[];
   __shared__ Seen seen;
+  const BackwardTiles<Tile> tiles(shared);
   const Problem& base = problem.base;
   TrainTask task = train_task<kRows, true>(problem, packing, static_cast<int>(base.key_heads));
   const Span& span = task.span;
-  const int key = span.tile * kRows;
+  const int key = span.tile * kRows, head_dim = static_cast<int>(base.head_dim);
   if (!span.exists || key >= span.keys) {
     return;
   }
-  const GradPass<Tile> pass{problem, task, BackwardTiles<Tile>(shared), seen, vectors};
   const int key_head = task.head, groups = static_cast<int>(base.groups);
-  pass.load_keys(key_head, key);
+  const int depth = (head_dim + 15) / 16 * 16;
+  const auto load = [&](T* to, const void* from, const int64_t(&stride)[3], int64_t a, int64_t b,
+                        int64_t step, int first, int count) {
+    load_tile<Tile>(to, place_in<const T>(from, stride, span.batch, a, b), step, first, count,
+                    head_dim, vectors);
+  };
+  load(tiles.keys, base.key, base.key_stride, key_head, span.key, base.key_stride[2], key,
+       span.keys);
+  load(tiles.values, base.value, base.value_stride, key_head, span.key, base.value_stride[2], key,
+       span.keys);
   const Sight range = queries_seeing(problem, span, key, kRows);
   typename Tile::template Sum<Tile::kD> key_sum, value_sum;
   for (int group = 0; group < groups; ++group) {
     task.head = key_head * groups + group;
     for (int query = range.begin / kRows * kRows; query < range.end; query += kRows) {
-      if (pass.weigh(query, key, [&] { pass.load_queries(query); })) {
-        clear_unseen<Tile>(pass.tiles.queries, seen.rows);
-        clear_unseen<Tile>(pass.tiles.grads, seen.rows);
+      const bool partial = hides_some(problem, span, query, key, kRows);
+      __syncthreads();
+      load(tiles.queries, base.query, base.query_stride, span.query, task.head,
+           base.query_stride[1], query, span.queries);
+      load(tiles.grads, problem.grad_out, problem.grad_out_stride, span.query, task.head,
+           problem.grad_out_stride[1], query, span.queries);
+      clear_seen(seen);
+      __syncthreads();
+      make_weights<Tile>(problem, task, query, key, depth, partial, tiles, seen);
+      __syncthreads();
+      if (partial) {
+        clear_unseen<Tile>(tiles.queries, seen.rows);
+        clear_unseen<Tile>(tiles.grads, seen.rows);
         __syncthreads();
       }
-      pass.template add<true>(value_sum, pass.tiles.weights, pass.tiles.grads);
-      pass.template add<true>(key_sum, pass.tiles.slopes, pass.tiles.queries);
+      Tile::template multiply<Tile::kD, true, true>(value_sum, tiles.weights, Tile::kWeightPitch,
+                                                    tiles.grads, Tile::kPitch, kRows, depth);
+      Tile::template multiply<Tile::kD, true, true>(key_sum, tiles.slopes, Tile::kWeightPitch,
+                                                    tiles.queries, Tile::kPitch, kRows, depth);
     }
   }
-  pass.store(key_sum, problem.grad_key, problem.grad_key_stride, key_head, span.key,
-             problem.grad_key_stride[2], key, span.keys, base.scale);
-  pass.store(value_sum, problem.grad_value, problem.grad_value_stride, key_head, span.key,
-             problem.grad_value_stride[2], key, span.keys, 1.0F);
+  store_tile<Tile>(
+      key_sum,
+      place_in<T>(problem.grad_key, problem.grad_key_stride, span.batch, key_head, span.key),
+      problem.grad_key_stride[2], key, span.keys, head_dim, [&](int) { return base.scale; });
+  store_tile<Tile>(
+      value_sum,
+      place_in<T>(problem.grad_value, problem.grad_value_stride, span.batch, key_head, span.key),
+      problem.grad_value_stride[2], key, span.keys, head_dim, [](int) { return 1.0F; });
 }
 
 }  // namespace graft_kernels::attention

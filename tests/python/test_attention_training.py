@@ -133,6 +133,14 @@ class Training(unittest.TestCase):
 class TrainingOnCuda(Training):
     device = "cuda"
 
+    def test_starts_that_do_not_fit_are_named(self):
+        """On the device they are not looked at by the host: the kernels keep them within the tensors."""
+        x = torch.randn(4, 2, 16)
+        beyond, within = (torch.tensor([0, end], dtype=torch.int32) for end in (5, 4))
+        for a, b in zip(self.kernel.attention_varlen(x, x, x, beyond, beyond),
+                        self.kernel.attention_varlen(x, x, x, within, within)):
+            self.assertTrue(torch.equal(a, b))
+
 
 if __name__ == "__main__":
     unittest.main()
