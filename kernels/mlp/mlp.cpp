@@ -9,7 +9,7 @@
 // as separate eager steps leave them.
 // Throws   std::runtime_error `[op] argument: expected …, got …`
 // Devices  cpu, cuda
-// Autograd no, deterministic yes (independent of threads), thread-safe yes
+// Autograd through mlp_backward (mlp_backward.cpp), deterministic yes (independent of threads), thread-safe yes
 // Source   transformers' LlamaMLP and GemmaMLP
 
 #include "kernels/mlp/mlp_ops.h"
@@ -94,6 +94,11 @@ GRAFT_OPS(ops) {
   ops.def(
       "mlp(Tensor x, Tensor gate_weight, Tensor up_weight, Tensor down_weight, int act, Tensor? "
       "gate_bias, Tensor? up_bias, Tensor? down_bias) -> Tensor");
+  ops.def(
+      "mlp_backward(Tensor grad_out, Tensor x, Tensor gate_weight, Tensor up_weight, Tensor "
+      "down_weight, int act, Tensor? gate_bias, Tensor? up_bias, Tensor? down_bias, bool weights) "
+      "-> "
+      "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 
 GRAFT_OPS_IMPL(Meta, ops) { graft_kernels::mlp::MetaOps::implement(ops); }

@@ -35,19 +35,25 @@ using ColumnsFunction = void (*)(const Problem& problem, int64_t begin, int64_t 
 // gate[i] = function(gate[i]) * up[i], each step rounded to `dtype`, for `count` float32 values.
 using ActivateFunction = void (*)(Dtype dtype, Function function, float* gate, const float* up,
                                   int64_t count);
+// From the gradient `grad` of h = function(gate) * up: gate and up become their gradients, grad becomes h, each step of
+// h rounded to `dtype`.
+using ActivateBackwardFunction = void (*)(Dtype dtype, Function function, float* gate, float* up,
+                                          float* grad, int64_t count);
 // Widens `count` elements to float32.
 using WidenFunction = void (*)(Dtype dtype, const void* from, float* to, int64_t count);
 
 }  // namespace graft_kernels::mlp
 
 // One entry per instruction set (mlp_simd.cpp).
-#define GRAFT_MLP_ENTRIES(isa)                                                         \
-  namespace graft_kernels::isa {                                                       \
-  void mlp_gate_up(const mlp::Problem& problem, int64_t begin, int64_t end);           \
-  void mlp_down(const mlp::Problem& problem, int64_t begin, int64_t end);              \
-  void mlp_activate(Dtype dtype, mlp::Function function, float* gate, const float* up, \
-                    int64_t count);                                                    \
-  void mlp_widen(Dtype dtype, const void* from, float* to, int64_t count);             \
+#define GRAFT_MLP_ENTRIES(isa)                                                            \
+  namespace graft_kernels::isa {                                                          \
+  void mlp_gate_up(const mlp::Problem& problem, int64_t begin, int64_t end);              \
+  void mlp_down(const mlp::Problem& problem, int64_t begin, int64_t end);                 \
+  void mlp_activate(Dtype dtype, mlp::Function function, float* gate, const float* up,    \
+                    int64_t count);                                                       \
+  void mlp_activate_backward(Dtype dtype, mlp::Function function, float* gate, float* up, \
+                             float* grad, int64_t count);                                 \
+  void mlp_widen(Dtype dtype, const void* from, float* to, int64_t count);                \
   }
 GRAFT_MLP_ENTRIES(plain)
 GRAFT_MLP_ENTRIES(avx2)

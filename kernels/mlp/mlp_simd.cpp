@@ -52,6 +52,51 @@ void activate_function(Function function, float* gate, const float* up, int64_t 
   }
 }
 
+// The derivative of the function.
+template <Function kFunction>
+Float slope(Float x) {
+  constexpr float kInverseSqrtTwoPi = 0.39894228040143267794F;
+  const Float one = splat(1.0F), half = splat(0.5F);
+  if constexpr (kFunction == Function::kSilu) {
+    const Float share = logistic(x);
+    return share * (one + x * (one - share));
+  } else if constexpr (kFunction == Function::kGelu) {
+    const Float density = splat(kInverseSqrtTwoPi) * exp(splat(-0.5F) * x * x);
+    return half * (one + erf(x * splat(kSqrtHalf))) + x * density;
+  } else {
+    const Float square = x * x, root = splat(kSqrtTwoOverPi);
+    const Float angle = tanh(root * x * (one + splat(kCubic) * square));
+    const Float inner = root * (one + splat(3.0F * kCubic) * square);
+    return half * (one + angle) + half * x * (one - angle * angle) * inner;
+  }
+}
+
+template <Function kFunction, typename W>
+void activate_backward(float* gate, float* up, float* grad, int64_t count) {
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const int64_t rest = count - i < kLanes ? count - i : kLanes;
+    const Float x = load_partial<float>(gate + i, rest), factor = load_partial<float>(up + i, rest);
+    const Float incoming = load_partial<float>(grad + i, rest);
+    const Float value = apply<kFunction>(x);
+    store_partial(gate + i, incoming * factor * slope<kFunction>(x), rest);
+    store_partial(up + i, incoming * value, rest);
+    store_partial(grad + i, round_to<W>(round_to<W>(value) * factor), rest);
+  }
+}
+
+template <typename W>
+void activate_backward_function(Function function, float* gate, float* up, float* grad,
+                                int64_t count) {
+  switch (function) {
+    case Function::kSilu:
+      return activate_backward<Function::kSilu, W>(gate, up, grad, count);
+    case Function::kGelu:
+      return activate_backward<Function::kGelu, W>(gate, up, grad, count);
+    case Function::kGeluTanh:
+      return activate_backward<Function::kGeluTanh, W>(gate, up, grad, count);
+  }
+}
+
 // kPairs rows of gate, `distance` apart, and the same of up.
 template <int kPairs, typename W>
 void gate_up_block(const Problem& problem, int64_t column, int64_t distance) {
@@ -107,6 +152,13 @@ void mlp_down(const Problem& problem, int64_t begin, int64_t end) {
 
 void mlp_activate(Dtype dtype, Function function, float* gate, const float* up, int64_t count) {
   with_type(dtype, [&]<typename W>(W*) { activate_function<W>(function, gate, up, count); });
+}
+
+void mlp_activate_backward(Dtype dtype, Function function, float* gate, float* up, float* grad,
+                           int64_t count) {
+  with_type(dtype, [&]<typename W>(W*) {
+    activate_backward_function<W>(function, gate, up, grad, count);
+  });
 }
 
 void mlp_widen(Dtype dtype, const void* from, float* to, int64_t count) {

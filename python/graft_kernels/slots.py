@@ -17,6 +17,7 @@ from . import variants
 ACTIVATIONS = {
     "SiLUActivation": "SiLU", "GELUActivation": "GeLU", "GELUTanh": "GeluTanh", "PytorchGELUTanh": "GeluTanh",
     "NewGELUActivation": "NewGELU", "FastGELUActivation": "FastGELU", "QuickGELUActivation": "QuickGELU"}
+MLP_LAYERS = {"silu": "SwiGLUMLP", "gelu_tanh": "GeGLUMLP"}
 ROTARY_FUNCTION = "apply_rotary_pos_emb"
 
 
@@ -27,7 +28,7 @@ class Slot:
     path: str
     module: nn.Module
     layer: str                    # the name that transformers' mapping knows: RMSNorm, SiLU, rotary_pos_emb ...
-    package: str                  # rms-norm, activation, rotary
+    package: str                  # rms-norm, activation, rotary, mlp
     kernel: str                   # the class in the package's layers.py
     variant: str = ""             # numeric variant in words
     attributes: dict = dataclasses.field(default_factory=dict)   # what the class reads from the adopting module
@@ -48,6 +49,8 @@ def find(model: nn.Module) -> Iterator[Slot]:
             yield _norm_slot(path, module)
         elif "RMSNorm" in kind and _is_gated_norm(module):
             yield _gated_norm_slot(path, module)
+        elif kind.endswith("MLP") and _is_gated_mlp(module):
+            yield _mlp_slot(path, module)
         elif type(module) is nn.LayerNorm:
             yield Slot(path, module, "LayerNorm", "rms-norm", "LayerNorm",
                        refusal="" if len(module.normalized_shape) == 1 else "norms more than the last dimension")
@@ -88,6 +91,26 @@ def _norm_slot(path: str, module: nn.Module) -> Slot:
         return slot
     slot.variant = variants.NORM_NAMES[variant]
     slot.attributes = {"graft_variant": variant}
+    return slot
+
+
+def _is_gated_mlp(module: nn.Module) -> bool:
+    parts = [getattr(module, name, None) for name in variants.MLP_PARTS]
+    parameters = inspect.signature(type(module).forward).parameters
+    return all(type(part) is nn.Linear for part in parts) and len(parameters) == 2 and hasattr(module, "act_fn")
+
+
+def _mlp_slot(path: str, module: nn.Module) -> Slot:
+    act = variants.mlp_activation(type(module), module)
+    slot = Slot(path, module, "MLP", "mlp", MLP_LAYERS.get(act, "SwiGLUMLP"), variant=act or "")
+    weight = module.gate_proj.weight
+    if act not in MLP_LAYERS:
+        slot.refusal = "computes none of the package's MLPs"
+    elif any(getattr(module, name)._forward_hooks or getattr(module, name)._forward_pre_hooks
+             for name in (*variants.MLP_PARTS, "act_fn")):
+        slot.refusal = "hooks on its parts would not be called"
+    elif weight.device.type == "cpu" and weight.dtype != torch.float32:
+        slot.refusal = "16-bit products of many rows on the CPU are torch's own"
     return slot
 
 

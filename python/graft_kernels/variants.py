@@ -13,6 +13,7 @@ import torch.nn as nn
 NORM_NAMES = {0: "cast_before_weight", 1: "cast_after_weight", 2: "float_weight", 3: "zero_centered"}
 _norms: "weakref.WeakKeyDictionary" = weakref.WeakKeyDictionary()
 _gated_norms: "weakref.WeakKeyDictionary" = weakref.WeakKeyDictionary()
+_mlps: "weakref.WeakKeyDictionary" = weakref.WeakKeyDictionary()
 _rotaries: dict = {}
 
 
@@ -112,6 +113,44 @@ def gated_norm_name(form: dict) -> str:
     order = f"{form['graft_act']} before the norm" if form["graft_gate_first"] else f"{form['graft_act']} after it"
     groups = f", {form['graft_groups']} groups" if form["graft_groups"] > 1 else ""
     return f"{NORM_NAMES[form['graft_variant']]}, {order}{groups}"
+
+
+MLP_PARTS = ("gate_proj", "up_proj", "down_proj")
+_MLP_ACTIVATIONS = {"silu": torch.nn.functional.silu, "gelu": torch.nn.functional.gelu,
+                    "gelu_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh")}
+
+
+def mlp_activation(cls: type, module: nn.Module) -> Optional[str]:
+    """Returns the activation with which the package's MLP computes what a class computes, or None."""
+    key = type(module.act_fn)
+    activations = _mlps.setdefault(cls, {})
+    if key not in activations:
+        activations[key] = _try_mlp(cls, module)
+    return activations[key]
+
+
+def _try_mlp(cls: type, module: nn.Module) -> Optional[str]:
+    """Tries the class with small projections of its own."""
+    generator = torch.Generator().manual_seed(7)
+    with torch.device("cpu"), torch.no_grad():
+        gate, up, down = parts = nn.Linear(8, 12), nn.Linear(8, 12), nn.Linear(12, 8)
+        for part in parts:
+            part.weight.copy_(torch.randn(part.weight.shape, generator=generator))
+            part.bias.copy_(torch.randn(part.bias.shape, generator=generator))
+        x = torch.randn(5, 8, generator=generator)
+        stand_in = object.__new__(cls)
+        stand_in.__dict__.update({key: value for key, value in module.__dict__.items() if key != "forward"})
+        stand_in.__dict__["_modules"] = {**module._modules, **dict(zip(MLP_PARTS, parts))}
+        try:
+            actual = cls.forward(stand_in, x)
+        except Exception:  # a class that needs more than its projections is no such MLP
+            return None
+        for name, function in _MLP_ACTIVATIONS.items():
+            # The activation may be one of our layers already: equal to the last bits alone.
+            if actual.shape == x.shape and torch.allclose(actual, down(function(gate(x)) * up(x)), rtol=1e-5,
+                                                          atol=1e-5):
+                return name
+    return None
 
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

@@ -6,13 +6,21 @@
 
 import os
 import pathlib
+import sys
 import unittest
+import warnings
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+os.environ.setdefault("GRAFT_HUB_DIR", str(pathlib.Path(os.environ["GRAFT_BUILD"]).resolve() / "share/graft/hub"))
+sys.path.insert(0, str(REPOSITORY / "python"))
 
 import torch
 from kernels import get_local_kernel
 from transformers import GemmaConfig, LlamaConfig
 from transformers.models.gemma.modeling_gemma import GemmaMLP
 from transformers.models.llama.modeling_llama import LlamaMLP
+
+import graft_kernels
 
 PACKAGE = pathlib.Path(os.environ["GRAFT_BUILD"]) / "share/graft/hub/graft-kernels/mlp"
 KERNEL = get_local_kernel(PACKAGE, backend="cpu")
@@ -32,12 +40,92 @@ class Layers(unittest.TestCase):
                     x = torch.randn(shape)
                     torch.testing.assert_close(layer.forward(module, x), module(x), rtol=1e-4, atol=1e-5)
 
+    def test_gradients_of_a_training_module(self):
+        torch.manual_seed(0)
+        for module, layer in MODULES:
+            for rows in (3, 40):
+                x, upstream = torch.randn(2, rows, 96), torch.randn(2, rows, 96)
+                results = []
+                for forward in (lambda v: layer.forward(module, v), module):
+                    module.zero_grad()
+                    own = x.clone().requires_grad_()
+                    forward(own).backward(upstream)
+                    results.append([own.grad, *(parameter.grad.clone() for parameter in module.parameters())])
+                for own, expected in zip(*results):
+                    torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-5)
+
+    def test_frozen_weights_get_no_gradient(self):
+        module, layer = MODULES[0]
+        module.requires_grad_(False)
+        module.zero_grad()
+        x = torch.randn(4, 96, requires_grad=True)
+        layer.forward(module, x).sum().backward()
+        own = x.grad.clone()
+        x.grad = None
+        module(x).sum().backward()
+        torch.testing.assert_close(own, x.grad, rtol=1e-4, atol=1e-5)
+        self.assertTrue(all(parameter.grad is None for parameter in module.parameters()))
+        module.requires_grad_(True)
+
+    def test_training_compiles_without_a_graph_break(self):
+        for module, layer in MODULES:
+            x = torch.randn(2, 96, requires_grad=True)
+            compiled = torch.compile(lambda v: layer.forward(module, v).sum(), fullgraph=True, backend="aot_eager")
+            compiled(x).backward()
+            own = x.grad.clone()
+            x.grad = None
+            module(x).sum().backward()
+            torch.testing.assert_close(own, x.grad, rtol=1e-4, atol=1e-5)
+
+    def test_autocast_keeps_the_class(self):
+        module, layer = MODULES[0]
+        x = torch.randn(4, 96)
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+            self.assertTrue(torch.equal(layer.forward(module, x), module(x)))
+
     def test_no_graph_break_under_compilation(self):
         with torch.no_grad():
             for module, layer in MODULES:
                 x = torch.randn(2, 96)
                 compiled = torch.compile(lambda v: layer.forward(module, v), fullgraph=True, backend="aot_eager")
                 torch.testing.assert_close(compiled(x), module(x), rtol=1e-4, atol=1e-5)
+
+
+class InModels(unittest.TestCase):
+    """graft_kernels.kernelize finds the modules by what they compute."""
+
+    def setUp(self):
+        torch.manual_seed(0)
+
+    def rows(self, module):
+        model = torch.nn.ModuleDict({"mlp": module})
+        graft_kernels.kernelize(model)
+        return model, [row for row in graft_kernels.report(model).rows if row.slot.layer == "MLP"]
+
+    def test_served_in_training_and_restored(self):
+        for module, layer in ((LlamaMLP(LlamaConfig(**SIZES)), "SwiGLUMLP"),
+                              (GemmaMLP(GemmaConfig(hidden_activation="gelu_pytorch_tanh", **SIZES)), "GeGLUMLP")):
+            x = torch.randn(4, 96)
+            expected = module(x)
+            model, (row,) = self.rows(module.train())
+            self.assertEqual((row.refusal, row.slot.kernel), ("", layer))
+            torch.testing.assert_close(module(x), expected, rtol=1e-4, atol=1e-5)
+            graft_kernels.unkernelize(model)
+            self.assertTrue(torch.equal(module(x), expected))
+
+    def test_refusals_say_why(self):
+        class TwiceMLP(LlamaMLP):
+            def forward(self, x):
+                return 2 * super().forward(x)
+
+        hooked = LlamaMLP(LlamaConfig(**SIZES))
+        hooked.up_proj.register_forward_hook(lambda *arguments: None)
+        cases = ((TwiceMLP(LlamaConfig(**SIZES)), "computes none of the package's MLPs"),
+                 (LlamaMLP(LlamaConfig(hidden_act="relu", **SIZES)), "computes none of the package's MLPs"),
+                 (hooked, "hooks on its parts would not be called"),
+                 (LlamaMLP(LlamaConfig(**SIZES)).bfloat16(), "16-bit products of many rows on the CPU are torch's own"))
+        for module, reason in cases:
+            self.assertEqual([row.refusal for row in self.rows(module)[1]], [reason])
 
 
 class Function(unittest.TestCase):
@@ -50,6 +138,18 @@ class Function(unittest.TestCase):
             KERNEL.mlp(x, gate, up, down, "relu")
 
 
+    def test_gradients_match_differences(self):
+        torch.manual_seed(0)
+        warnings.simplefilter("ignore")   # gradcheck's advice of float64
+        leaves = [torch.randn(*shape, requires_grad=True) for shape in
+                  ((3, 5), (4, 5), (4, 5), (5, 4), (4,), (4,), (5,))]
+        for act in ("silu", "gelu", "gelu_tanh"):
+            # Ops compute in float32 at most: wide steps, and no more digits than those leave.
+            self.assertTrue(torch.autograd.gradcheck(
+                lambda x, gate, up, down, *biases: KERNEL.mlp(x, gate, up, down, act, *biases), leaves,
+                eps=1e-2, atol=5e-3, rtol=2e-2, nondet_tol=0.0))
+
+
 class Schemas(unittest.TestCase):
     def test_every_op(self):
         torch.manual_seed(0)
@@ -59,6 +159,10 @@ class Schemas(unittest.TestCase):
             for name, made in (("mlp", ()), ("mlp_out", (torch.empty_like(x),))):
                 op = getattr(KERNEL.ops, name)
                 torch.library.opcheck(getattr(op, "default", op), (*made, x, *weights, 0, *biases),
+                                      test_utils=("test_schema", "test_faketensor", "test_autograd_registration"))
+            for wanted in (False, True):
+                op = KERNEL.ops.mlp_backward
+                torch.library.opcheck(getattr(op, "default", op), (x.clone(), x, *weights, 0, *biases, wanted),
                                       test_utils=("test_schema", "test_faketensor", "test_autograd_registration"))
 
 

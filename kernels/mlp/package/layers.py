@@ -1,7 +1,7 @@
 import torch
 import torch.nn as nn
 
-from ._ops import ops
+from ._ops import add_op_namespace_prefix, ops
 
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh")  # in the order of the op's numbers
 
@@ -12,29 +12,75 @@ def number_of(act: str) -> int:
     return ACTIVATIONS.index(act)
 
 
-def _mlp(module: nn.Module, x: torch.Tensor, act: str) -> torch.Tensor:
+def _fake_backward(grad_out, x, gate_weight, up_weight, down_weight, act, gate_bias, up_bias, down_bias, weights):
+    wanted = (gate_weight, up_weight, down_weight, gate_bias, up_bias, down_bias)
+    return (x.new_empty(x.shape), *(x.new_empty(0) if not weights or each is None else each.new_empty(each.shape)
+                                    for each in wanted))
+
+
+# Shapes for tracing, symbolic sizes included: the library's own Meta ops know numbers only.
+torch.library.register_fake(add_op_namespace_prefix("mlp"), lambda x, *arguments: x.new_empty(x.shape),
+                            allow_override=True)
+torch.library.register_fake(add_op_namespace_prefix("mlp_backward"), _fake_backward, allow_override=True)
+
+
+class _Mlp(torch.autograd.Function):
+    """Keeps the input and the weights alone: the backward makes gate and up again."""
+
+    @staticmethod
+    def forward(ctx, x, gate_weight, up_weight, down_weight, act, gate_bias, up_bias, down_bias):
+        ctx.save_for_backward(x, gate_weight, up_weight, down_weight, gate_bias, up_bias, down_bias)
+        ctx.act = act
+        return ops.mlp(x, gate_weight, up_weight, down_weight, act, gate_bias, up_bias, down_bias)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        x, gate_weight, up_weight, down_weight, *biases = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        grads = ops.mlp_backward(grad.contiguous(), x, gate_weight, up_weight, down_weight, ctx.act, *biases,
+                                 any(needs[1:]))
+        grads = (*grads[:4], None, *grads[4:])
+        return tuple(g if needed else None for g, needed in zip(grads, needs))
+
+
+def mlp(x: torch.Tensor, gate_weight: torch.Tensor, up_weight: torch.Tensor, down_weight: torch.Tensor, act: str,
+        gate_bias=None, up_bias=None, down_bias=None) -> torch.Tensor:
+    """(act(x @ gate.T) * (x @ up.T)) @ down.T, with act one of silu, gelu and gelu_tanh. Differentiable."""
+    arguments = (x.contiguous(), gate_weight, up_weight, down_weight, number_of(act), gate_bias, up_bias, down_bias)
+    tensors = (x, gate_weight, up_weight, down_weight, gate_bias, up_bias, down_bias)
+    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
+        return _Mlp.apply(*arguments)
+    return ops.mlp(*arguments)
+
+
+def _forward(module: nn.Module, x: torch.Tensor, act: str) -> torch.Tensor:
+    """Under autocast the input is wider than the products: the adopting class casts as it should."""
     gate, up, down = module.gate_proj, module.up_proj, module.down_proj
-    return ops.mlp(x.contiguous(), gate.weight, up.weight, down.weight, number_of(act), gate.bias, up.bias, down.bias)
+    unusual = x.dtype != gate.weight.dtype or torch.is_autocast_enabled(x.device.type)
+    if unusual and type(module).__module__ != __name__:
+        return type(module).forward(module, x)
+    return mlp(x, gate.weight, up.weight, down.weight, act, gate.bias, up.bias, down.bias)
 
 
 class SwiGLUMLP(nn.Module):
     """For modules whose act_fn is silu (LlamaMLP)."""
 
     can_torch_compile = True
-    has_backward = False
+    has_backward = True
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return _mlp(self, x, "silu")
+        return _forward(self, x, "silu")
 
 
 class GeGLUMLP(nn.Module):
     """For modules whose act_fn is gelu's tanh form (GemmaMLP)."""
 
     can_torch_compile = True
-    has_backward = False
+    has_backward = True
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return _mlp(self, x, "gelu_tanh")
+        return _forward(self, x, "gelu_tanh")
 
 
-__all__ = ["SwiGLUMLP", "GeGLUMLP"]
+__all__ = ["SwiGLUMLP", "GeGLUMLP", "mlp"]

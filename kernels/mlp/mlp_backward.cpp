@@ -1,0 +1,59 @@
+// Gradients of the gated MLP. Gate and up are computed again from x, so that the forward keeps nothing else:
+//
+//   h = act(x gate^T) * (x up^T),  grad_h = grad_out down
+//   grad_gate = grad_h * (x up^T) * act'(x gate^T),  grad_up = grad_h * act(x gate^T)
+//   grad_x = grad_gate gate + grad_up up
+//   grad_down_weight = grad_out^T h,  grad_gate_weight = grad_gate^T x,  grad_up_weight = grad_up^T x
+//   and the sums over rows of grad_gate, grad_up, grad_out for the biases
+//
+// grad_out  [..., H]  x's shape and dtype, contiguous; the other arguments as in the forward (mlp.cpp)
+// weights   whether anybody wants the gradients of weights and biases
+// returns   grad_x, then those of gate, up and down weight, then those of their biases, in the dtypes of what they
+//           belong to; those that nobody wants or that belong to no bias have no elements
+// Products by ATen: in float32 on the CPU, in the dtype with float32 sums on CUDA.
+// Throws   std::runtime_error `[op] argument: expected …, got …`
+// Devices  cpu, cuda   deterministic as ATen's products are, thread-safe yes
+
+#include "kernels/mlp/mlp_backward_ops.h"
+
+namespace graft_kernels::mlp {
+
+namespace {
+
+// Meta tensors have no memory: the checks are all there is to do.
+void run_meta(Gradients&, const Tensor&, const Arguments&, Function) {}
+
+Tensor like(const Tensor& tensor) { return torch::stable::new_empty(tensor, tensor.sizes()); }
+std::optional<Tensor> like(const std::optional<Tensor>& tensor) {
+  return tensor ? std::optional<Tensor>(like(*tensor)) : std::nullopt;
+}
+
+}  // namespace
+
+Function check_backward(const char* op, const Tensor& grad_out, const Arguments& arguments) {
+  check_same_shape(op, {"grad_out", grad_out}, {"x", arguments.x});
+  check_like(op, {"grad_out", grad_out}, {"x", arguments.x});
+  if (!grad_out.is_contiguous()) {
+    fail(op, "grad_out", "contiguous memory", "strides");
+  }
+  return check_arguments(op, grad_out, arguments);
+}
+
+Gradients new_gradients(const Arguments& arguments, bool weights) {
+  Gradients gradients{like(arguments.x), {}, {}, {}, {}, {}, {}};
+  if (weights) {
+    gradients.gate_weight = like(arguments.gate_weight);
+    gradients.up_weight = like(arguments.up_weight);
+    gradients.down_weight = like(arguments.down_weight);
+    gradients.gate_bias = like(arguments.gate_bias);
+    gradients.up_bias = like(arguments.up_bias);
+    gradients.down_bias = like(arguments.down_bias);
+  }
+  return gradients;
+}
+
+using MetaBackwardOps = BackwardOps<&run_meta>;
+
+}  // namespace graft_kernels::mlp
+
+GRAFT_OPS_IMPL(Meta, ops) { graft_kernels::mlp::MetaBackwardOps::implement(ops); }
