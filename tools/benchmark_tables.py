@@ -13,6 +13,9 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench/results"
 # The rows of the H200 that tell most: shapes of real models, and where the kernels are weakest.
 RMS_NORM = ["1x4096", "32x4096", "32768x256", "8192x4096", "8192x8192", "8192x16384", "4096x65536"]
+# The rows of the H100: where Hopper's own paths are, and the norms beside RMSNorm.
+NORMS = ["8192x4096", "8192x5120", "8192x16384", "8192x32768", "4096x65536", "2048x131072", "1024x262144",
+         "27030x24x128", "262144x128", "8192x1024"]
 ACTIVATION = ["8192x14336", "1x14336"]
 ROTARY = ["B4 S4096 32+8 heads of 128", "B4 S4096 32+8 heads of 64", "B1 S1 32+8 heads of 128"]
 
@@ -36,8 +39,8 @@ def kernel_rows(path, shapes):
                    f"{100 * row['share_of_ceiling']:.0f} %", peers]
 
 
-def kernel_table(name, shapes):
-    path = RESULTS / f"h200/kernels_{name}_bench.jsonl"
+def kernel_table(name, shapes, machine="h200"):
+    path = RESULTS / f"{machine}/kernels_{name}_bench.jsonl"
     first = rows(path)[0]
     head = ["op, variant", "shape", "median µs", "GB/s", "share of the copy kernel", "peers, and how many times longer"]
     return (f"{first['machine']}; commit {first['commit']}; bfloat16; cold L2: {first['cold_L2']}; "
@@ -179,6 +182,7 @@ def replace(text, name, body):
 
 def main():
     parts = {"docs/benchmarks.md": {"rms-norm": kernel_table("rms_norm", RMS_NORM),
+                                    "norms": kernel_table("rms_norm", NORMS, "h100"),
                                     "activation": kernel_table("activation", ACTIVATION),
                                     "rotary": kernel_table("rotary", ROTARY), "loss": work_table("loss"),
                                     "linear": work_table("linear", "h100"), "mlp": work_table("mlp", "h100"),

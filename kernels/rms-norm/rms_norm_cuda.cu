@@ -9,21 +9,10 @@
 #include "kernels/rms-norm/rms_norm_layout.h"
 #include "kernels/rms-norm/rms_norm_long_kernel.cuh"
 #include "kernels/rms-norm/rms_norm_ops.h"
-#include "kernels/rms-norm/sm90_ring_forward_kernel.cuh"
 
 namespace graft_kernels::rms_norm {
 
 namespace {
-
-using sm90::ForwardRing;
-using sm90::kChunkBytes;
-using sm90::kChunksOfBlock;
-using sm90::kChunkVectors;
-using sm90::kMaxChunks;
-using sm90::kRingThreads;
-using sm90::kSlots;
-using sm90::kStreamsOf;
-using sm90::ring_fwd_kernel;
 
 // Whole vectors of 16 bytes everywhere?
 bool is_vectorizable(const Problem& problem) {
@@ -41,27 +30,28 @@ bool is_vectorizable(const Problem& problem) {
 
 // The order of a row's sum. It looks at the row's length and the device, never at where rows lie.
 Order order_of(int64_t vectors, const CudaScope& scope) {
-  constexpr int64_t kWhole = int64_t{1} << 40;
   if (vectors <= 128) {
-    return {32, kWhole};
+    return {32, 1};
   }
   if (vectors <= 512) {
-    return {128, kWhole};
+    return {128, 1};
   }
   if (vectors <= 640) {
-    return {160, kWhole};
+    return {160, 1};
   }
   if (vectors <= 1024) {
-    return {256, kWhole};
+    return {256, 1};
   }
   if (vectors <= 2048) {
-    return {512, kWhole};
+    return {512, 1};
   }
-  if (vectors <= kMaxChunks * kChunkVectors &&
-      scope.attribute(cudaDevAttrComputeCapabilityMajor) == 9) {
-    return {kRingThreads, kChunkVectors};
+  for (int parts = 1; parts <= kMaxCluster; parts *= 2) {
+    if (vectors <= static_cast<int64_t>(kLongThreads) * kLongVectors * parts &&
+        scope.attribute(cudaDevAttrComputeCapabilityMajor) == 9) {
+      return {kLongThreads, parts};
+    }
   }
-  return {1024, kWhole};
+  return {1024, 1};
 }
 
 // Rows one stride apart in every tensor?
@@ -81,43 +71,26 @@ void launch_register(const Problem& problem, const CudaScope& scope) {
                      blocks, kThreads, 0, problem);
 }
 
-// Long rows come through shared memory (Hopper); false where no cluster of that size runs.
-template <typename X, bool kCastBefore, bool kAdd>
-bool launch_ring(const Problem& problem, const CudaScope& scope) {
-  const auto kernel = ring_fwd_kernel<X, kCastBefore, kAdd>;
-  ForwardRing ring;
-  const int64_t chunks = (problem.columns / kVectorSize<X> + kChunkVectors - 1) / kChunkVectors;
-  while (ring.cluster * kChunksOfBlock<kAdd> < chunks) {
-    ring.cluster *= 2;
-  }
-  ring.chunks_of_block = static_cast<int>((chunks + ring.cluster - 1) / ring.cluster);
-  const size_t bytes = static_cast<size_t>(kSlots<kAdd>) * kStreamsOf<kAdd> * kChunkBytes;
-  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                  static_cast<int>(bytes)),
-             "cudaFuncSetAttribute");
-  cudaLaunchAttribute attribute{};
+template <typename X, bool kCastBefore>
+void launch_shared(const Problem& problem, int cluster, cudaStream_t stream) {
+  const auto kernel = rms_norm_fwd_shared_kernel<X, kCastBefore>;
+  check_cuda(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kLongSharedBytes),
+      "cudaFuncSetAttribute");
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(problem.rows * cluster));
+  config.blockDim = dim3(kLongThreads);
+  config.dynamicSmemBytes = kLongSharedBytes;
+  config.stream = stream;
+  cudaLaunchAttribute attribute = {};
   attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim = {static_cast<unsigned>(ring.cluster), 1, 1};
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(ring.cluster));
-  config.blockDim = dim3(kRingThreads);
-  config.dynamicSmemBytes = bytes;
-  config.stream = scope.stream();
+  attribute.val.clusterDim.x = static_cast<unsigned>(cluster);
+  attribute.val.clusterDim.y = 1;
+  attribute.val.clusterDim.z = 1;
   config.attrs = &attribute;
-  config.numAttrs = ring.cluster > 1 ? 1 : 0;
-  int teams = scope.attribute(cudaDevAttrMultiProcessorCount);
-  if (ring.cluster > 1) {
-    // No more clusters than run at once: one that waits for the others takes as long again.
-    check_cuda(cudaOccupancyMaxActiveClusters(&teams, kernel, &config),
-               "cudaOccupancyMaxActiveClusters");
-    if (teams < 1) {
-      return false;
-    }
-  }
-  config.gridDim =
-      dim3(static_cast<unsigned>(std::min<int64_t>(problem.rows, teams) * ring.cluster));
-  check_cuda(cudaLaunchKernelEx(&config, kernel, problem, ring), "ring_fwd_kernel");
-  return true;
+  config.numAttrs = cluster > 1 ? 1 : 0;
+  check_cuda(cudaLaunchKernelEx(&config, kernel, problem, static_cast<unsigned>(cluster)),
+             "rms_norm_fwd_shared_kernel");
 }
 
 // Launches the kernel that holds rows of this length on chip; false if none does.
@@ -125,7 +98,7 @@ template <typename X, bool kCastBefore>
 bool try_on_chip(const Problem& problem, const Order& order, const CudaScope& scope) {
   const int64_t vectors = problem.columns / kVectorSize<X>;
   if (problem.rows > (int64_t{1} << 27)) {
-    return false;  // the grid's limit
+    return false;  // the grid's limit, with a cluster of eight
   }
   const bool many = problem.rows >= (1 << 14);
   if (!is_single_stride(problem) && vectors <= 2048) {
@@ -155,9 +128,8 @@ bool try_on_chip(const Problem& problem, const Order& order, const CudaScope& sc
     launch_register<X, kCastBefore, 256, 256, 4, 1>(problem, scope);
   } else if (vectors <= 2048) {
     launch_register<X, kCastBefore, 512, 512, 4, 1>(problem, scope);
-  } else if (order.chunk == kChunkVectors) {
-    return problem.residual != nullptr ? launch_ring<X, kCastBefore, true>(problem, scope)
-                                       : launch_ring<X, kCastBefore, false>(problem, scope);
+  } else if (order.threads == kLongThreads && is_single_stride(problem)) {
+    launch_shared<X, kCastBefore>(problem, order.parts, scope.stream());
   } else {
     return false;
   }
@@ -171,10 +143,10 @@ void launch_looping(const Problem& problem, const Order& order, const CudaScope&
   const unsigned grid = static_cast<unsigned>(std::min<int64_t>(problem.rows, resident * 4));
   if (is_vectorizable(problem)) {
     rms_norm_fwd_looping_kernel<X, W, Out, kCastBefore, true>
-        <<<grid, order.threads, 0, scope.stream()>>>(problem, order.chunk * kVectorSize<X>);
+        <<<grid, order.threads, 0, scope.stream()>>>(problem, order.parts);
   } else {
     rms_norm_fwd_looping_kernel<X, W, Out, kCastBefore, false>
-        <<<grid, order.threads, 0, scope.stream()>>>(problem, order.chunk * kVectorSize<X>);
+        <<<grid, order.threads, 0, scope.stream()>>>(problem, order.parts);
   }
   check_cuda(cudaGetLastError(), "rms_norm_fwd_looping_kernel");
 }

@@ -2,7 +2,7 @@
 // clusters. Device code, no Torch.
 //
 // A row's sum has one order, which depends on its length alone: `Order` says how many threads take
-// turns with its vectors, and in which chunks. A row has the same bits whichever kernel computes
+// turns with its vectors, and in how many parts. A row has the same bits whichever kernel computes
 // it, wherever it lies.
 #pragma once
 
@@ -14,12 +14,12 @@
 namespace graft_kernels::rms_norm {
 
 inline constexpr int kWarp = 32;
+inline constexpr int kMaxCluster = 8;
 
-// A row is cut into chunks of that many vectors; vector i of a chunk belongs to thread i % threads. A thread adds its
-// vectors of a chunk in turn, the block adds its threads, and the chunks are added in turn.
+// Vector i of a row belongs to thread i % threads of part i / threads % parts.
 struct Order {
   int threads;
-  int64_t chunk;
+  int parts;
 };
 
 // Where a row lies; rows of several strides are counted in 32 bits where they can be.
@@ -130,7 +130,7 @@ __device__ __forceinline__ float sum_over_block(float value, float* shared, int 
   return sum_over_warp(value);
 }
 
-// Cluster primitives; NOTE: PTX ISA 7.8, sm_90 and later.
+// Cluster primitives; NOTE: PTX ISA 7.8, sm_90 and later. Launchers use clusters on Hopper alone.
 __device__ __forceinline__ unsigned cluster_rank() {
 #if __CUDA_ARCH__ >= 900
   unsigned rank;
@@ -150,4 +150,32 @@ __device__ __forceinline__ void cluster_wait() {
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 #endif
 }
+// Stores into the same shared variable of another block of the cluster.
+__device__ __forceinline__ void store_in_peer(float* shared, unsigned peer, float value) {
+#if __CUDA_ARCH__ >= 900
+  const unsigned own = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+  unsigned remote;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(own), "r"(peer));
+  asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(remote), "f"(value) : "memory");
+#endif
+}
+
+// Sum over a cluster: every block writes its part into all blocks, in rank order, so that each
+// block adds the same numbers in the same order. The caller has arrived once since the kernel began
+// (all peers run).
+__device__ __forceinline__ float sum_over_cluster(float value, float* shared, unsigned cluster) {
+  cluster_wait();
+  const unsigned rank = cluster_rank();
+  if (threadIdx.x < cluster) {
+    store_in_peer(shared + rank, threadIdx.x, value);
+  }
+  cluster_arrive();
+  cluster_wait();
+  float total = 0;
+  for (unsigned peer = 0; peer < cluster; ++peer) {
+    total += shared[peer];
+  }
+  return total;
+}
+
 }  // namespace graft_kernels::rms_norm

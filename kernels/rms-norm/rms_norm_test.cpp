@@ -132,7 +132,7 @@ TEST_P(RmsNorm, GivesEveryLongRowWhatItGetsAlone) {
     return;  // the CPU takes row by row anyway
   }
   for (const int64_t columns : {20480, 32768, 65536, 131072, 262144}) {
-    const int64_t rows = is_small_run() ? 7 : (int64_t{1} << 24) / columns * 4 + 3;
+    const int64_t rows = is_small_run() ? 7 : 10'000'000 / columns + 2;
     const at::Tensor x = random({rows, columns}), residual = random({rows, columns});
     const at::Tensor weight = random({columns});
     at::Tensor out = empty_like(x), sum = empty_like(x);
@@ -143,7 +143,7 @@ TEST_P(RmsNorm, GivesEveryLongRowWhatItGetsAlone) {
     for (const int64_t row : {int64_t{0}, rows / 2, rows - 1}) {
       EXPECT_TRUE(is_same_bits(norm(sum[row], weight, 0), together[row])) << columns << " " << row;
     }
-    expect_like_eager(together, sum, weight, 0);
+    expect_like_eager(together.narrow(0, 0, 3), sum.narrow(0, 0, 3), weight, 0);
   }
 }
 
