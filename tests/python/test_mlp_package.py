@@ -97,19 +97,20 @@ class InModels(unittest.TestCase):
     def setUp(self):
         torch.manual_seed(0)
 
-    def rows(self, module):
+    def rows(self, module, mode="inference"):
         model = torch.nn.ModuleDict({"mlp": module})
-        graft_kernels.kernelize(model)
+        graft_kernels.kernelize(model, mode)
         return model, [row for row in graft_kernels.report(model).rows if row.slot.layer == "MLP"]
 
-    def test_served_in_training_and_restored(self):
+    def test_served_and_restored(self):
         for module, layer in ((LlamaMLP(LlamaConfig(**SIZES)), "SwiGLUMLP"),
                               (GemmaMLP(GemmaConfig(hidden_activation="gelu_pytorch_tanh", **SIZES)), "GeGLUMLP")):
             x = torch.randn(4, 96)
             expected = module(x)
-            model, (row,) = self.rows(module.train())
+            model, (row,) = self.rows(module)
             self.assertEqual((row.refusal, row.slot.kernel), ("", layer))
             torch.testing.assert_close(module(x), expected, rtol=1e-4, atol=1e-5)
+            self.assertIsNotNone(module(x).grad_fn)   # a gradient is there all the same
             graft_kernels.unkernelize(model)
             self.assertTrue(torch.equal(module(x), expected))
 
@@ -126,6 +127,8 @@ class InModels(unittest.TestCase):
                  (LlamaMLP(LlamaConfig(**SIZES)).bfloat16(), "16-bit products of many rows on the CPU are torch's own"))
         for module, reason in cases:
             self.assertEqual([row.refusal for row in self.rows(module)[1]], [reason])
+        _, (row,) = self.rows(LlamaMLP(LlamaConfig(**SIZES)), "training")
+        self.assertEqual(row.refusal, "in training on the CPU, making gate and up again costs more time than it saves")
 
 
 class Function(unittest.TestCase):
