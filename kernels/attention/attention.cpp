@@ -144,6 +144,11 @@ GRAFT_OPS(ops) {
       "Tensor? lengths, Tensor? block_table, Tensor? mask, Tensor? sinks, float scale, float "
       "softcap, int window, bool causal, int splits) -> ()");
   ops.def(
+      "attention_append_out(Tensor(a!) out, Tensor(b!)? lse, Tensor(c!) key, Tensor(d!) value, "
+      "Tensor query, Tensor new_key, Tensor new_value, Tensor? cos, Tensor? sin, Tensor? lengths, "
+      "Tensor? positions, Tensor? block_table, Tensor? sinks, float scale, float softcap, int "
+      "window, bool causal, bool interleaved, int splits) -> ()");
+  ops.def(
       "attention_forward_lse(Tensor query, Tensor key, Tensor value, Tensor? mask, Tensor? sinks, "
       "float scale, float softcap, int window, bool causal) -> (Tensor, Tensor)");
   ops.def(

@@ -6,8 +6,10 @@
 #include <atomic>
 #include <cstdint>
 
+#include "kernels/attention/attention_append_kernel.cuh"
+#include "kernels/attention/attention_append_ops.h"
 #include "kernels/attention/attention_decode_kernel.cuh"
-#include "kernels/attention/attention_decode_ops.h"
+#include "kernels/attention/attention_decode_sm90.h"
 #include "kernels/attention/attention_plain_kernel.cuh"
 #include "kernels/attention/sm90_attention.h"
 #include "kernels/common/cuda_launch.h"
@@ -141,8 +143,30 @@ void launch_merge(const DecodeProblem& problem, const CudaScope& scope) {
              "attention_decode_merge_kernel");
 }
 
+// Stores the new tokens and turns the queries, which the problem then reads from the returned memory.
+template <typename T>
+Tensor append_first(DecodeProblem& problem, const Tensor& query, const CudaScope& scope) {
+  Problem& base = problem.base;
+  const int64_t heads = base.key_heads * (base.groups + 2);
+  Tensor turned = torch::stable::new_empty(query, query.sizes());
+  T* queries = static_cast<T*>(turned.mutable_data_ptr());
+  const auto kernel = problem.table == nullptr ? attention_append_kernel<T, false>
+                                               : attention_append_kernel<T, true>;
+  launch_overlapping(scope, kernel, static_cast<unsigned>(base.batch * base.queries * heads),
+                     kAppendThreads, 0, problem, queries);
+  base.query = queries;
+  for (int dim = 0; dim < 3; ++dim) {
+    base.query_stride[dim] = turned.stride(dim);
+  }
+  return turned;
+}
+
 template <typename T>
 void run_dtype(DecodeProblem& problem, const Tensor& query, const CudaScope& scope) {
+  Tensor turned;
+  if (problem.append.key != nullptr) {
+    turned = append_first<T>(problem, query, scope);
+  }
   const Choice choice =
       problem.table == nullptr ? choose<T, false>(problem) : choose<T, true>(problem);
   if (problem.splits == 0) {
@@ -165,6 +189,23 @@ void run_dtype(DecodeProblem& problem, const Tensor& query, const CudaScope& sco
   }
 }
 
+void run_few_queries_sm90(DecodeProblem& problem, const Tensor& query, const CudaScope& scope) {
+  const DecodeShape shape =
+      choose_decode_shape(problem, scope.attribute(cudaDevAttrMultiProcessorCount),
+                          scope.attribute(cudaDevAttrL2CacheSize));
+  problem.splits = shape.splits;
+  Tensor parts;
+  if (problem.splits > 1) {
+    parts = torch::stable::new_empty(query, {problem.part_floats()}, ScalarType::Float);
+    problem.parts = static_cast<float*>(parts.mutable_data_ptr());
+  }
+  run_decode_sm90(problem, shape, scope.may_overlap(), scope.stream());
+  if (problem.splits > 1) {
+    problem.base.dtype == Dtype::kBfloat16 ? launch_merge<Bf16>(problem, scope)
+                                           : launch_merge<Fp16>(problem, scope);
+  }
+}
+
 void run_cuda(DecodeProblem problem, const Tensor& query) {
   if (problem.base.blocks() == 0 || problem.base.head_dim == 0) {
     return;
@@ -172,11 +213,14 @@ void run_cuda(DecodeProblem problem, const Tensor& query) {
   const CudaScope scope(query);
   const int capability = scope.attribute(cudaDevAttrComputeCapabilityMajor) * 10 +
                          scope.attribute(cudaDevAttrComputeCapabilityMinor);
-  if (*why_not_sm90(problem, capability) == '\0') {
+  if (problem.append.key == nullptr && *why_not_sm90(problem, capability) == '\0') {
     const Sm90Device device{scope.attribute(cudaDevAttrMultiProcessorCount),
                             scope.attribute(cudaDevAttrL2CacheSize), scope.stream()};
     const Tensor taken = torch::stable::new_empty(query, {1}, ScalarType::Int);
     return run_sm90(problem, device, static_cast<int*>(taken.mutable_data_ptr()));
+  }
+  if (*why_not_decode_sm90(problem, capability) == '\0') {
+    return run_few_queries_sm90(problem, query, scope);
   }
   switch (problem.base.dtype) {
     case Dtype::kFloat32:
@@ -186,17 +230,6 @@ void run_cuda(DecodeProblem problem, const Tensor& query) {
     case Dtype::kFloat16:
       return run_dtype<Fp16>(problem, query, scope);
   }
-}
-
-void decode_out(Tensor out, const std::optional<Tensor>& lse, const Tensor& query,
-                const Tensor& key, const Tensor& value, const std::optional<Tensor>& lengths,
-                const std::optional<Tensor>& block_table, const std::optional<Tensor>& mask,
-                const std::optional<Tensor>& sinks, double scale, double softcap, int64_t window,
-                bool causal, int64_t splits) {
-  run_cuda(
-      check_decode("attention_decode_out", {out, query, key, value, mask, scale, softcap, causal},
-                   {lse, lengths, block_table, sinks, window, splits}),
-      query);
 }
 
 void attention_out(Tensor out, const Tensor& query, const Tensor& key, const Tensor& value,
@@ -217,12 +250,14 @@ Tensor attention(const Tensor& query, const Tensor& key, const Tensor& value,
   return out;
 }
 
+using CudaCacheOps = CacheOps<&run_cuda>;
+
 }  // namespace
 
 }  // namespace graft_kernels::attention
 
 GRAFT_OPS_IMPL(CUDA, ops) {
-  ops.impl("attention_decode_out", TORCH_BOX(&graft_kernels::attention::decode_out));
+  graft_kernels::attention::CudaCacheOps::implement(ops);
   ops.impl("attention_out", TORCH_BOX(&graft_kernels::attention::attention_out));
   ops.impl("attention", TORCH_BOX(&graft_kernels::attention::attention));
 }

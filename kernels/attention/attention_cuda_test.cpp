@@ -3,143 +3,14 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "kernels/common/test_support.h"
+#include "kernels/attention/attention_cache_test.h"
 
 namespace graft_kernels::attention {
 namespace {
 
 using testing::is_same_bits;
-using testing::Package;
 
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
-
-struct Shape {
-  int64_t batch = 1, queries = 1, keys = 1, heads = 1, key_heads = 1, head_dim = 64;
-};
-
-struct Cache {
-  at::Tensor lse, lengths, table, mask, sinks;
-  double softcap = 0.0;
-  int64_t window = 0;
-  bool causal = true;
-  int64_t splits = 0;
-};
-
-c10::IValue optional(const at::Tensor& tensor) {
-  return tensor.defined() ? c10::IValue(tensor) : c10::IValue();
-}
-
-class CudaAttention : public ::testing::TestWithParam<at::ScalarType> {
- protected:
-  void SetUp() override {
-    if (!testing::why_no_cuda().empty()) {
-      GTEST_SKIP() << testing::why_no_cuda();
-    }
-    at::manual_seed(11);
-  }
-  static const Package& package() { return Package::get("attention", testing::kCudaVariant); }
-
-  static at::Tensor random(at::IntArrayRef sizes) {
-    return at::randn(sizes).to(at::kCUDA, GetParam());
-  }
-  static at::Tensor ints(const std::vector<int32_t>& values) {
-    return at::tensor(values, at::kInt).to(at::kCUDA);
-  }
-
-  static at::Tensor decode(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-                           const Cache& cache) {
-    at::Tensor out = at::full(query.sizes(), 777.0, query.options());  // every element is written
-    package()("attention_decode_out", out, optional(cache.lse), query, key, value,
-              optional(cache.lengths), optional(cache.table), optional(cache.mask),
-              optional(cache.sinks), scale_of(query), cache.softcap, cache.window, cache.causal,
-              cache.splits);
-    return out;
-  }
-  static double scale_of(const at::Tensor& query) {
-    return 1.0 / std::sqrt(static_cast<double>(query.size(3)));
-  }
-
-  struct Result {
-    at::Tensor out, lse;
-  };
-
-  // The formula on the CPU, in the dtype of its arguments; softmax in float32 or wider.
-  static Result formula(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-                        const Cache& cache) {
-    const int64_t groups = query.size(2) / key.size(1), keys = key.size(2), queries = query.size(1);
-    const auto wide = query.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-    at::Tensor scores =
-        at::matmul(query.transpose(1, 2), key.repeat_interleave(groups, 1).transpose(2, 3)) *
-        scale_of(query);
-    if (cache.softcap > 0.0) {
-      scores = at::tanh(scores / cache.softcap) * cache.softcap;
-    }
-    scores = scores.to(wide);
-    if (cache.mask.defined()) {
-      scores = scores + cache.mask.cpu().to(wide);
-    }
-    const at::Tensor lengths = cache.lengths.defined() ? cache.lengths.cpu().to(at::kLong)
-                                                       : at::full({query.size(0)}, keys, at::kLong);
-    const at::Tensor place =
-        lengths.view({-1, 1, 1, 1}) - queries + at::arange(queries).view({-1, 1});
-    const at::Tensor position = at::arange(keys);
-    at::Tensor hidden = position >= lengths.view({-1, 1, 1, 1});
-    if (cache.causal) {
-      hidden = hidden.logical_or(position > place);
-    }
-    if (cache.window > 0) {
-      hidden = hidden.logical_or(position <= place - cache.window);
-    }
-    scores = scores.masked_fill(hidden, -kInfinity);
-    if (cache.sinks.defined()) {
-      const at::Tensor sinks = cache.sinks.cpu().to(wide).view({1, -1, 1, 1});
-      scores = at::cat({scores, sinks.expand({scores.size(0), -1, queries, 1})}, -1);
-    }
-    const at::Tensor weights = at::nan_to_num(at::softmax(scores, -1), 0.0).narrow(-1, 0, keys);
-    return {at::matmul(weights.to(query.scalar_type()), value.repeat_interleave(groups, 1))
-                .transpose(1, 2),
-            at::logsumexp(scores, {-1})};
-  }
-
-  // `key` and `value` in one piece, as the formula wants them; `ours` may have read pages.
-  static void expect_close(const at::Tensor& ours, const at::Tensor& query, const at::Tensor& key,
-                           const at::Tensor& value, const Cache& cache, const std::string& what) {
-    const at::Tensor q = query.cpu(), k = key.cpu(), v = value.cpu();
-    const Result exact = formula(q.to(at::kDouble), k.to(at::kDouble), v.to(at::kDouble), cache);
-    const at::Tensor theirs = formula(q, k, v, cache).out;
-    const auto distance = [&](const at::Tensor& x) {
-      return (x.to(at::kDouble).cpu() - exact.out).abs().max().item<double>();
-    };
-    const double largest = v.to(at::kDouble).abs().max().item<double>();
-    // Half a unit of the result's rounding; in float32, of a sum of these products in any order.
-    const double floor = GetParam() == at::kFloat ? 0x1p-22 * largest
-                                                  : (GetParam() == at::kHalf ? 0x1p-12 : 0x1p-9) *
-                                                        exact.out.abs().max().item<double>();
-    EXPECT_LE(distance(ours), 2 * distance(theirs) + floor) << what;
-    if (cache.lse.defined()) {
-      const at::Tensor lse = cache.lse.cpu().to(at::kDouble);
-      const at::Tensor finite = exact.lse.isfinite();
-      EXPECT_TRUE(at::equal(lse.isfinite(), finite)) << what;
-      EXPECT_TRUE(at::equal(lse.masked_fill(finite, 0), exact.lse.masked_fill(finite, 0))) << what;
-      EXPECT_LE((lse - exact.lse).masked_fill(finite.logical_not(), 0).abs().max().item<double>(),
-                GetParam() == at::kFloat ? 2e-6 : 2e-5)
-          << what;
-    }
-  }
-
-  static void expect_right(const Shape& s, Cache cache = {}) {
-    const at::Tensor query = random({s.batch, s.queries, s.heads, s.head_dim});
-    const at::Tensor key = random({s.batch, s.key_heads, s.keys, s.head_dim});
-    const at::Tensor value = random({s.batch, s.key_heads, s.keys, s.head_dim});
-    cache.lse = at::full({s.batch, s.heads, s.queries}, 777.0, query.options().dtype(at::kFloat));
-    const at::Tensor ours = decode(query, key, value, cache);
-    expect_close(ours, query, key, value, cache,
-                 "B" + std::to_string(s.batch) + " S" + std::to_string(s.queries) + " T" +
-                     std::to_string(s.keys) + " H" + std::to_string(s.heads) + "/" +
-                     std::to_string(s.key_heads) + " D" + std::to_string(s.head_dim) + " window " +
-                     std::to_string(cache.window) + " splits " + std::to_string(cache.splits));
-  }
-};
+using CudaAttention = CacheTest<at::kCUDA>;
 
 TEST_P(CudaAttention, IsRightForEveryHeadSizeAndNumberOfKeys) {
   for (const int64_t head_dim : {1, 7, 16, 40, 64, 80, 96, 128, 192, 256}) {

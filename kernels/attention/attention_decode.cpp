@@ -20,14 +20,13 @@
 // some of the 16 rows worked on together may see can reach the others; beyond lengths, and where the
 // mask hides a key from all, nothing is read into the result.
 // Throws   std::runtime_error `[op] argument: expected …, got …`
-// Devices  cuda sm_80+   Autograd no, graph-capturable yes, deterministic yes, thread-safe yes
+// Devices  cpu; cuda sm_80+ (Hopper: attention_decode_sm90_kernel.cuh, 16-bit heads of a multiple of 8
+//          without mask)   Autograd no, graph-capturable yes, deterministic yes, thread-safe yes
 // Source   Dao et al., Flash-Decoding, 2023 (keys divided, parts merged by their log-sum-exp)
 
 #include "kernels/attention/attention_decode_ops.h"
 
 namespace graft_kernels::attention {
-
-namespace {
 
 void check_int32_rows(const char* op, NamedTensor value, int64_t dims, int64_t batch,
                       const Tensor& query) {
@@ -44,6 +43,8 @@ void check_int32_rows(const char* op, NamedTensor value, int64_t dims, int64_t b
   check_rows(op, value);
 }
 
+namespace {
+
 void describe_table(const char* op, const Tensor& table, const Arguments& arguments,
                     const CacheArguments& cache, DecodeProblem& problem) {
   check_int32_rows(op, {"block_table", table}, 2, problem.base.batch, arguments.query);
@@ -56,6 +57,7 @@ void describe_table(const char* op, const Tensor& table, const Arguments& argume
   problem.table = static_cast<const int32_t*>(read_pointer(table));
   problem.table_stride = table.stride(0);
   problem.page_keys = static_cast<int32_t>(arguments.key.size(2));
+  problem.pages = arguments.key.size(0);
   problem.base.keys = table.size(1) * arguments.key.size(2);
 }
 
@@ -78,15 +80,6 @@ void check_range(const char* op, const char* argument, int64_t value, int64_t la
   if (value < 0 || value > largest) {
     fail(op, argument, "0 to " + std::to_string(largest), std::to_string(value));
   }
-}
-
-void decode_out_meta(Tensor out, const std::optional<Tensor>& lse, const Tensor& query,
-                     const Tensor& key, const Tensor& value, const std::optional<Tensor>& lengths,
-                     const std::optional<Tensor>& block_table, const std::optional<Tensor>& mask,
-                     const std::optional<Tensor>& sinks, double scale, double softcap,
-                     int64_t window, bool causal, int64_t splits) {
-  check_decode("attention_decode_out", {out, query, key, value, mask, scale, softcap, causal},
-               {lse, lengths, block_table, sinks, window, splits});
 }
 
 }  // namespace
@@ -117,7 +110,3 @@ DecodeProblem check_decode(const char* op, Arguments arguments, const CacheArgum
 }
 
 }  // namespace graft_kernels::attention
-
-GRAFT_OPS_IMPL(Meta, ops) {
-  ops.impl("attention_decode_out", TORCH_BOX(&graft_kernels::attention::decode_out_meta));
-}

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "kernels/attention/attention.h"
+#include "kernels/attention/attention_append.h"
 
 namespace graft_kernels::attention {
 
@@ -25,6 +26,8 @@ struct DecodeProblem {
   float* lse = nullptr;    // [B, Hq, S] or absent
   int32_t splits = 1;      // parts of the keys, each a block of threads
   float* parts = nullptr;  // [block][split][row][2 + D]: largest score, sum, weighted values
+  int64_t pages = 0;       // that the cache has
+  Append append;
 
   int64_t part_floats() const { return base.blocks() * splits * kBlockRows * (base.head_dim + 2); }
 };

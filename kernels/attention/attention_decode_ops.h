@@ -18,6 +18,10 @@ struct CacheArguments {
   int64_t splits;
 };
 
+// Of shape [batch] or, with two dimensions, [batch, any]; int32, on query's device. Throws as check_decode().
+void check_int32_rows(const char* op, NamedTensor value, int64_t dims, int64_t batch,
+                      const Tensor& query);
+
 // Throws std::runtime_error `[op] argument: expected …, got …`. `splits` is left as it was asked for.
 DecodeProblem check_decode(const char* op, Arguments arguments, const CacheArguments& cache);
 

@@ -1,0 +1,32 @@
+// Attention of few queries on Hopper: bulk copies, and parts of the keys merged inside a cluster.
+#pragma once
+
+#include "kernels/attention/attention_decode.h"
+
+struct CUstream_st;
+
+namespace graft_kernels::attention {
+
+// Empty when the Hopper kernel computes this problem, else the reason why not.
+const char* why_not_decode_sm90(const DecodeProblem& problem, int compute_capability);
+
+// How the work is laid over the device. Parts = splits * cluster, a block each.
+struct DecodeShape {
+  int splits;      // parts that meet in device memory, merged by a second kernel
+  int cluster;     // blocks of a cluster, a power of two: parts that meet in shared memory
+  int stages;      // of the ring of tiles
+  int row_tiles;   // of 16 rows, worked on by one block
+  int sets;        // of warps that take turns at the tiles
+  int box_keys;    // keys of one bulk copy
+  bool read_once;  // what is read does not stay in L2
+};
+
+// Depends on shapes and device alone. The tensors' device must be current.
+DecodeShape choose_decode_shape(const DecodeProblem& problem, int processors, int64_t l2_bytes);
+
+// Launches it. With splits > 1 `problem.parts` is to be merged afterwards. Throws std::runtime_error
+// when the driver refuses.
+void run_decode_sm90(const DecodeProblem& problem, const DecodeShape& shape, bool may_overlap,
+                     CUstream_st* stream);
+
+}  // namespace graft_kernels::attention

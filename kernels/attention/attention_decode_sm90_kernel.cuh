@@ -1,0 +1,132 @@
+// Attention for few rows on Hopper. One warp keeps a ring of key and value tiles filled by bulk copies;
+// of the others, sets of four take turns at the tiles, each warp 16 keys for the rows that share them, with a
+// running softmax of its own. Warps of all blocks of a cluster merge in shared memory, and what is left by the
+// merge kernel. Device code, no Torch.
+#pragma once
+
+#include "kernels/attention/attention_decode_sm90_merge.cuh"
+
+namespace graft_kernels::attention::sm90 {
+
+template <typename T, typename Ring>
+__device__ __forceinline__ void work_tiles(const DecodeProblem& problem, const DecodeShape& shape,
+                                           const Place& place, unsigned char* ring,
+                                           RingBarriers& barriers, T* queries,
+                                           RowsState<Ring::kD>& state) {
+  constexpr int kD = Ring::kD;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int set = warp / Ring::kSetWarps, keys16 = warp % kKeyWarps * 16;
+  const int row_tile = warp % Ring::kSetWarps / kKeyWarps;
+  int first_new = INT_MAX;
+  if (problem.append.key != nullptr) {
+    first_new = first_new_key(problem, place.batch);
+    if (place.row == 0 && blockIdx.x == 0) {
+      problem.table == nullptr ? store_new<T, false>(problem, place, first_new, Ring::kThreads - 32)
+                               : store_new<T, true>(problem, place, first_new, Ring::kThreads - 32);
+    }
+  }
+  if (problem.append.cos != nullptr) {
+    turn_queries<T, Ring>(problem, place, first_new, queries);
+  } else {
+    read_queries<T, Ring>(problem, place, queries);
+  }
+  sync_named(kQueriesBarrier, Ring::kThreads - 32);
+  QueryRows<T, kD> rows;
+  rows.read(queries + row_tile * kBlockRows * Ring::kQueryPitch, Ring::kQueryPitch, lane);
+  const int row = row_tile * kBlockRows + lane / 4;
+  const RowView views[2] = {view_row(problem, place, row), view_row(problem, place, row + 8)};
+  // Keys that every row sees.
+  const int whole_end = min(view_row(problem, place, 0).end, place.end);
+  const int whole_begin = max(view_row(problem, place, max(place.rows - 1, 0)).begin, place.begin);
+  int first = (place.begin / kStageKeys + set) * kStageKeys + keys16;
+  for (int stage = set, phase = 0; first - keys16 < place.end; first += Ring::kSets * kStageKeys) {
+    wait(&barriers.full[stage], phase);
+    if (first < place.end && first + 16 > place.begin) {
+      unsigned char* keys = ring + stage * Ring::kStageBytes + keys16 * 128;
+      unsigned char* values = keys + Ring::kBoxes * Ring::kBoxBytes;
+      const bool whole = first >= whole_begin && first + 16 <= whole_end;
+      // Keys that were not in the cache when it was copied, or that no row may see.
+      if (first < place.begin || first + 16 > place.end || first + 16 > first_new) {
+        if (row_tile == 0) {
+          patch_new<T>(problem, place, first_new, first, keys, values);
+          __syncwarp();
+          clear_unseen<kD>(place, first, values);
+          publish_shared();  // the ring may be filled again by a bulk copy
+        }
+        if constexpr (Ring::kSetWarps == kKeyWarps) {
+          __syncwarp();
+        } else {
+          sync_named(kTileBarrier + keys16 / 16, Ring::kSetWarps / kKeyWarps * 32);
+        }
+      }
+      work_keys16<T, kD>(problem, place, views, whole, rows, keys, values, first, state);
+    }
+    __syncwarp();
+    if (lane == 0) {
+      arrive(&barriers.free[stage]);
+    }
+    stage += Ring::kSets;
+    if (stage >= shape.stages) {
+      stage -= shape.stages;
+      phase ^= 1;
+    }
+  }
+}
+
+// 16-bit heads of up to kD elements, a multiple of eight; up to 16 kRowTiles rows a block.
+template <typename T, int kD, int kRowTiles, int kSets>
+__global__ void __launch_bounds__(DecodeRing<kD, kRowTiles, kSets>::kThreads,
+                                  kRowTiles* kSets == 1 && kD <= 128 ? 2 : 1)
+    attention_decode_sm90_kernel(const __grid_constant__ CUtensorMap key_map,
+                                 const __grid_constant__ CUtensorMap value_map,
+                                 const __grid_constant__ DecodeProblem problem,
+                                 const __grid_constant__ DecodeShape shape) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  using Ring = DecodeRing<kD, kRowTiles, kSets>;
+  extern __shared__ __align__(1024) unsigned char ring[];
+  T* queries = reinterpret_cast<T*>(ring + shape.stages * Ring::kStageBytes);
+  RingBarriers& barriers =
+      *reinterpret_cast<RingBarriers*>(ring + shape.stages * Ring::kStageBytes + Ring::kQueryBytes);
+  const int warp = threadIdx.x / 32;
+  if (threadIdx.x == Ring::kWarps * 32) {
+    prefetch_map(&key_map);
+    prefetch_map(&value_map);
+    for (int stage = 0; stage < shape.stages; ++stage) {
+      init_barrier(&barriers.full[stage], 1);
+      init_barrier(&barriers.free[stage], Ring::kSetWarps);
+    }
+    publish_barriers();
+  }
+  allow_next_kernel();
+  wait_for_kernel_before();
+  const Place place = decode_place(problem, shape.cluster, Ring::kRows);
+  RowsState<kD> state;
+  if (warp == Ring::kWarps) {
+    __syncwarp();
+    arrive_named(kReadyBarrier, Ring::kThreads);
+    copy_tiles<Ring>(key_map, value_map, problem, shape, place, ring, barriers);
+  } else {
+    sync_named(kReadyBarrier, Ring::kThreads);
+    work_tiles<T, Ring>(problem, shape, place, ring, barriers, queries, state);
+  }
+  __syncthreads();  // the ring is used up
+  float* values = reinterpret_cast<float*>(ring);
+  const PartRows parts{
+      values, reinterpret_cast<float2*>(values + Ring::kParts * Ring::kRows * Ring::kPitch)};
+  if (warp < Ring::kWarps) {
+    share_rows<Ring>(place, state, parts);
+  }
+  if (shape.cluster > 1) {
+    arrive_cluster();
+    wait_cluster();
+    merge_parts<T, Ring>(problem, place, parts, shape.cluster);
+    arrive_cluster_relaxed();
+    wait_cluster();  // others may still read what this block shares
+  } else {
+    __syncthreads();
+    merge_parts<T, Ring>(problem, place, parts, 1);
+  }
+#endif
+}
+
+}  // namespace graft_kernels::attention::sm90
