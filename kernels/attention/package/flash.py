@@ -1,7 +1,7 @@
 """Under the names and signatures of flash-attn, which transformers looks for in a kernel that an attn_implementation
 names. Layouts are flash-attn's: [B, S, H, D], packed [N, H, D]. What the ops cannot do is refused by name."""
 
-from typing import Optional, Tuple
+from typing import Optional, Tuple, Union
 
 import torch
 
@@ -86,4 +86,60 @@ def flash_attn_varlen_func(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu
                                 causal)[0]
 
 
-__all__ = ["flash_attn_func", "flash_attn_varlen_func"]
+def _tables(cos: Optional[torch.Tensor], interleaved: bool) -> Optional[torch.Tensor]:
+    """flash-attn's table has one column a pair of elements, ours one an element."""
+    if cos is None:
+        return None
+    return cos.repeat_interleave(2, -1) if interleaved else torch.cat((cos, cos), -1)
+
+
+def flash_attn_with_kvcache(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor,
+                            k: Optional[torch.Tensor] = None, v: Optional[torch.Tensor] = None,
+                            rotary_cos: Optional[torch.Tensor] = None, rotary_sin: Optional[torch.Tensor] = None,
+                            cache_seqlens: Optional[Union[int, torch.Tensor]] = None, cache_batch_idx=None,
+                            cache_leftpad=None, block_table: Optional[torch.Tensor] = None,
+                            softmax_scale: Optional[float] = None, causal: bool = False,
+                            window_size: Tuple[int, int] = (-1, -1), softcap: float = 0.0,
+                            rotary_interleaved: bool = True, alibi_slopes: Optional[torch.Tensor] = None,
+                            num_splits: int = 0, return_softmax_lse: bool = False,
+                            s_aux: Optional[torch.Tensor] = None, page_table: Optional[torch.Tensor] = None):
+    """q [B, S, Hq, D] over k_cache and v_cache [B, T, Hk, D], or pages [P, page, Hk, D] with block_table (page_table is
+    its other name) -> [B, S, Hq, D], and with return_softmax_lse the log-sum-exp [B, Hq, S].
+
+    k and v [B, S, Hk, D] are appended to the cache at cache_seqlens [B] int32, which does not count them, k and q
+    turned by the rotary tables [positions, R / 2] if there are some. No gradients."""
+    _check(0.0, alibi_slopes, False)
+    if cache_batch_idx is not None:
+        _refuse("cache_batch_idx", "None (index the block_table instead)", "a tensor")
+    if cache_leftpad is not None:
+        _refuse("cache_leftpad", "None", "a tensor")
+    if rotary_cos is not None and k is None:
+        _refuse("rotary_cos", "None without k", "a tensor")
+    if block_table is not None and page_table is not None:
+        _refuse("page_table", "None beside block_table", "a tensor")
+    window = _window(causal, window_size)
+    scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
+    table = block_table if page_table is None else page_table
+    if cache_seqlens is None:
+        lengths = None
+    elif isinstance(cache_seqlens, int):
+        lengths = torch.full((q.shape[0],), cache_seqlens, dtype=torch.int32, device=q.device)
+    else:
+        lengths = cache_seqlens.to(torch.int32)
+    key, value = k_cache.transpose(1, 2), v_cache.transpose(1, 2)
+    query = _rows(q)
+    out = torch.empty_like(query)
+    lse = query.new_empty((q.shape[0], q.shape[2], q.shape[1]), dtype=torch.float32) if return_softmax_lse else None
+    if k is None:
+        ops.attention_decode_out(out, lse, query, key, value, lengths, table, None, s_aux, scale, softcap, window,
+                                 causal, num_splits)
+    else:
+        if lengths is None:
+            _refuse("cache_seqlens", "the lengths before the tokens of k", "None")
+        ops.attention_append_out(out, lse, key, value, query, _rows(k), _rows(v), _tables(rotary_cos, rotary_interleaved),
+                                 _tables(rotary_sin, rotary_interleaved), lengths + q.shape[1], None, table, s_aux,
+                                 scale, softcap, window, causal, rotary_interleaved, num_splits)
+    return (out, lse) if return_softmax_lse else out
+
+
+__all__ = ["flash_attn_func", "flash_attn_varlen_func", "flash_attn_with_kvcache"]
