@@ -1,9 +1,11 @@
 // Attention of one query over a cache, of prompts, and for training, beside ATen's.
 
+#include "kernels/attention/attention_decode_bench.h"
 #include "kernels/common/bench_harness.h"
 
 namespace {
 
+using graft_kernels::testing::bench_caches;
 using graft_kernels::testing::Harness;
 using graft_kernels::testing::Package;
 using graft_kernels::testing::Row;
@@ -48,32 +50,6 @@ void bench_decode(Harness& harness, at::ScalarType dtype, const Shape& s) {
   };
   row.tolerance = dtype == at::kFloat ? 1e-5 : 1e-2;
   harness.run(row);
-}
-
-// How the number of parts matters: what choose_splits in attention_cuda.cu was set by.
-void bench_splits(Harness& harness, const Shape& s) {
-  const Package& package = Package::for_device("attention", harness.device());
-  const at::TensorOptions options = at::TensorOptions(harness.device()).dtype(at::kBFloat16);
-  const at::Tensor query = at::randn({s.batch, 1, s.heads, s.head_dim}, options);
-  const at::Tensor key = at::randn({s.batch, s.key_heads, s.keys, s.head_dim}, options);
-  const at::Tensor value = at::randn({s.batch, s.key_heads, s.keys, s.head_dim}, options);
-  at::Tensor out = at::empty_like(query);
-  for (const int64_t splits : {1, 2, 3, 4, 8, 12, 16, 24, 32, 33, 48, 64, 96}) {
-    if (splits * s.batch * s.key_heads > 4096 || s.keys / splits > 8192) {
-      continue;
-    }
-    Row row;
-    row.op = "attention_decode";
-    row.variant = "splits " + std::to_string(splits);
-    row.dtype = "BFloat16";
-    row.shape = text(s) + "/" + std::to_string(splits);
-    row.bytes = 4 * s.batch * s.head_dim * (s.key_heads * s.keys + s.heads);
-    row.work = [&, splits] {
-      package("attention_decode_out", out, c10::IValue(), query, key, value, c10::IValue(),
-              c10::IValue(), c10::IValue(), c10::IValue(), 0.088, 0.0, int64_t{0}, true, splits);
-    };
-    harness.run(row);
-  }
 }
 
 // A prompt of S tokens; peers have keys repeated for the heads that share them.
@@ -243,19 +219,7 @@ int main() {
       bench_decode(harness, at::kBFloat16, {1, 4096, 32, 8, 128});
       return;
     }
-    for (const Shape& shape : std::vector<Shape>{{1, 512, 32, 8, 128},
-                                                 {1, 4096, 32, 8, 128},
-                                                 {1, 32768, 32, 8, 128},
-                                                 {32, 4096, 32, 8, 128},
-                                                 {1, 2048, 32, 8, 64},
-                                                 {8, 4096, 16, 16, 128},
-                                                 {4, 8192, 16, 2, 256}}) {
-      bench_decode(harness, at::kBFloat16, shape);
-    }
-    for (const Shape& shape : std::vector<Shape>{
-             {1, 4096, 32, 8, 128}, {1, 32768, 32, 8, 128}, {32, 4096, 32, 8, 128}}) {
-      bench_splits(harness, shape);
-    }
+    bench_caches(harness);
     for (const bool causal : {true, false}) {
       bench_prompt(harness, at::kBFloat16, {2, 4096, 32, 32, 128}, causal);
       bench_prompt(harness, at::kBFloat16, {1, 16384, 32, 32, 128}, causal);
