@@ -50,12 +50,13 @@ at::Tensor loss_of_logits(CausalLM& model) {
                                 some_labels().slice(1, 1).flatten());
 }
 
+// Of every weight, a tied one under both names.
 std::map<std::string, at::Tensor> gradients(CausalLM& model) {
   std::map<std::string, at::Tensor> gradients;
   for (const auto& weight : model.named_parameters()) {
     gradients[weight.key()] = weight.value().grad().clone();
-    weight.value().mutable_grad().reset();
   }
+  model.zero_grad();
   return gradients;
 }
 
