@@ -3,6 +3,7 @@
 on the same file and threads.
 
     .venv/bin/pip install --target /tmp/llama --no-deps llama-cpp-python==0.3.36 diskcache     # builds llama.cpp for this machine
+        # where its AMX kernels crash: --no-cache-dir and CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX512=ON …"
     GRAFT_BUILD=build .venv/bin/python bench/cpu/packed_vs_llama_cpp.py --llama /tmp/llama [--rounds 5] [--threads 2]
 
 Two files: the demo model (Q4_1, embedding in Q8_0) and the same in Q8_0, which tools/requantize_gguf.py writes.
