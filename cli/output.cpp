@@ -3,9 +3,9 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <fstream>
 
 #include <fmt/format.h>
-#include <sys/resource.h>
 
 #include "graft/core/error.h"
 #include "graft/core/printable.h"
@@ -104,9 +104,14 @@ std::string format_seconds(double seconds) {
 }
 
 uint64_t peak_rss_bytes() {
-  rusage usage{};
-  getrusage(RUSAGE_SELF, &usage);
-  return static_cast<uint64_t>(usage.ru_maxrss) * 1024;
+  // Not getrusage(): its peak is inherited from whatever process started this program.
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);) {
+    if (line.rfind("VmHWM:", 0) == 0) {
+      return std::stoull(line.substr(6)) * 1024;  // in KiB
+    }
+  }
+  return 0;
 }
 
 }  // namespace graft::cli

@@ -35,6 +35,13 @@ class Generate(unittest.TestCase):
             self.assertEqual(set(row), {"layer", "package", "variant", "count"})
             self.assertGreater(row["count"], 0)
 
+    def test_peak_memory_is_not_that_of_whoever_started_the_program(self):
+        code = ("import subprocess, sys; large = b'x' * (1 << 30); "
+                "sys.exit(subprocess.run(sys.argv[1:], check=False).returncode)")
+        done = subprocess.run([sys.executable, "-c", code, str(GRAFT), "generate", str(TINY), "--prompt-ids", "1,2,3",
+                               "--max-new-tokens", "2", "--json"], capture_output=True, text=True, timeout=120, check=True)
+        self.assertLess(json.loads(done.stdout)["peak_rss_bytes"], 900 << 20)
+
     def test_ids_are_equal_with_kernels_off_and_on(self):
         for dtype in ("float32", "bfloat16"):
             off, on = (run_json("generate", "--chat", "Name three rivers.", "--max-new-tokens", "32", "--dtype", dtype,
