@@ -32,8 +32,7 @@ constexpr char kFooter[] =
 
 constexpr void (*kCommands[])(CLI::App&, Chosen&) = {
     add_generate, add_tokenize, add_logits,   add_plan,  add_explain, add_info,
-    add_doctor,   add_kernels,  add_download, add_cache, add_hub,
-    add_bench,
+    add_doctor,   add_kernels,  add_download, add_cache, add_hub,     add_bench,
 };
 
 void set_log_level(const CommonOptions& common) {

@@ -151,7 +151,8 @@ TEST_P(LinearCuda, ChainsInAGraphGiveTheBitsOfSeparateCalls) {
     }
   };
   chain();
-  const at::Tensor expected = state.cpu();  // which waits: the stream below does not wait for this one
+  const at::Tensor expected =
+      state.cpu();  // which waits: the stream below does not wait for this one
   const testing::CurrentStream stream;
   state.copy_(x);
   const testing::CapturedGraph graph(stream, chain);
