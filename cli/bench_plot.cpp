@@ -6,6 +6,8 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include "graft/core/markup.h"
+
 namespace graft::cli {
 
 namespace {
@@ -25,31 +27,13 @@ constexpr double kNumbersLeft = kBarsLeft + kMostShare * kBarsWidth + 10;
 constexpr char kOwnColor[] = "#1f6feb";
 constexpr char kPeerColor[] = "#b6bcc6";
 
-std::string escape(const std::string& text) {
-  std::string out;
-  for (const char letter : text) {
-    switch (letter) {
-      case '&':
-        out += "&amp;";
-        break;
-      case '<':
-        out += "&lt;";
-        break;
-      case '>':
-        out += "&gt;";
-        break;
-      case '"':
-        out += "&quot;";
-        break;
-      default:
-        out += static_cast<unsigned char>(letter) < 0x20 ? ' ' : letter;
-    }
-  }
-  return out;
-}
-
-std::string text_at(double x, double y, const std::string& style, const std::string& text) {
-  return fmt::format("<text x=\"{:.1f}\" y=\"{:.1f}\" {}>{}</text>\n", x, y, style, escape(text));
+std::string text_at(double x, double y, const std::string& style, std::string text) {
+  // SVG knows no control characters, not even as entities.
+  std::replace_if(
+      text.begin(), text.end(),
+      [](char letter) { return static_cast<unsigned char>(letter) < 0x20; }, ' ');
+  return fmt::format("<text x=\"{:.1f}\" y=\"{:.1f}\" {}>{}</text>\n", x, y, style,
+                     escape_html(text));
 }
 
 std::string bar(double y, double share, const char* color, const std::string& label) {
@@ -61,8 +45,10 @@ std::string bar(double y, double share, const char* color, const std::string& la
          text_at(kNumbersLeft, y + kBarHeight - 2, "class=\"value\"", label);
 }
 
+// The name and the shape need two lines where there is no peer.
 double group_height(const BenchRow& row) {
-  return static_cast<double>(1 + row.peers.size()) * (kBarHeight + kBarGap) + kGroupGap;
+  const double bars = static_cast<double>(1 + row.peers.size()) * (kBarHeight + kBarGap);
+  return std::max(bars, 2 * kBarHeight + 4) + kGroupGap;
 }
 
 std::string group(const BenchRow& row, double y) {
@@ -74,7 +60,7 @@ std::string group(const BenchRow& row, double y) {
   out += bar(y, ceiling_us / row.median_us, kOwnColor, label(row.median_us, "graft"));
   const std::string shape = fmt::format("{}, {}", row.shape, row.dtype);
   double below = y + kBarHeight + kBarGap;
-  out += text_at(kLabelWidth, std::max(below, y + 14) + kBarHeight - 2, "class=\"shape\"", shape);
+  out += text_at(kLabelWidth, below + kBarHeight - 2, "class=\"shape\"", shape);
   for (const BenchPeer& peer : row.peers) {
     out += bar(below, ceiling_us / peer.median_us, kPeerColor, label(peer.median_us, peer.name));
     below += kBarHeight + kBarGap;
@@ -119,13 +105,13 @@ std::string header(const std::vector<BenchRow>& rows, double height) {
 std::string plot_bench_rows(const std::vector<BenchRow>& rows) {
   double height = kTop + 16;
   for (const BenchRow& row : rows) {
-    height += std::max(group_height(row), 2 * kBarHeight + kGroupGap + 4);
+    height += group_height(row);
   }
   std::string out = header(rows, height);
   double y = kTop;
   for (const BenchRow& row : rows) {
     out += group(row, y);
-    y += std::max(group_height(row), 2 * kBarHeight + kGroupGap + 4);
+    y += group_height(row);
   }
   return out + "</svg>\n";
 }

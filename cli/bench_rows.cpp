@@ -1,15 +1,17 @@
 #include "cli/bench_rows.h"
 
 #include <algorithm>
-#include <cstdio>
 #include <fstream>
-#include <memory>
+#include <system_error>
+#include <utility>
 
 #include <fmt/format.h>
 #include <sys/wait.h>
 
 #include "graft/core/error.h"
 #include "graft/io/json.h"
+
+#include "cli/child_process.h"
 
 namespace graft::cli {
 
@@ -19,6 +21,7 @@ namespace fs = std::filesystem;
 
 constexpr std::string_view kPrefix = "kernels_";
 constexpr std::string_view kSuffix = "_bench";
+constexpr std::string_view kDeviceVariable = "GRAFT_BENCH_DEVICE";
 
 // Dense peak of 16-bit tensor cores in TFLOP/s, from the vendor's data sheets.
 struct Peak {
@@ -151,26 +154,29 @@ std::vector<BenchProgram> bench_programs() {
 
 void run_bench_program(const BenchProgram& program, const std::string& device,
                        const std::function<void(const std::string& line)>& take) {
-  // The path is ours and in single quotes: the shell sees no text from outside.
-  std::string command = fmt::format("'{}'", program.path.string());
+  std::vector<std::string> environment = environment_without(
+      [&](std::string_view name) { return !device.empty() && name == kDeviceVariable; });
   if (!device.empty()) {
-    command = fmt::format("GRAFT_BENCH_DEVICE={} {}", device, command);
-  }
-  const auto close = [](FILE* pipe) { pclose(pipe); };
-  std::unique_ptr<FILE, decltype(close)> pipe(popen(command.c_str(), "r"), close);
-  if (pipe == nullptr) {
-    throw Error("cli", "bench.program",
-                fmt::format("`{}`: expected to start it, got no process", program.path.string()));
+    environment.push_back(fmt::format("{}={}", kDeviceVariable, device));
   }
   std::string line;
-  for (int letter = std::fgetc(pipe.get()); letter != EOF; letter = std::fgetc(pipe.get())) {
-    if (letter != '\n') {
-      line += static_cast<char>(letter);
-    } else {
-      take(std::exchange(line, {}));
+  const auto take_piece = [&](std::string_view piece) {
+    for (const char letter : piece) {
+      if (letter != '\n') {
+        line += letter;
+      } else {
+        take(std::exchange(line, {}));
+      }
     }
+  };
+  int status = 0;
+  try {
+    status = run_child({program.path.string()}, environment, take_piece);
+  } catch (const std::system_error& error) {
+    throw Error("cli", "bench.program",
+                fmt::format("`{}`: expected to start it, got: {}", program.path.string(),
+                            error.code().message()));
   }
-  const int status = pclose(pipe.release());
   if (status != 0) {
     throw Error("cli", "bench.program",
                 fmt::format("`{}`: expected exit code 0, got {}", program.path.string(),

@@ -9,6 +9,7 @@
 
 #include "graft/core/error.h"
 #include "graft/core/file_status.h"
+#include "graft/core/temporary_folder.h"
 #include "graft/hub/cache.h"
 #include "graft/hub/download.h"
 #include "graft/hub/environment.h"
@@ -54,26 +55,14 @@ Config fetch_config(const std::string& repo_id, const std::string& revision) {
                    fmt::format("`{}`: expected a config.json, got none", repo_id),
                    fmt::format("of a GGUF model bring the file: `graft download {}`", repo_id));
   }
-  std::string name = (fs::temp_directory_path() / "graft-plan-XXXXXX").string();
-  if (mkdtemp(name.data()) == nullptr) {
+  const TemporaryFolder folder("graft-plan", [](const std::string& name) {
     throw Error("hub.download", "disk", fmt::format("`{}` cannot be made", name));
-  }
-  const fs::path folder(name);
-  const auto remove = [&] {
-    std::error_code status;
-    fs::remove_all(folder, status);
-  };
-  try {
-    hub::download_files({client, hub::RepoType::kModel, repo_id, commit, folder}, {*file});
-    Config config = config_in(folder / "snapshots" / commit);
-    config.where = fmt::format("config.json of `{}`", repo_id);
-    config.folder.clear();
-    remove();
-    return config;
-  } catch (...) {
-    remove();
-    throw;
-  }
+  });
+  hub::download_files({client, hub::RepoType::kModel, repo_id, commit, folder.path()}, {*file});
+  Config config = config_in(folder.path() / "snapshots" / commit);
+  config.where = fmt::format("config.json of `{}`", repo_id);
+  config.folder.clear();
+  return config;
 }
 
 // What is here before what is not.

@@ -1,12 +1,10 @@
 // `graft kernels aot`: hands a Python-only kernel to python/graft_kernels/aot.py.
-#include <array>
 #include <cstring>
 #include <filesystem>
+#include <system_error>
 
-#include <fcntl.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
-#include <spawn.h>
 #include <sys/wait.h>
 #include <torch/headeronly/version.h>
 #include <unistd.h>
@@ -14,10 +12,12 @@
 #include "graft/core/env.h"
 #include "graft/core/error.h"
 #include "graft/core/file_status.h"
+#include "graft/core/temporary_folder.h"
 #include "graft/kernel/digest.h"
 #include "graft/kernel/get_kernel.h"
 #include "graft/kernel/package_source.h"
 
+#include "cli/child_process.h"
 #include "cli/kernel_text.h"
 #include "cli/output.h"
 #include "cli/run.h"
@@ -30,29 +30,6 @@ namespace {
 
 namespace fs = std::filesystem;
 using Words = std::vector<std::string>;
-
-// A folder that ends with the command.
-class ScratchFolder {
- public:
-  ScratchFolder() {
-    std::string pattern = (fs::temp_directory_path() / "graft-aot-XXXXXX").string();
-    if (mkdtemp(pattern.data()) == nullptr) {
-      throw Error("kernel.aot", "process",
-                  fmt::format("expected a temporary folder, got: {}", std::strerror(errno)));
-    }
-    path_ = pattern;
-  }
-  ~ScratchFolder() {
-    std::error_code status;
-    fs::remove_all(path_, status);
-  }
-  ScratchFolder(const ScratchFolder&) = delete;
-  ScratchFolder& operator=(const ScratchFolder&) = delete;
-  const fs::path& path() const { return path_; }
-
- private:
-  fs::path path_;
-};
 
 kernel::Resolution find_package(const kernel::LayerReference& reference,
                                 const AotOptions& options) {
@@ -194,20 +171,11 @@ Words command_of(const kernel::LayerReference& reference, const kernel::Resoluti
   return words;
 }
 
-// Our environment but for what opens doors elsewhere.
-std::vector<char*> environment_without_secrets() {
-  std::vector<char*> kept;
-  for (char** variable = environ; *variable != nullptr; ++variable) {
-    const std::string_view text = *variable;
-    const std::string_view name = text.substr(0, text.find('='));
-    if (name.find("TOKEN") == std::string_view::npos &&
-        name.find("SECRET") == std::string_view::npos &&
-        name.find("PASSWORD") == std::string_view::npos) {
-      kept.push_back(*variable);
-    }
-  }
-  kept.push_back(nullptr);
-  return kept;
+// Of variables that open doors elsewhere.
+bool is_secret(std::string_view name) {
+  return name.find("TOKEN") != std::string_view::npos ||
+         name.find("SECRET") != std::string_view::npos ||
+         name.find("PASSWORD") != std::string_view::npos;
 }
 
 struct Outcome {
@@ -216,39 +184,13 @@ struct Outcome {
 };
 
 Outcome run_program(const Words& words) {
-  std::array<int, 2> ends{};
-  if (pipe2(ends.data(), O_CLOEXEC) != 0) {
-    throw Error("kernel.aot", "process",
-                fmt::format("expected a pipe, got: {}", std::strerror(errno)));
-  }
-  posix_spawn_file_actions_t actions;
-  posix_spawn_file_actions_init(&actions);
-  posix_spawn_file_actions_adddup2(&actions, ends[1], STDOUT_FILENO);
-  std::vector<char*> arguments;
-  for (const auto& word : words) {
-    arguments.push_back(const_cast<char*>(word.c_str()));
-  }
-  arguments.push_back(nullptr);
-  pid_t child = 0;
-  const int failure = posix_spawn(&child, words[0].c_str(), &actions, nullptr, arguments.data(),
-                                  environment_without_secrets().data());
-  posix_spawn_file_actions_destroy(&actions);
-  close(ends[1]);
   Outcome outcome;
-  std::array<char, 4096> piece{};
-  for (ssize_t count = 0;
-       failure == 0 && (count = read(ends[0], piece.data(), piece.size())) != 0;) {
-    if (count < 0 && errno != EINTR) {
-      break;
-    }
-    outcome.output.append(piece.data(), static_cast<size_t>(std::max(count, ssize_t{0})));
-  }
-  close(ends[0]);
-  if (failure != 0) {
+  try {
+    outcome.status = run_child(words, environment_without(is_secret),
+                               [&](std::string_view piece) { outcome.output += piece; });
+  } catch (const std::system_error& error) {
     throw Error("kernel.aot", "process",
-                fmt::format("expected to start `{}`, got: {}", words[0], std::strerror(failure)));
-  }
-  while (waitpid(child, &outcome.status, 0) < 0 && errno == EINTR) {
+                fmt::format("expected to start `{}`, got: {}", words[0], error.code().message()));
   }
   return outcome;
 }
@@ -292,7 +234,10 @@ int run_kernels_aot(const AotOptions& options) {
     return 0;
   }
   require_word(found, options);
-  const ScratchFolder scratch;
+  const TemporaryFolder scratch("graft-aot", [](const std::string&) {
+    throw Error("kernel.aot", "process",
+                fmt::format("expected a temporary folder, got: {}", std::strerror(errno)));
+  });
   const Words words = command_of(reference, found, take_copy(found, scratch.path()), options);
   print_note(options.common, fmt::format("running Python code of `{}` in {}: it has your rights, "
                                          "and nothing keeps it in",

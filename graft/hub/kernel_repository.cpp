@@ -10,6 +10,7 @@
 #include "graft/core/error.h"
 #include "graft/core/file_lock.h"
 #include "graft/core/log.h"
+#include "graft/core/temporary_folder.h"
 #include "graft/hub/content_hash.h"
 #include "graft/hub/disk.h"
 #include "graft/hub/environment.h"
@@ -28,25 +29,10 @@ bool is_bytecode(const RepoFile& file) {
 }
 
 // A folder for one file that is only looked at.
-class TemporaryFolder {
+class LookedAtFolder : public TemporaryFolder {
  public:
-  TemporaryFolder() {
-    std::string name = (fs::temp_directory_path() / "graft-dry-run-XXXXXX").string();
-    if (mkdtemp(name.data()) == nullptr) {
-      throw_disk(name, 0);
-    }
-    path_ = name;
-  }
-  ~TemporaryFolder() {
-    std::error_code status;
-    fs::remove_all(path_, status);
-  }
-  TemporaryFolder(const TemporaryFolder&) = delete;
-  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
-  const fs::path& path() const { return path_; }
-
- private:
-  fs::path path_;
+  LookedAtFolder()
+      : TemporaryFolder("graft-dry-run", [](const std::string& name) { throw_disk(name, 0); }) {}
 };
 
 fs::path cache_of(RepoType type, const KernelSnapshotOptions& options) {
@@ -177,7 +163,7 @@ std::optional<Redirect> KernelRepository::redirect_on_hub() {
   }
   FileSource source = source_at(commit);
   if (options_.dry_run) {
-    const TemporaryFolder folder;
+    const LookedAtFolder folder;
     source.repo = folder.path() / repo_.filename();
     download_files(source, {*status});
     return read_redirect(source.repo / "snapshots" / commit);
@@ -308,7 +294,7 @@ bool KernelRepository::bring(KernelSnapshot& snapshot, const std::string& varian
 // Shows the caller a metadata.json that never enters the cache.
 bool KernelRepository::accepts_unfetched(const FileSource& source, const RepoFile& metadata,
                                          const std::string& variant) const {
-  const TemporaryFolder folder;
+  const LookedAtFolder folder;
   FileSource elsewhere = source;
   elsewhere.repo = folder.path() / repo_.filename();
   download_files(elsewhere, {metadata});

@@ -58,12 +58,7 @@ hub::KernelReference hub_reference(const LayerReference& reference) {
 }
 
 TrustQuestion question_of(const hub::KernelFetch& fetch, const ResolveRequest& request) {
-  TrustQuestion question;
-  question.repository = fetch.repo_id;
-  question.source = "Hub";
-  question.commit = fetch.revision.commit;
-  question.ref = fetch.revision.ref;
-  question.client = &fetch.client;
+  TrustQuestion question = fetch_question(fetch);
   question.record = !request.dry_run;
   return question;
 }
@@ -114,6 +109,16 @@ std::optional<HubAnswer> ask_cache(const ResolveRequest& request, Attempt& attem
 bool is_silence(const NetworkError& error) { return error.code().starts_with("hub.http."); }
 
 }  // namespace
+
+TrustQuestion fetch_question(const hub::KernelFetch& fetch) {
+  TrustQuestion question;
+  question.repository = fetch.repo_id;
+  question.source = "Hub";
+  question.commit = fetch.revision.commit;
+  question.ref = fetch.revision.ref;
+  question.client = &fetch.client;
+  return question;
+}
 
 HubAnswer ask_hub(const hub::Client& client, const ResolveRequest& request, Attempt& attempt,
                   const hub::KernelSnapshotOptions& given) {

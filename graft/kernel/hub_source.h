@@ -3,6 +3,7 @@
 
 #include "graft/hub/snapshot.h"
 #include "graft/kernel/package_source.h"
+#include "graft/kernel/trust.h"
 
 namespace graft::kernel {
 
@@ -21,6 +22,10 @@ class HubSource final : public PackageSource {
  private:
   Network network_;
 };
+
+// What trust is asked of a package of the Hub before it is fetched; the answer is recorded. `fetch` has to
+// outlive the question.
+TrustQuestion fetch_question(const hub::KernelFetch& fetch);
 
 // What would be done for a reference, and what was found on the way; the upper half of
 // HubSource::resolve, for those who want the files as well.

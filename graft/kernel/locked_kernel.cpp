@@ -97,13 +97,7 @@ class Locker {
     options.choose = [](const std::vector<std::string>&) { return std::vector<std::string>{}; };
     bool permitted = false;
     options.permit = [&](const hub::KernelFetch& fetch) {
-      TrustQuestion question;
-      question.repository = fetch.repo_id;
-      question.source = "Hub";
-      question.commit = fetch.revision.commit;
-      question.ref = fetch.revision.ref;
-      question.client = &fetch.client;
-      require_trusted(question, TrustStage::kFetch, trust_);
+      require_trusted(fetch_question(fetch), TrustStage::kFetch, trust_);
       permitted = true;
     };
     auto snapshot = hub::snapshot_kernel(client_, {kernel.repo_id, kernel.ref()}, options);

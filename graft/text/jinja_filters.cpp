@@ -8,6 +8,7 @@
 
 #include <fmt/format.h>
 
+#include "graft/core/markup.h"
 #include "graft/text/jinja_interpreter.h"
 #include "graft/text/jinja_text.h"
 #include "graft/text/jinja_unicode.h"

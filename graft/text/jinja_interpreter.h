@@ -119,7 +119,5 @@ Value slice(const Value& value, const SliceBounds& bounds);
 // Arithmetic of two values; charges what it builds.
 Value arithmetic(Interpreter& interpreter, const std::string& symbol, const Value& left,
                  const Value& right);
-// HTML escapes, as markupsafe writes them.
-std::string escape_html(std::string_view text);
 
 }  // namespace graft::text::jinja

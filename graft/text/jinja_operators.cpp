@@ -4,6 +4,7 @@
 
 #include <fmt/format.h>
 
+#include "graft/core/markup.h"
 #include "graft/text/jinja_interpreter.h"
 #include "graft/text/jinja_text.h"
 #include "graft/text/jinja_unicode.h"
@@ -299,32 +300,6 @@ Value slice(const Value& value, const SliceBounds& bounds) {
     return make_range(range.start + start * range.step, range.start + stop * range.step, wide_step);
   }
   return value.is(Kind::kList) ? Value::list(std::move(items)) : Value::tuple(std::move(items));
-}
-
-std::string escape_html(std::string_view text) {
-  std::string out;
-  for (const char c : text) {
-    switch (c) {
-      case '&':
-        out += "&amp;";
-        break;
-      case '<':
-        out += "&lt;";
-        break;
-      case '>':
-        out += "&gt;";
-        break;
-      case '"':
-        out += "&#34;";
-        break;
-      case '\'':
-        out += "&#39;";
-        break;
-      default:
-        out += c;
-    }
-  }
-  return out;
 }
 
 }  // namespace graft::text::jinja
