@@ -1,11 +1,22 @@
 # Everything that graft stands on, each with its reason. Debian 12 package names in brackets.
 find_package(Threads REQUIRED)
 find_package(nlohmann_json REQUIRED)  # JSON trees [nlohmann-json3-dev]
-find_package(fmt REQUIRED)            # text formatting, header-only here [libfmt-dev]
+find_package(fmt REQUIRED)            # text formatting [libfmt-dev]
 find_package(spdlog REQUIRED)         # log sinks, header-only here [libspdlog-dev]
 find_package(CLI11 REQUIRED)          # command line [libcli11-dev]
 find_package(OpenSSL REQUIRED)          # hashes, TLS [libssl-dev]
 find_package(CURL REQUIRED)             # HTTP of the Hub [libcurl4-openssl-dev]
+
+# One fmt in every file: PyTorch's wheel brings headers of another version, which its include folder would put first.
+# The library and not the headers alone: they cost every file four seconds of compiling.
+get_target_property(_fmt_headers fmt::fmt INTERFACE_INCLUDE_DIRECTORIES)
+file(MAKE_DIRECTORY ${CMAKE_BINARY_DIR}/fmt_headers)
+file(CREATE_LINK ${_fmt_headers}/fmt ${CMAKE_BINARY_DIR}/fmt_headers/fmt SYMBOLIC)
+target_include_directories(graft_options SYSTEM BEFORE INTERFACE
+  $<BUILD_INTERFACE:${CMAKE_BINARY_DIR}/fmt_headers>)
+# Beside our libraries: the program then runs on machines without it.
+add_custom_target(graft_fmt_library ALL COMMAND ${CMAKE_COMMAND} -E copy_if_different $<TARGET_FILE:fmt::fmt>
+  ${CMAKE_LIBRARY_OUTPUT_DIRECTORY}/$<TARGET_SONAME_FILE_NAME:fmt::fmt>)
 
 # Static archives of the two text libraries: the program then runs on machines without them.
 find_library(GRAFT_PCRE2_LIBRARY NAMES libpcre2-8.a pcre2-8 REQUIRED)    # split patterns [libpcre2-dev]

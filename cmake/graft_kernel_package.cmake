@@ -174,7 +174,7 @@ endfunction()
 
 # A program beside the package that loads the built variants and calls them through the dispatcher.
 function(_package_program target)
-  target_link_libraries(${target} PRIVATE graft_options torch::cpu fmt::fmt-header-only
+  target_link_libraries(${target} PRIVATE graft_options torch::cpu fmt::fmt
     nlohmann_json::nlohmann_json ${CMAKE_DL_LIBS})
   # The shared precompiled header is position-independent code; executables would be compiled otherwise.
   set_target_properties(${target} PROPERTIES POSITION_INDEPENDENT_CODE OFF)

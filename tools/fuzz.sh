@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Builds the fuzz targets of every parser with clang's libFuzzer and the address and undefined-behaviour sanitizers, and
-# runs each for some seconds from the stored seeds, as many at once as there are processors. Needs Debian's clang, which it installs; the target of
-# config.json also the built library and torch's headers, and is left out with a word where those are missing.
+# runs each for some seconds from the stored seeds, as many at once as there are processors. Needs Debian's clang, which
+# it installs; the target of config.json also the built library and torch's headers, and is left out with a word where
+# those are missing.
 #   tools/fuzz.sh [SECONDS] [FOLDER] [TARGET…]     defaults: 60, build/fuzz, all; inputs that break a target stay in FOLDER
 #   LIMIT=840 tools/fuzz.sh                        no more than so many seconds, the building included
 #   tools/fuzz.sh pack FOLDER                      programs, seeds and scripts to run elsewhere, without clang and network
@@ -75,7 +76,8 @@ if [ -n "$pack" ]; then
   : # config needs libtorch, which is too large to take along
 elif [ -e build/lib/libgraft.so ] && [ -d "$torch" ]; then
   fuzz config tests/data/models config.json graft/models/decoder_config_fuzz.cpp graft/models/decoder_config.cpp \
-    graft/models/config_reader.cpp -isystem "$torch/include" -isystem "$torch/include/torch/csrc/api/include" \
+    graft/models/config_reader.cpp -isystem build/fmt_headers -isystem "$torch/include" \
+    -isystem "$torch/include/torch/csrc/api/include" \
     -Lbuild/lib -lgraft -lgraft_base -L"$torch/lib" -ltorch_cpu -lc10 -Wl,-rpath,"$PWD/build/lib:$PWD/$torch/lib"
 else
   echo "fuzz: config is left out: it needs the built library and .venv"
