@@ -14,9 +14,6 @@ file(MAKE_DIRECTORY ${CMAKE_BINARY_DIR}/fmt_headers)
 file(CREATE_LINK ${_fmt_headers}/fmt ${CMAKE_BINARY_DIR}/fmt_headers/fmt SYMBOLIC)
 target_include_directories(graft_options SYSTEM BEFORE INTERFACE
   $<BUILD_INTERFACE:${CMAKE_BINARY_DIR}/fmt_headers>)
-# Beside our libraries: the program then runs on machines without it.
-add_custom_target(graft_fmt_library ALL COMMAND ${CMAKE_COMMAND} -E copy_if_different $<TARGET_FILE:fmt::fmt>
-  ${CMAKE_LIBRARY_OUTPUT_DIRECTORY}/$<TARGET_SONAME_FILE_NAME:fmt::fmt>)
 
 # Static archives of the two text libraries: the program then runs on machines without them.
 find_library(GRAFT_PCRE2_LIBRARY NAMES libpcre2-8.a pcre2-8 REQUIRED)    # split patterns [libpcre2-dev]

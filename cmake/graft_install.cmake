@@ -10,8 +10,10 @@ target_include_directories(graft_base INTERFACE $<INSTALL_INTERFACE:${CMAKE_INST
 install(TARGETS graft_options graft_base graft EXPORT graftTargets
   LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
 install(EXPORT graftTargets NAMESPACE graft:: DESTINATION ${config_dir})
-install(FILES $<TARGET_FILE:fmt::fmt> RENAME $<TARGET_SONAME_FILE_NAME:fmt::fmt>
-  DESTINATION ${CMAKE_INSTALL_LIBDIR})
+if(SKBUILD)  # a wheel goes to machines where nobody installed fmt
+  install(FILES $<TARGET_FILE:fmt::fmt> RENAME $<TARGET_SONAME_FILE_NAME:fmt::fmt>
+    DESTINATION ${CMAKE_INSTALL_LIBDIR})
+endif()
 install(DIRECTORY graft DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} FILES_MATCHING PATTERN "*.h")
 install(FILES cmake/torch.cmake DESTINATION ${config_dir})
 configure_package_config_file(cmake/graftConfig.cmake.in ${CMAKE_BINARY_DIR}/graftConfig.cmake

@@ -2,7 +2,7 @@
 # Runs prebuilt kernel tests and benchmarks on a machine with an NVIDIA GPU, from the repository root.
 #   tests/gpu/run_kernels.sh BUILD [OUT]
 # BUILD holds bin/kernels_*_{test,bench} and share/graft/hub/graft-kernels (a build folder, or a copy of these
-# two); OUT gets logs, test reports and benchmark rows (default: BUILD/gpu-results).
+# two, with libfmt.so.9 in lib/ where the machine lacks it); OUT gets logs, test reports and benchmark rows (default: BUILD/gpu-results).
 # Needs python3 with a torch wheel of the same version as the build's, for libtorch alone (GRAFT_TORCH_PYTHON).
 # GRAFT_GPU_STEPS picks steps, in order: tests sanitizer bench (default: all three).
 set -uo pipefail
@@ -13,7 +13,7 @@ mkdir -p "$out"
 
 torch_dir=$("$python" -c "import importlib.util as u; print(u.find_spec('torch').submodule_search_locations[0])")
 site_packages=$(dirname "$torch_dir")
-library_path=$torch_dir/lib
+library_path=$build/lib:$torch_dir/lib
 for folder in "$site_packages"/nvidia/*/lib; do
   [ -d "$folder" ] && library_path=$library_path:$folder
 done

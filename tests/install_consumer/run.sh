@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Installs a build into a fresh folder, builds this consumer against it, and runs both.
-#   run.sh BUILD MODEL.gguf
+# Installs a build into a fresh folder, builds this consumer against it, and runs both; then the same files as the wheel
+# of `pip install .` holds them, through the wheel's command.
+#   run.sh BUILD MODEL.gguf PYTHON
 set -euo pipefail
-build=$(realpath "$1") model=$2
+build=$(realpath "$1") model=$2 python=$3
 here=$(cd "$(dirname "$0")" && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -18,3 +19,15 @@ cmake --build "$work/build"
 "$work/build/consumer" "$model"
 "$work/prefix/bin/graft" --version
 "$work/prefix/bin/graft" generate "$model" --prompt "The capital of France is" --max-new-tokens 2
+
+# pyproject.toml, [tool.scikit-build]: the installed tree lies inside the Python package.
+mkdir "$work/wheel"
+cp -r "$here/../../python/graft_kernels" "$work/wheel/"
+cp -r "$work/prefix/." "$work/wheel/graft_kernels/"
+rm -rf "$work/prefix"
+export PYTHONPATH=$work/wheel
+graft=("$python" -c 'from graft_kernels.command import main; main()')
+"${graft[@]}" --version
+"${graft[@]}" generate "$model" --prompt "The capital of France is" --max-new-tokens 2 --json | tee "$work/said.json"
+grep -q '"package":"graft-kernels/rms-norm' "$work/said.json"
+"$python" -c 'import graft_kernels; print(graft_kernels.hub_dir())' | grep -F "$work/wheel"
