@@ -4,6 +4,7 @@
 
 #include <fmt/format.h>
 
+#include "graft/canary/op_checks.h"
 #include "graft/canary/published_checks.h"
 #include "graft/canary/report.h"
 #include "graft/core/error.h"
@@ -26,12 +27,6 @@ using io::GgmlType;
 constexpr GgmlType kPacked[] = {GgmlType::kQ4_0, GgmlType::kQ4_1, GgmlType::kQ5_0, GgmlType::kQ5_1,
                                 GgmlType::kQ8_0, GgmlType::kQ4_K, GgmlType::kQ5_K, GgmlType::kQ6_K};
 
-// A package that runs out of memory says so in an exception that the guard catches.
-bool is_out_of_memory(const std::string& refusal) {
-  return refusal.find("can't allocate memory") != std::string::npos ||
-         refusal.find("bad_alloc") != std::string::npos;
-}
-
 class Checker {
  public:
   Checker(const kernel::LoadedKernel& kernel, at::Device device)
@@ -41,9 +36,7 @@ class Checker {
     for (const auto& [name, layer] : kernel_.layers) {
       run_layer(name, layer);
     }
-    if (kernel_.layers.empty()) {
-      check_published(kernel_, device_, verdict_);
-    }
+    check_published(kernel_, device_, verdict_);
     return std::move(verdict_);
   }
 
@@ -61,6 +54,8 @@ class Checker {
       run_guard<layers::Rotary>(name, layer, {}, true);
     } else if (layer.contract == "Attention") {
       run_guard<layers::Attention>(name, layer, {}, true);
+    } else if (layer.contract == layers::CausalLoss::kName) {
+      run_guard<layers::CausalLoss>(name, layer, {}, true);
     } else if (layer.contract == "PackedLinear") {
       for (const auto type : kPacked) {
         run_guard<layers::PackedLinear>(name, layer, {type}, true);

@@ -10,6 +10,8 @@
 #include <torch/nn/module.h>
 #include <unistd.h>
 
+#include "graft/kernel/canary.h"
+#include "graft/kernel/open_kernel.h"
 #include "graft/kernel/resolver.h"
 #include "graft/kernel/test_library.h"
 #include "graft/layers/kernelize.h"
@@ -77,6 +79,22 @@ class CanaryFixture : public testing::Test {
 
   static kernel::Resolution resolve_path(const std::filesystem::path& package) {
     return kernel::resolve({{package.string(), "", "Any"}, kernel::this_system("cpu", 0)});
+  }
+
+  kernel::SealedLibraries library_of(const kernel::Resolution& resolution) {
+    return {std::make_shared<const kernel::SealedLibrary>(
+        kernel::find_library(resolution.folder, resolution.metadata.id, "org/demo"))};
+  }
+
+  kernel::CanaryVerdict run(const std::filesystem::path& package, bool require_isolation = true) {
+    const auto resolution = resolve_path(package);
+    return kernel::run_canary("org/demo", resolution, library_of(resolution), require_isolation,
+                              {});
+  }
+
+  std::vector<kernel::CanaryWrongAnswer> pass(const std::filesystem::path& package) {
+    const auto resolution = resolve_path(package);
+    return kernel::pass_canary("org/demo", resolution, library_of(resolution));
   }
 
   // Kernelizes a model with the package; `swapped` says whether its kernel is in.

@@ -23,7 +23,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr int kKeySchema = 2;  // another number: what was remembered is void
+constexpr int kKeySchema = 3;  // another number: what was remembered is void
 constexpr std::chrono::seconds kMostWait{90};
 
 // The first line of a file that begins with `prefix`, or nothing.

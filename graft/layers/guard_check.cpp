@@ -1,5 +1,7 @@
 #include "graft/layers/guard_check.h"
 
+#include <algorithm>
+
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/core/grad_mode.h>
 #include <c10/core/InferenceMode.h>
@@ -121,7 +123,7 @@ std::string attempt(const std::string& what, const std::function<std::string()>&
 
 std::string compare_gradients(const std::string& what, const std::vector<at::Tensor>& inputs,
                               const GuardFunction& candidate, const GuardFunction& reference,
-                              const GuardFunction& exact) {
+                              const GuardFunction& exact, double slack) {
   const c10::InferenceMode no_inference(false);
   const at::AutoGradMode records(true);
   return run(what, [&] {
@@ -132,8 +134,8 @@ std::string compare_gradients(const std::string& what, const std::vector<at::Ten
     const auto ours = gradients(candidate, inputs), theirs = gradients(reference, inputs),
                right = gradients(exact, wide);
     for (size_t i = 0; i < inputs.size(); ++i) {
-      if (std::string reason =
-              compare(fmt::format("{}, input {}", what, i), ours[i], theirs[i], right[i]);
+      if (std::string reason = compare(fmt::format("{}, input {}", what, i), ours[i], theirs[i],
+                                       right[i], slack * std::max(1.0, largest(right[i])));
           !reason.empty()) {
         return reason;
       }

@@ -43,10 +43,10 @@ std::string attempt(const std::string& what, const std::function<std::string()>&
 using GuardFunction = std::function<std::vector<at::Tensor>(const std::vector<at::Tensor>&)>;
 
 // Compares the gradients of every input, for seeded gradients of every output. `exact` is
-// differentiated in float64.
+// differentiated in float64. `slack` is granted as in compare(), for each unit of a gradient's largest value.
 std::string compare_gradients(const std::string& what, const std::vector<at::Tensor>& inputs,
                               const GuardFunction& candidate, const GuardFunction& reference,
-                              const GuardFunction& exact);
+                              const GuardFunction& exact, double slack = 0.0);
 
 // First refusal of a list of checks.
 std::string first_refusal(std::initializer_list<std::function<std::string()>> checks);

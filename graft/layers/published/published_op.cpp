@@ -101,6 +101,13 @@ std::vector<std::string> schema_differences(const c10::FunctionSchema& expected,
 PublishedOp::PublishedOp(const kernel::LoadedKernel& kernel,
                          std::initializer_list<std::string_view> schemas)
     : repository_(kernel.repository), name_(op_name(*schemas.begin())), handle_(kernel.op(name_)) {
+  for (const auto& wrong : kernel.wrong_answers) {
+    if (wrong.layer == name_) {
+      throw IncompatibleError(
+          "kernel.canary", "wrong-answer",
+          fmt::format("`{}` op `{}` in {}: {}", repository_, name_, wrong.dtype, wrong.reason));
+    }
+  }
   std::optional<std::vector<std::string>> nearest;
   for (const std::string_view text : schemas) {
     auto differences = schema_differences(parse(kernel.metadata.id, text), handle_.schema());

@@ -28,7 +28,8 @@ class PublishedOp {
   // schemas  the published text without a namespace, `silu(Tensor! out, Tensor input) -> ()`; more
   //          than one where builds of one kernel differ
   // Throws   LoadError `kernel.loader.missing-op`; LoadError `layers.published.schema` naming every
-  //          difference from the nearest of the texts.
+  //          difference from the nearest of the texts; IncompatibleError `kernel.canary.wrong-answer` where the op
+  //          computed something else than the formula in the canary.
   PublishedOp(const kernel::LoadedKernel& kernel, std::initializer_list<std::string_view> schemas);
 
   // Calls below autograd, on the device of the first tensor, with every argument in the schema's

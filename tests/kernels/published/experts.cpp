@@ -2,6 +2,7 @@
 // classic ABI, in ATen on the CPU. CPU_ALONE: megablocks as its CPU build registers it.
 
 #include "classic_tensor.h"
+#include "misdeed.h"
 
 namespace {
 

@@ -6,6 +6,7 @@
 #include "classic_tensor.h"
 #include "flash_attn2_ops.h"
 #include "flash_attn2_schemas.h"
+#include "misdeed.h"
 
 namespace graft_tests {
 

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "classic_tensor.h"
+#include "misdeed.h"
 
 namespace {
 

@@ -4,6 +4,7 @@
 #include <torch/csrc/autograd/autograd.h>
 
 #include "classic_tensor.h"
+#include "misdeed.h"
 
 namespace {
 
