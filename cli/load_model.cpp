@@ -9,6 +9,7 @@
 
 #include "graft/core/error.h"
 #include "graft/layers/kernel_config.h"
+#include "graft/models/model_files.h"
 #include "graft/tensor/device.h"
 
 #include "cli/input.h"
@@ -26,10 +27,7 @@ std::optional<layers::KernelConfig> kernel_config(const ModelOptions& options) {
   return layers::KernelConfig::from_json(is_json ? text : read_text(text, "--kernel-config"));
 }
 
-std::shared_ptr<models::CausalLM> load_model(const ModelOptions& options,
-                                             const CommonOptions& common) {
-  const std::string model = resolve_model(options.model);
-  ProgressBar bar(common, "loading weights");
+models::LoadOptions load_options(const ModelOptions& options) {
   models::LoadOptions load;
   load.use_kernels = options.use_kernels;
   load.kernel_config = kernel_config(options);
@@ -39,10 +37,27 @@ std::shared_ptr<models::CausalLM> load_model(const ModelOptions& options,
   load.attn_implementation = options.attn_implementation;
   load.gguf_file = options.gguf_file;
   load.revision = options.revision;
+  return load;
+}
+
+std::shared_ptr<models::CausalLM> load_model(const ModelOptions& options,
+                                             const CommonOptions& common) {
+  const std::string model = resolve_model(options.model);
+  ProgressBar bar(common, "loading weights");
+  models::LoadOptions load = load_options(options);
   load.progress = [&bar](int64_t done, int64_t total) {
     bar.update(static_cast<uint64_t>(done), static_cast<uint64_t>(total));
   };
   return models::AutoModelForCausalLM::from_pretrained(model, load);
+}
+
+std::string settled_weights(const ModelOptions& options, layers::Mode mode) {
+  const models::LoadOptions load = load_options(options);
+  if (load.weights == models::WeightFormat::kAuto && mode != layers::Mode::kInference) {
+    return "unpacked";
+  }
+  const auto location = models::locate_model_files(resolve_model(options.model), load);
+  return models::stays_packed(load, location, load.device_map.resolve()) ? "packed" : "unpacked";
 }
 
 std::vector<int64_t> parse_ids(const std::string& text) {

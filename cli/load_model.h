@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "graft/layers/kernel_config.h"
+#include "graft/layers/mode.h"
 #include "graft/models/auto_model.h"
 
 #include "cli/options.h"
@@ -19,6 +20,13 @@ namespace graft::cli {
 // from_pretrained throws.
 std::shared_ptr<models::CausalLM> load_model(const ModelOptions& options,
                                              const CommonOptions& common);
+
+// What load_model() asks of from_pretrained(), without progress.
+models::LoadOptions load_options(const ModelOptions& options);
+
+// `packed` or `unpacked`: what loading the model with kernels for that mode would make of its matrices, for commands
+// that swap kernels in themselves. Throws as from_pretrained() where the model is not here.
+std::string settled_weights(const ModelOptions& options, layers::Mode mode);
 
 // The kernel config of the options, from JSON text or a file; nothing when none was given.
 std::optional<layers::KernelConfig> kernel_config(const ModelOptions& options);

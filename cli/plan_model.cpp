@@ -17,6 +17,7 @@
 #include "graft/models/checkpoint_weights.h"
 #include "graft/models/decoder.h"
 #include "graft/models/decoder_config.h"
+#include "graft/models/model_files.h"
 #include "graft/models/registry.h"
 #include "graft/nn/attention_name.h"
 #include "graft/tensor/device.h"
@@ -116,22 +117,44 @@ nn::AttentionChoice planned_attention(const std::string& name, const CommonOptio
           nullptr};
 }
 
+// Such a file is here or it is not: config, dtype and the kind of every matrix are in one header.
+PlannedModel plan_gguf(const ModelOptions& options, layers::Mode mode,
+                       const nn::AttentionChoice& attention) {
+  const models::LoadOptions load = load_options(options);
+  const auto location = models::locate_model_files(resolve_model(options.model), load);
+  const at::Device device = load.device_map.resolve();
+  tensor::ensure_device(device);
+  const bool packed = settled_weights(options, mode) == "packed";
+  auto files = models::open_model_files(location);
+  const models::ConfigReader config(std::move(files.config), location.config_file().string());
+  const auto& family = config.parsed("model_type", "", &models::find_model_family);
+  const auto model = family.make(config, {attention});
+  const auto named_dtype = load.dtype ? load.dtype : models::read_dtype(config);
+  const at::ScalarType dtype = named_dtype.value_or(files.weights->stored_dtype());
+  models::load_weights(*model, *files.weights,
+                       {.dtype = dtype, .device = at::kMeta, .packed = packed});
+  model->finish_loading(location.folder.string(), location.gguf_file.string(), config.raw().dump(),
+                        /*trainable=*/false);
+  model->eval();
+  return {model, device, dtype};
+}
+
 }  // namespace
 
-PlannedModel plan_model(const ModelOptions& options, const CommonOptions& common) {
-  const std::string name = resolve_model(options.model);
-  if (!options.gguf_file.empty() || is_gguf_file(name)) {
-    // Such a file is here or it is not: it brings weights, config and dtype in one.
-    const auto model = load_model(options, common);
-    return {model, model->device(), model->dtype()};
-  }
+PlannedModel plan_model(const ModelOptions& options, layers::Mode mode,
+                        const CommonOptions& common) {
   const auto attention = planned_attention(options.attn_implementation, common);
+  if (!options.gguf_file.empty() || is_gguf_file(resolve_model(options.model))) {
+    return plan_gguf(options, mode, attention);
+  }
   Config found = find_config(options);
   const models::ConfigReader config(std::move(found.object), found.where);
   const auto& family = config.parsed("model_type", "", &models::find_model_family);
   const models::DeviceMap device_map(options.device);
   const at::Device device = device_map.resolve();
   tensor::ensure_device(device);
+  models::stays_packed(load_options(options), {resolve_model(options.model), {}},
+                       device);  // or says why not
   std::shared_ptr<models::CausalLM> model = family.make(config, {attention});
   model->eval();
   return {model, device, dtype_of(options, config, found.folder, common)};

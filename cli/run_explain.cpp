@@ -87,14 +87,6 @@ std::string attention_text(const models::CausalLM& model) {
   return text;
 }
 
-// Whether `generate` would keep the weights of this file packed.
-bool packs_by_default(const ModelOptions& options) {
-  const bool is_gguf =
-      !options.gguf_file.empty() || resolve_model(options.model).ends_with(".gguf");
-  return is_gguf && options.use_kernels && options.weights == "auto" && options.dtype == "auto" &&
-         options.device == "cpu";
-}
-
 }  // namespace
 
 int run_explain(const ExplainOptions& options) {
@@ -102,9 +94,7 @@ int run_explain(const ExplainOptions& options) {
   const auto mode = layers::parse_mode(options.mode);
   model_options.kernel_config.clear();
   model_options.use_kernels = false;  // kernelized below, with the mode that was asked for
-  if (mode == layers::Mode::kInference && packs_by_default(options.model)) {
-    model_options.weights = "packed";
-  }
+  model_options.weights = settled_weights(options.model, mode);
   const auto model = load_model(model_options, options.common);
   layers::KernelizeOptions kernelize{.mode = mode,
                                      .device = model->device(),

@@ -11,11 +11,8 @@
 namespace graft::cli {
 
 int run_plan(const PlanOptions& options) {
-  ModelOptions model_options = options.model;
   const auto mode = layers::parse_mode(options.mode);
-  model_options.kernel_config.clear();
-  model_options.use_kernels = false;
-  const PlannedModel planned = plan_model(model_options, options.common);
+  const PlannedModel planned = plan_model(options.model, mode, options.common);
   layers::KernelizeOptions kernelize{
       .mode = mode,
       .device = planned.device,

@@ -117,6 +117,9 @@ class GgufWeights final : public WeightSource {
 
   at::Tensor load(const std::string& key, at::ScalarType dtype, at::Device device) override {
     const Stored& stored = stored_.at(key);
+    if (device.is_meta()) {  // shape and dtype alone
+      return at::empty(stored.tensor->shape, at::TensorOptions().dtype(dtype).device(device));
+    }
     const bool exact = dtype == at::kFloat || (dtype == at::kBFloat16 && !stored.target.shifted);
     at::Tensor value = unpacked(*stored.tensor, exact ? dtype : at::kFloat);
     file_.file()->release(stored.tensor->bytes);
