@@ -13,8 +13,8 @@
 #include "graft/core/error.h"
 #include "graft/core/file_status.h"
 #include "graft/core/temporary_folder.h"
-#include "graft/kernel/digest.h"
 #include "graft/kernel/get_kernel.h"
+#include "graft/kernel/load_gate.h"
 #include "graft/kernel/package_source.h"
 
 #include "cli/child_process.h"
@@ -48,16 +48,8 @@ kernel::Resolution find_package(const kernel::LayerReference& reference,
 // isolated process could tell what it does. So a package of the Hub needs both what every package
 // needs and the caller's word.
 void require_word(const kernel::Resolution& found, const AotOptions& options) {
-  kernel::TrustQuestion question;
-  question.repository = found.repository;
-  question.source = found.source;
-  question.commit = found.commit;
-  question.ref = found.ref;
-  question.folder = found.folder;
-  question.metadata = &found.metadata;
-  question.record = !options.dry_run;
-  kernel::require_trusted(question, kernel::TrustStage::kLoad,
-                          {.trust_all = options.trust_remote_code});
+  kernel::require_loadable(found.repository, found, {.trust_all = options.trust_remote_code},
+                           /*record=*/!options.dry_run);
   if (!found.commit.empty() && !options.trust_remote_code) {
     throw IntegrityError(
         "kernel.aot", "trust",
@@ -79,15 +71,7 @@ fs::path take_copy(const kernel::Resolution& found, const fs::path& scratch) {
       fs::remove_all(entry->path());
     }
   }
-  if (found.metadata.digest) {
-    const auto violations = kernel::digest_violations(copy, *found.metadata.digest);
-    if (!violations.empty()) {
-      throw IntegrityError(
-          "kernel.aot", "digest",
-          fmt::format("`{}`: expected the published files in `{}`, got {}", found.repository,
-                      found.folder.string(), fmt::join(violations, "; ")));
-    }
-  }
+  kernel::require_published_files(found.repository, found, copy);
   return copy;
 }
 

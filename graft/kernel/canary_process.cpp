@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include "graft/core/env.h"
+#include "graft/core/temporary_folder.h"
 #include "graft/kernel/canary_report.h"
 
 namespace graft::kernel {
@@ -77,27 +78,19 @@ Descriptor memory_file(const std::string& content) {
 // A folder of this run alone: `scratch` in it may be written to, the rest must stay out of reach.
 class RunFolder {
  public:
-  RunFolder() {
-    std::string pattern = (fs::temp_directory_path() / "graft-canary-XXXXXX").string();
-    if (mkdtemp(pattern.data()) == nullptr || !fs::create_directory(pattern + "/scratch")) {
-      throw std::system_error(errno, std::generic_category(), pattern);
+  RunFolder() : folder_("graft-canary", &fail) {
+    if (!fs::create_directory(path() / "scratch")) {
+      fail(path().string());
     }
-    path_ = pattern;
-    const int decoy = open((path_ / "decoy").c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0644);
+    const int decoy = open((path() / "decoy").c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0644);
     close(decoy);
   }
-  ~RunFolder() {
-    std::error_code status;
-    fs::remove_all(path_, status);
-  }
-  RunFolder(const RunFolder&) = delete;
-  RunFolder& operator=(const RunFolder&) = delete;
-  const fs::path& path() const { return path_; }
+  const fs::path& path() const { return folder_.path(); }
 
   uint64_t scratch_bytes() const {
     uint64_t total = 0;
     std::error_code status;
-    for (fs::recursive_directory_iterator it(path_ / "scratch", status), end; it != end && !status;
+    for (fs::recursive_directory_iterator it(path() / "scratch", status), end; it != end && !status;
          it.increment(status)) {
       const auto size = it->is_regular_file(status) ? it->file_size(status) : 0;
       total += 4096 + (status ? 0 : size);
@@ -107,7 +100,11 @@ class RunFolder {
   }
 
  private:
-  fs::path path_;
+  [[noreturn]] static void fail(const std::string& path) {
+    throw std::system_error(errno, std::generic_category(), path);
+  }
+
+  TemporaryFolder folder_;
 };
 
 // What the helper may know of our environment: nothing that is secret.

@@ -6,13 +6,13 @@
 
 #include <fmt/format.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
 #include "graft/core/error.h"
 #include "graft/core/warn.h"
 #include "graft/hub/disk.h"
 #include "graft/io/json.h"
 #include "graft/kernel/digest.h"
+#include "graft/trust/ownership.h"
 
 namespace graft::kernel {
 
@@ -25,16 +25,14 @@ constexpr std::array<std::string_view, 9> kNames = {
 constexpr int kSchema = 2;
 constexpr size_t kMaxBytes = 1 << 20;
 
-// Why a file or folder could have been written by somebody else, or an empty text.
-std::string stranger_refusal(const fs::path& path, mode_t type) {
-  struct stat status {};
-  if (lstat(path.c_str(), &status) != 0 || (status.st_mode & S_IFMT) != type) {
-    return "it is of another kind";
+// Why what is there is not taken for this user's own record or its folder, or an empty text.
+std::string record_refusal(const fs::path& path, fs::file_type type) {
+  std::error_code status;
+  if (fs::symlink_status(path, status).type() != type) {
+    return fmt::format("`{}` is of another kind", path.string());
   }
-  if (status.st_uid != geteuid()) {
-    return "it belongs to another user";
-  }
-  return (status.st_mode & (S_IWGRP | S_IWOTH)) != 0 ? "other users can write to it" : "";
+  const std::string stranger = trust::stranger_at(path, trust::Sharing::kNone);
+  return stranger.empty() ? "" : fmt::format("`{}` {}", path.string(), stranger);
 }
 
 }  // namespace
@@ -90,8 +88,8 @@ std::optional<CanaryVerdict> CanaryRecords::find(const std::string& key) const {
   if (!fs::exists(fs::symlink_status(file, status))) {
     return std::nullopt;
   }
-  std::string refusal = stranger_refusal(folder_, S_IFDIR);
-  refusal = refusal.empty() ? stranger_refusal(file, S_IFREG) : refusal;
+  std::string refusal = record_refusal(folder_, fs::file_type::directory);
+  refusal = refusal.empty() ? record_refusal(file, fs::file_type::regular) : refusal;
   try {
     if (refusal.empty()) {
       const auto json = io::read_json_file(file, "kernel.canary", {.max_bytes = kMaxBytes});

@@ -6,12 +6,11 @@
 #include <fmt/ranges.h>
 
 #include "graft/core/error.h"
-#include "graft/core/warn.h"
 #include "graft/kernel/canary.h"
 #include "graft/kernel/compiled_layer.h"
 #include "graft/kernel/digest.h"
+#include "graft/kernel/load_gate.h"
 #include "graft/kernel/open_kernel.h"
-#include "graft/kernel/trust.h"
 
 namespace graft::kernel {
 
@@ -20,38 +19,15 @@ namespace {
 namespace fs = std::filesystem;
 using Dependencies = std::vector<std::shared_ptr<const LoadedKernel>>;
 
-void verify_digest(const std::string& repository, const Resolution& resolution,
-                   const SealedLibraries& libraries) {
-  if (!resolution.metadata.digest) {
-    warn(fmt::format(
-        "[kernel.loader] `{}`: metadata.json has no digest; the files could not be verified",
-        repository));
-    return;
-  }
+// What is about to be opened are the sealed copies, so these are held against the digest.
+void require_gate(const std::string& repository, const Resolution& resolution,
+                  const SealedLibraries& libraries, const TrustPolicy& trust) {
   std::map<std::string, fs::path> sealed;
   for (const auto& library : libraries) {
     sealed.emplace(library->file().filename().string(), library->path());
   }
-  const auto violations = digest_violations(resolution.folder, *resolution.metadata.digest, sealed);
-  if (!violations.empty()) {
-    throw IntegrityError(
-        "kernel.loader", "digest",
-        fmt::format("`{}`: expected the published files in `{}`, got {} differences: {}",
-                    repository, resolution.folder.string(), violations.size(),
-                    fmt::join(violations, "; ")),
-        "delete the folder and fetch the package again");
-  }
-}
-
-TrustQuestion trust_question(const std::string& repository, const Resolution& resolution) {
-  TrustQuestion question;
-  question.repository = repository;
-  question.source = resolution.source;
-  question.commit = resolution.commit;
-  question.ref = resolution.ref;
-  question.folder = resolution.folder;
-  question.metadata = &resolution.metadata;
-  return question;
+  require_published_files(repository, resolution, resolution.folder, sealed);
+  require_loadable(repository, resolution, trust);
 }
 
 // One digest means the same files: a branch that moved on without a change to this variant.
@@ -72,8 +48,7 @@ std::shared_ptr<LoadedKernel> verify_and_open_compiled(const std::string& reposi
                                                        const Resolution& resolution,
                                                        const TrustPolicy& trust) {
   const SealedLibraries libraries = seal_compiled_layer(resolution.folder);
-  verify_digest(repository, resolution, libraries);
-  require_trusted(trust_question(repository, resolution), TrustStage::kLoad, trust);
+  require_gate(repository, resolution, libraries, trust);
   check_compiled_layer(repository, resolution.metadata, libraries);
   auto wrong_answers = pass_canary(repository, resolution, libraries);
   auto kernel = open_compiled_layer(repository, resolution, libraries);
@@ -87,8 +62,7 @@ std::shared_ptr<LoadedKernel> verify_and_open(const std::string& repository,
   const std::string& id = resolution.metadata.id;
   const auto library =
       std::make_shared<const SealedLibrary>(find_library(resolution.folder, id, repository));
-  verify_digest(repository, resolution, {library});
-  require_trusted(trust_question(repository, resolution), TrustStage::kLoad, trust);
+  require_gate(repository, resolution, {library}, trust);
   const bool is_open = is_open_already(repository, id, library->file());
   std::vector<CanaryWrongAnswer> wrong_answers;
   if (!is_open) {

@@ -39,24 +39,6 @@ bool is_own_group(gid_t group) {
   return true;
 }
 
-// Why others can change what is at this place, or an empty text. In a folder like /tmp others can
-// add names, but not replace those of the user.
-std::string stranger_at(const fs::path& path) {
-  struct stat status {};
-  if (stat(path.c_str(), &status) != 0) {
-    return "cannot be looked at";
-  }
-  if (status.st_uid != geteuid() && status.st_uid != 0) {
-    return "belongs to another user";
-  }
-  const bool is_guarded = S_ISDIR(status.st_mode) && (status.st_mode & S_ISVTX) != 0;
-  if ((status.st_mode & S_IWOTH) != 0 && !is_guarded) {
-    return "can be written to by every user";
-  }
-  const bool has_group = (status.st_mode & S_IWGRP) != 0 && !is_guarded && status.st_gid != 0;
-  return has_group && !is_own_group(status.st_gid) ? "can be written to by a group" : "";
-}
-
 // Every file and folder below, each as it is named and as it is reached through links, with what
 // lies above them.
 std::set<fs::path> places_of(const fs::path& folder) {
@@ -85,10 +67,29 @@ std::set<fs::path> places_of(const fs::path& folder) {
 
 }  // namespace
 
+std::string stranger_at(const fs::path& path, Sharing sharing) {
+  struct stat status {};
+  if (stat(path.c_str(), &status) != 0) {
+    return "cannot be looked at";
+  }
+  const bool is_harmless = sharing == Sharing::kHarmless;
+  if (status.st_uid != geteuid() && !(is_harmless && status.st_uid == 0)) {
+    return "belongs to another user";
+  }
+  // In a folder like /tmp others can add names, but not replace those of the user.
+  const bool is_guarded = is_harmless && S_ISDIR(status.st_mode) && (status.st_mode & S_ISVTX) != 0;
+  if ((status.st_mode & S_IWOTH) != 0 && !is_guarded) {
+    return "can be written to by every user";
+  }
+  const bool is_grouped = (status.st_mode & S_IWGRP) != 0 && !is_guarded;
+  const bool is_ours = is_harmless && (status.st_gid == 0 || is_own_group(status.st_gid));
+  return is_grouped && !is_ours ? "can be written to by a group" : "";
+}
+
 std::optional<std::string> foreign_writer(const fs::path& folder) {
   try {
     for (const fs::path& place : places_of(folder)) {
-      if (const auto why = stranger_at(place); !why.empty()) {
+      if (const auto why = stranger_at(place, Sharing::kHarmless); !why.empty()) {
         return fmt::format("`{}` {}", place.string(), why);
       }
     }

@@ -7,6 +7,16 @@
 
 namespace graft::trust {
 
+// Who may write to a place beside the user.
+enum class Sharing {
+  kHarmless,  // root, a group of the user's own, and anybody to a folder in which nobody replaces what is not theirs
+  kNone,
+};
+
+// Why somebody else could have changed what is at this place (links followed), or an empty text: "belongs to another
+// user". One disk access; may ask the user data base about a group.
+std::string stranger_at(const std::filesystem::path& path, Sharing sharing);
+
 // The first place from which another user, root aside, could have changed a file below `folder`,
 // with the reason: "`/srv/cache/blobs` belongs to another user". Nothing where there is none.
 //

@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """Compiles one layer of a Python-only kernel (Triton, plain torch) ahead of time into a package that graft loads
-without Python: `torch.export`, then AOTInductor. `graft kernels aot` runs this file; it needs torch, a C++ compiler and,
-for Triton kernels, Triton; nothing of graft.
+without Python: `torch.export`, then AOTInductor. `graft kernels aot` runs this file; it needs torch, a C++ compiler
+and, for Triton kernels, Triton; nothing of graft.
 
     aot.py --package VARIANT_FOLDER --layer RMSNorm --out FOLDER [--device cuda --dtype bfloat16 --columns 2048 …]
 
 The result is FOLDER/build/<variant>/ with a library for every dtype, eps and width of rows, `aot.json` (which library
-serves what), `layers.json`, `metadata.json` with a digest, and the kernel's own Python files, so that Python's `kernels`
-takes the package too. Libraries hold machine code of this torch and, for CUDA, of this GPU's compute capability.
+serves what), `layers.json`, `metadata.json` with a digest, and the kernel's own Python files, so that Python's
+`kernels` takes the package too. Libraries hold machine code of this torch and, for CUDA, of this GPU's compute
+capability.
 """
 
 import argparse
@@ -66,7 +67,8 @@ def load_layer(folder, layer):
     if not (folder / "__init__.py").is_file():
         raise AotError("package", f"expected `{folder}/__init__.py`, got nothing there")
     name = "_graft_aot_" + hashlib.sha256(str(folder).encode()).hexdigest()[:12]
-    spec = importlib.util.spec_from_file_location(name, folder / "__init__.py", submodule_search_locations=[str(folder)])
+    spec = importlib.util.spec_from_file_location(name, folder / "__init__.py",
+                                                  submodule_search_locations=[str(folder)])
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
@@ -129,9 +131,9 @@ def processor():
 
 def use_compiler(folder):
     """Puts a compiler in front of the real one that makes libraries as graft loads them: for `processor()`, without an
-    executable stack, which AOTInductor's constants ask for by accident, and with every symbol but the entry points their
-    own. Templates of the C++ library that libtorch exports too would else be taken from there, whatever compiler made
-    it: a std::regex of GCC 13 crashes on one of GCC 11."""
+    executable stack, which AOTInductor's constants ask for by accident, and with every symbol but the entry points
+    their own. Templates of the C++ library that libtorch exports too would else be taken from there, whatever compiler
+    made it: a std::regex of GCC 13 crashes on one of GCC 11."""
     real = shutil.which(os.environ.get("CXX", "g++"))
     if real is None:
         raise AotError("compiler", "expected a C++ compiler, got none", "install g++, or name one with CXX")
@@ -172,7 +174,8 @@ def check_archive(archive, samples, answers, dtype):
     compiled = torch._inductor.aoti_load_package(str(archive))
     for arguments, own, expected in zip(samples, run_samples(compiled, samples), answers):
         tolerance = TOLERANCES[dtype]
-        if own.dtype != expected.dtype or not torch.allclose(own.float(), expected.float(), rtol=tolerance, atol=tolerance):
+        is_close = torch.allclose(own.float(), expected.float(), rtol=tolerance, atol=tolerance)
+        if own.dtype != expected.dtype or not is_close:
             raise AotError("answer", f"expected the layer's own results on {list(arguments[0].shape)}, got others")
 
 
@@ -202,7 +205,8 @@ class Builder:
         try:
             torch._inductor.aoti_compile_and_package(exported, package_path=str(archive))
         except Exception as error:
-            raise AotError("inductor", f"{what}: expected a layer that AOTInductor takes, got {first_line(error)}") from error
+            raise AotError("inductor",
+                           f"{what}: expected a layer that AOTInductor takes, got {first_line(error)}") from error
         check_archive(archive, samples, answers, dtype)
         path = self.folder / f"{self.id}_{len(self.libraries)}.so"
         take_library(archive, path)
@@ -287,7 +291,8 @@ def make_identifier(options, name):
 def check_options(options):
     contract, torch_version = options.contract or options.layer, torch.__version__.split("+")[0]
     if options.torch not in ("", torch_version):
-        raise AotError("torch", f"expected a Python with torch {options.torch}, as graft has, got one with {torch_version}",
+        raise AotError("torch",
+                       f"expected a Python with torch {options.torch}, as graft has, got one with {torch_version}",
                        "name another with --python or GRAFT_PYTHON")
     if contract != "RMSNorm" and contract not in ACTIVATIONS:
         raise AotError("contract", f"expected RMSNorm or one of {', '.join(ACTIVATIONS)}, got {contract}",
@@ -310,8 +315,10 @@ def build(options, contract, work):
     torch.manual_seed(0)
     layer = load_layer(options.package, options.layer)
     folder = work / "variant"
-    shutil.copytree(options.package, folder, ignore=lambda at, names: [
-        found for found in names if found == "__pycache__" or not (found.endswith(".py") or pathlib.Path(at, found).is_dir())])
+    def unwanted(at, names):
+        return [found for found in names
+                if found == "__pycache__" or not (found.endswith(".py") or pathlib.Path(at, found).is_dir())]
+    shutil.copytree(options.package, folder, ignore=unwanted)
     identifier = make_identifier(options, name)
     builder = Builder(options, layer, folder, identifier)
     builder.add_norms() if contract == "RMSNorm" else builder.add_activations()
