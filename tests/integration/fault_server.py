@@ -229,7 +229,7 @@ def tls_context(certificate, key, newest=None):
     return context
 
 
-def wait_until(condition, seconds=10):
+def wait_until(condition, seconds=60):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"

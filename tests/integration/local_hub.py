@@ -33,7 +33,7 @@ class LocalHub:
 
     def __exit__(self, *_):
         self.process.send_signal(signal.SIGTERM)
-        self.exit_code = self.process.wait(timeout=20)
+        self.exit_code = self.process.wait(timeout=120)
         self.process.stdout.close()
         self.workspace.__exit__()
 

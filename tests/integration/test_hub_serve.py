@@ -200,7 +200,7 @@ print(json.dumps([snapshot_download(sys.argv[1]), constants.DOWNLOAD_CHUNK_SIZE]
             line = process.stdout.readline().decode()
             self.assertRegex(line, r"^http://127\.0\.0\.1:\d+\n$")
             process.send_signal(number)
-            rest, notes = process.communicate(timeout=20)
+            rest, notes = process.communicate(timeout=120)
             self.assertEqual((process.returncode, rest), (0, b""), notes)
 
     def test_a_folder_that_is_none_and_a_taken_port_are_errors(self):
