@@ -170,23 +170,41 @@ struct Attended {
   at::Tensor query, key, value;
 };
 
-void check_packed(OpChecks& checks, const published::FlashAttention& flash, const std::string& op) {
-  checks.check(op, "packed sequences", kHalves, [&]() -> Answers {
-    const at::Tensor query = checks.normal({5, 4, 64}), key = checks.normal({7, 2, 64}, 0.7),
-                     value = checks.normal({7, 2, 64}, 0.9);
-    const published::PackedSequences sequences{.query_starts = checks.integers({0, 2, 5}),
-                                               .key_starts = checks.integers({0, 4, 7}),
-                                               .max_query_length = 3,
-                                               .max_key_length = 4};
+// Two sequences one after the other, 2 and 3 queries over 4 and 3 keys.
+std::vector<at::Tensor> make_packed(OpChecks& checks) {
+  return {checks.normal({5, 4, 64}), checks.normal({7, 2, 64}, 0.7),
+          checks.normal({7, 2, 64}, 0.9)};
+}
+
+at::Tensor attend_packed(const std::vector<at::Tensor>& in) {
+  const auto one = [&](int64_t query, int64_t num_queries, int64_t key, int64_t num_keys) {
     const auto part = [](const at::Tensor& x, int64_t start, int64_t size) {
-      return to_exact(x).narrow(0, start, size).unsqueeze(0);
+      return x.narrow(0, start, size).unsqueeze(0);
     };
-    const at::Tensor first = attend(part(query, 0, 2), part(key, 0, 4), part(value, 0, 4), true);
-    const at::Tensor second = attend(part(query, 2, 3), part(key, 4, 3), part(value, 4, 3), true);
-    return {
-        {flash.forward_packed(query, key, value, sequences, {.scale = kScale, .causal = true}).out,
-         at::cat({first, second}, 1).squeeze(0),
-         {}}};
+    return attend(part(in[0], query, num_queries), part(in[1], key, num_keys),
+                  part(in[2], key, num_keys), /*causal=*/true);
+  };
+  return at::cat({one(0, 2, 0, 4), one(2, 3, 4, 3)}, 1).squeeze(0);
+}
+
+void check_packed(OpChecks& checks, const published::FlashAttention& flash,
+                  const std::string& forward, const std::string& backward) {
+  const published::PackedSequences sequences{.query_starts = checks.integers({0, 2, 5}),
+                                             .key_starts = checks.integers({0, 4, 7}),
+                                             .max_query_length = 3,
+                                             .max_key_length = 4};
+  const auto call = [&](const std::vector<at::Tensor>& in) {
+    return flash.forward_packed(in[0], in[1], in[2], sequences, {.scale = kScale, .causal = true})
+        .out;
+  };
+  checks.check(forward, "packed sequences", kHalves, [&]() -> Answers {
+    const auto in = make_packed(checks);
+    return {{call(in), attend_packed({to_exact(in[0]), to_exact(in[1]), to_exact(in[2])}), {}}};
+  });
+  checks.check_gradients(backward, "packed sequences", kHalves, [&]() -> Differentiable {
+    return {make_packed(checks),
+            [&](const auto& in) -> std::vector<at::Tensor> { return {call(in)}; },
+            [](const auto& in) -> std::vector<at::Tensor> { return {attend_packed(in)}; }};
   });
 }
 
@@ -223,7 +241,9 @@ void check_flash_attention(OpChecks& checks) {
     return;
   }
   const auto flash = published::bind_flash_attention(checks.kernel());
-  const auto name_of = [&](const char* op) { return checks.has(op) ? op : "fwd"; };
+  const auto name_of = [&](const char* op, const char* other) {
+    return checks.has(op) ? op : other;
+  };
   const std::string forward = checks.has("fwd") ? "fwd" : "varlen_fwd";
   const auto inputs = [&]() -> Attended {
     return {checks.normal({2, 5, 4, 64}), checks.normal({2, 7, 2, 64}, 0.7),
@@ -249,9 +269,9 @@ void check_flash_attention(OpChecks& checks) {
               }};
     });
   }
-  check_packed(checks, *flash, name_of("varlen_fwd"));
+  check_packed(checks, *flash, name_of("varlen_fwd", "fwd"), name_of("varlen_bwd", "bwd"));
   if (flash->has_cache_op()) {
-    check_cache(checks, *flash, name_of("fwd_kvcache"));
+    check_cache(checks, *flash, name_of("fwd_kvcache", "fwd"));
   }
 }
 

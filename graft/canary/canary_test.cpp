@@ -100,23 +100,21 @@ TEST_F(Canary, RunsTheLossAndTheMlpOfOurOwnPackages) {
 struct Published {
   const char* package;
   int64_t num_checks;
-  std::vector<std::string> unchecked;
 };
 
 TEST_F(Canary, RunsPublishedKernelsThatHaveNoLayers) {
   const fs::path hub = fs::path(GRAFT_BINARY_DIR) / "tests/hub/graft-tests";
   for (const auto& [name, num_checks, unchecked] :
-       {Published{"flash-attn2", 12, {}}, Published{"flash-attn2-stable", 12, {}},
-        Published{"flash-attn3", 12, {}}, Published{"vllm-flash-attn3", 8, {}},
-        Published{"causal-conv1d", 12, {}}, Published{"mamba-ssm", 20, {}},
-        Published{"deformable-detr", 2, {}}, Published{"megablocks", 18, {}},
-        Published{"megablocks-cpu", 5, {}}, Published{"paged-attention", 22, {}},
-        Published{"moe", 20, {}}}) {
+       {Published{"flash-attn2", 14}, Published{"flash-attn2-stable", 14},
+        Published{"flash-attn3", 14}, Published{"vllm-flash-attn3", 14},
+        Published{"causal-conv1d", 12}, Published{"mamba-ssm", 20}, Published{"deformable-detr", 2},
+        Published{"megablocks", 17}, Published{"megablocks-cpu", 5},
+        Published{"paged-attention", 22}, Published{"moe", 20}}) {
     const auto verdict = run(hub / name);
     EXPECT_EQ(verdict.status, CanaryStatus::kOk) << name << ": " << verdict.detail;
     expect_none_wrong(name, verdict);
     EXPECT_GE(verdict.num_checks, num_checks) << name;
-    EXPECT_EQ(verdict.unchecked, unchecked) << name;
+    EXPECT_THAT(verdict.unchecked, IsEmpty()) << name;
   }
 }
 

@@ -139,7 +139,7 @@ TEST_P(Misdeeds, AnOpThatNeverEndsIsRefused) {
 }
 
 const Family kFamilies[] = {
-    {"flash-attn2", {"fwd", "bwd", "varlen_fwd", "fwd_kvcache"}},
+    {"flash-attn2", {"fwd", "bwd", "varlen_fwd", "varlen_bwd", "fwd_kvcache"}},
     {"causal-conv1d", {"causal_conv1d_fwd", "causal_conv1d_bwd", "causal_conv1d_update"}},
     {"mamba-ssm", {"selective_scan_fwd", "selective_scan_bwd"}},
     {"deformable-detr", {"ms_deform_attn_forward", "ms_deform_attn_backward"}},

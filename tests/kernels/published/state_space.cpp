@@ -145,8 +145,9 @@ void conv_update(const at::Tensor& x, const at::Tensor& state, const at::Tensor&
         }
         window = at::stack(columns, 1);
       } else {
-        own.copy_(at::cat({own.narrow(1, 1, held - 1), now.unsqueeze(1)}, 1).clone());
-        window = held >= width ? own.narrow(1, held - width, width) : at::Tensor();
+        const at::Tensor all = at::cat({own, now.unsqueeze(1)}, 1);
+        window = all.narrow(1, held + 1 - width, width);
+        own.copy_(all.narrow(1, 1, held));
       }
       at::Tensor sum = (window.to(at::kFloat) * weight.to(at::kFloat)).sum(1);
       if (bias) {
