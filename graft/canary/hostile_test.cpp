@@ -2,6 +2,7 @@
 // keeps its reference, and the process that asked is alive.
 
 #include <chrono>
+#include <cstdlib>
 
 #include <gmock/gmock.h>
 
@@ -131,6 +132,21 @@ TEST_F(Constructor, ThatSleepsIsRefused) {
   const auto [code, text] = refusal("_sleeps_cpu_0", "sleep(1000);");
   EXPECT_EQ(code, "kernel.canary.hang");
   EXPECT_THAT(text, HasSubstr("not done after 1 s while it was opened"));
+}
+
+// Nobody looks at the helper meanwhile, and it does not run either: a machine that is paused or sleeps.
+TEST_F(Constructor, IsNotHeldToTheTimeInWhichTheMachineStoodStill) {
+  set("GRAFT_CANARY_SECONDS", "4");
+  const std::string self = std::to_string(getpid());
+  const std::string mark =
+      (fs::temp_directory_path() / "graft-canary-*/scratch").string() + "/paused" + self + "*";
+  const std::string stop = "(for i in $(seq 600); do ls " + mark + " && break; sleep 0.05; done; " +
+                           "all=\"" + self + " $(pgrep -P " + self + " graft-canary)\"; " +
+                           "kill -STOP $all; sleep 6; kill -CONT $all) > /dev/null 2>&1 &";
+  ASSERT_EQ(std::system(stop.c_str()), 0);
+  const auto [code, text] = refusal(
+      "_pauses_cpu_0", "char name[] = \"paused" + self + "XXXXXX\"; mkstemp(name); sleep(2);");
+  EXPECT_EQ(code, "kernel.canary.load") << text;  // it registers no ops
 }
 
 TEST_F(Constructor, ThatThrowsIsRefused) {

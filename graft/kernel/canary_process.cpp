@@ -28,6 +28,8 @@ namespace fs = std::filesystem;
 using Clock = std::chrono::steady_clock;
 
 constexpr int kPollMilliseconds = 20;
+// Longer between two looks at the helper: the machine stood still, paused or asleep, which is no fault of a package.
+constexpr std::chrono::seconds kStandstill{1};
 constexpr int kFirstFreeDescriptor = 128;  // above those that the helper finds
 constexpr std::string_view kCannotStart = "the helper process cannot be started: ";
 
@@ -222,15 +224,20 @@ class Watch {
         polled_{{{report, POLLIN, 0}, {output, POLLIN, 0}}} {}
 
   Watched run() {
-    const auto start = Clock::now();
-    auto deadline = start + limits_.start;
+    auto last = Clock::now();
+    auto deadline = last + limits_.start;
     bool opening = false;
     while (!seen_.ended_for && read_some()) {
       if (!opening && seen_.report.find(kReportOpening) != std::string::npos) {
         opening = true;
         deadline = Clock::now() + limits_.run;
       }
-      if (Clock::now() > deadline) {
+      const auto now = Clock::now();
+      if (now - last > kStandstill) {
+        deadline += now - last;
+      }
+      last = now;
+      if (now > deadline) {
         stop(CanaryStatus::kHang,
              fmt::format("not done after {:g} s", (opening ? limits_.run : limits_.start).count()));
       }
