@@ -56,6 +56,10 @@ class Checker {
       run_guard<layers::Attention>(name, layer, {}, true);
     } else if (layer.contract == layers::CausalLoss::kName) {
       run_guard<layers::CausalLoss>(name, layer, {}, true);
+    } else if (layer.contract == layers::Mlp::kName) {
+      for (const auto kind : kActivations) {
+        run_guard<layers::Mlp>(name, layer, {kind}, true);
+      }
     } else if (layer.contract == "PackedLinear") {
       for (const auto type : kPacked) {
         run_guard<layers::PackedLinear>(name, layer, {type}, true);

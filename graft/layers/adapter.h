@@ -43,5 +43,7 @@ std::shared_ptr<const Attention::Kernel> bind(const Attention::Spec& spec,
 std::shared_ptr<const CausalLoss::Kernel> bind(const CausalLoss::Spec& spec,
                                                const kernel::LoadedKernel& kernel,
                                                const kernel::PackageLayer& layer);
+std::shared_ptr<const Mlp::Kernel> bind(const Mlp::Spec& spec, const kernel::LoadedKernel& kernel,
+                                        const kernel::PackageLayer& layer);
 
 }  // namespace graft::layers

@@ -75,11 +75,15 @@ class GatedActivationReference final : public GatedActivation::Kernel {
   ActivationKind kind_;
 };
 
+at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
+  return at::linear(x, weight, bias.defined() ? std::optional<at::Tensor>(bias) : std::nullopt);
+}
+
 class LinearReference final : public Linear::Kernel {
  public:
   at::Tensor forward(const at::Tensor& x, const at::Tensor& weight,
                      const at::Tensor& bias) const override {
-    return at::linear(x, weight, bias.defined() ? std::optional<at::Tensor>(bias) : std::nullopt);
+    return linear(x, weight, bias);
   }
 };
 
@@ -90,7 +94,7 @@ class PackedLinearReference final : public PackedLinear::Kernel {
     const at::ScalarType dtype = x.scalar_type();
     const at::Tensor values = weight.layout(std::string("values ") + c10::toString(dtype),
                                             [&] { return weight.unpacked(dtype).to(x.device()); });
-    return at::linear(x, values, bias.defined() ? std::optional<at::Tensor>(bias) : std::nullopt);
+    return linear(x, values, bias);
   }
 };
 
@@ -155,6 +159,19 @@ class CausalLossReference final : public CausalLoss::Kernel {
         num_items > 0 ? at::Reduction::Sum : at::Reduction::Mean, CausalLoss::kIgnoredLabel);
     return num_items > 0 ? loss / static_cast<double>(num_items) : loss;
   }
+};
+
+class MlpReference final : public Mlp::Kernel {
+ public:
+  explicit MlpReference(ActivationKind kind) : kind_(kind) {}
+  at::Tensor forward(const at::Tensor& x, const Mlp::Weights& weights) const override {
+    const at::Tensor gate = linear(x, weights.gate, weights.gate_bias);
+    const at::Tensor up = linear(x, weights.up, weights.up_bias);
+    return linear(activate(kind_, gate) * up, weights.down, weights.down_bias);
+  }
+
+ private:
+  ActivationKind kind_;
 };
 
 }  // namespace
@@ -285,6 +302,16 @@ std::shared_ptr<const CausalLoss::Kernel> CausalLoss::reference(const Spec&) {
 
 std::string CausalLoss::variant_name(const Spec&) { return "default"; }
 
+std::shared_ptr<const Mlp::Kernel> Mlp::reference(const Spec& spec) {
+  return std::make_shared<MlpReference>(spec.kind);
+}
+
+std::string Mlp::variant_name(const Spec& spec) {
+  constexpr std::array kNames = {"silu",     "gelu",      "gelu_tanh",
+                                 "gelu_new", "gelu_fast", "quick_gelu"};
+  return kNames[static_cast<size_t>(spec.kind)];
+}
+
 std::shared_ptr<const Attention::Kernel> Attention::reference(const Spec&) {
   return std::make_shared<AttentionReference>();
 }
@@ -316,6 +343,17 @@ std::string layer_name(const Linear::Spec&) { return std::string(Linear::kName);
 std::string layer_name(const PackedLinear::Spec&) { return std::string(PackedLinear::kName); }
 
 std::string layer_name(const CausalLoss::Spec&) { return std::string(CausalLoss::kName); }
+
+std::string layer_name(const Mlp::Spec& spec) {
+  switch (spec.kind) {
+    case ActivationKind::kSilu:
+      return "SwiGLUMLP";
+    case ActivationKind::kGeluTanh:
+      return "GeGLUMLP";
+    default:
+      return std::string(Mlp::kName);
+  }
+}
 
 std::string layer_name(const Attention::Spec&) { return std::string(Attention::kName); }
 

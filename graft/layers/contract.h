@@ -286,6 +286,38 @@ struct CausalLoss {
   static std::string variant_name(const Spec& spec);
 };
 
+// Layer names `SwiGLUMLP` (silu), `GeGLUMLP` (gelu_tanh) and `MLP` (the others): (act(x gate^T) * (x up^T)) down^T.
+// The module that has such a slot has others for the projections and the activation. Those serve where no kernel is
+// in this one, and are not called where one is.
+struct Mlp {
+  static constexpr std::string_view kName = "MLP";
+  static constexpr bool kEncloses = true;  // the other slots below the module that owns this one
+
+  struct Spec {
+    ActivationKind kind = ActivationKind::kSilu;
+  };
+  struct Weights {
+    at::Tensor gate, up;                       // [I, H], dense rows; may be halves of one tensor
+    at::Tensor down;                           // [H, I]
+    at::Tensor gate_bias, up_bias, down_bias;  // [I], [I], [H], or undefined
+  };
+
+  class Kernel {
+   public:
+    virtual ~Kernel() = default;
+    // Whether results can be differentiated. References can; a kernel that cannot refuses inputs
+    // that need a gradient.
+    virtual bool has_backward() const { return true; }
+    // x [N..., H] -> [N..., H] in x's dtype, which the weights have too. Gate, up, the activation and the product are
+    // rounded to it, as separate steps leave them.
+    virtual at::Tensor forward(const at::Tensor& x, const Weights& weights) const = 0;
+  };
+
+  static std::shared_ptr<const Kernel> reference(const Spec& spec);
+  // `silu`, `gelu`, `gelu_tanh`, `gelu_new`, `gelu_fast`, `quick_gelu`
+  static std::string variant_name(const Spec& spec);
+};
+
 // Puts key and value [B, 1, Hkv, D] at place lengths[b] - 1 of keys and values [B, Hkv, T, D].
 void append_to_cache(const at::Tensor& key, const at::Tensor& value, const StepPlace& place,
                      const at::Tensor& keys, const at::Tensor& values);
@@ -299,5 +331,6 @@ std::string layer_name(const PackedLinear::Spec& spec);
 std::string layer_name(const Rotary::Spec& spec);
 std::string layer_name(const Attention::Spec& spec);
 std::string layer_name(const CausalLoss::Spec& spec);
+std::string layer_name(const Mlp::Spec& spec);
 
 }  // namespace graft::layers

@@ -32,5 +32,7 @@ std::string guard(const Attention::Spec& spec, const Attention::Kernel& candidat
                   const Attention::Kernel& reference, at::ScalarType dtype, at::Device device);
 std::string guard(const CausalLoss::Spec& spec, const CausalLoss::Kernel& candidate,
                   const CausalLoss::Kernel& reference, at::ScalarType dtype, at::Device device);
+std::string guard(const Mlp::Spec& spec, const Mlp::Kernel& candidate, const Mlp::Kernel& reference,
+                  at::ScalarType dtype, at::Device device);
 
 }  // namespace graft::layers

@@ -95,6 +95,9 @@ Fallback fallback_case(const SlotTrace& trace) {
       {"layers.kernelize.layer-capability", Fallback::kNoCompatibleMode},
       {"layers.kernelize.missing-layer", Fallback::kCannotLoad},
       {"layers.kernelize.disabled", Fallback::kNone},
+      {"layers.kernelize.inside", Fallback::kNone},
+      {"layers.kernelize.packed", Fallback::kNone},
+      {"layers.kernelize.part-mapped", Fallback::kNone},
       {"layers.kernelize.reference", Fallback::kNone}};
   if (!trace.chosen.empty() || trace.considered.empty()) {
     return Fallback::kNone;
@@ -103,7 +106,8 @@ Fallback fallback_case(const SlotTrace& trace) {
   const std::string& outcome = trace.considered.back().outcome;
   const auto found = kCases.find(outcome);
   if (found != kCases.end()) {
-    return found->second;
+    // Where there is nothing for an enclosing slot, its parts answer for themselves.
+    return trace.encloses ? Fallback::kNone : found->second;
   }
   const bool unavailable = outcome.starts_with("kernel.resolver.") ||
                            outcome.starts_with("hub.client.") || outcome.starts_with("hub.http.");
@@ -134,7 +138,12 @@ std::pair<at::Device, at::ScalarType> placement(const torch::nn::Module& model,
   return {device, options.dtype ? *options.dtype : first.scalar_type()};
 }
 
-using NamedSlots = std::vector<std::pair<std::string, SlotModule*>>;
+struct NamedSlot {
+  std::string name;
+  std::string path;
+  SlotModule* slot;
+};
+using NamedSlots = std::vector<NamedSlot>;
 
 // A slot called `kernel` goes by the name of the module that holds it, which a person knows.
 NamedSlots find_slots(const torch::nn::Module& model) {
@@ -143,13 +152,13 @@ NamedSlots find_slots(const torch::nn::Module& model) {
   for (const auto& item : model.named_modules("", /*include_self=*/false)) {
     auto* slot = dynamic_cast<SlotModule*>(item.value().get());
     const bool known = std::any_of(slots.begin(), slots.end(),
-                                   [&](const auto& other) { return other.second == slot; });
+                                   [&](const NamedSlot& other) { return other.slot == slot; });
     if (slot != nullptr && !known) {
       std::string name = item.key();
       if (name.ends_with(kUsualName)) {
         name.resize(name.size() - kUsualName.size());
       }
-      slots.emplace_back(std::move(name), slot);
+      slots.push_back({std::move(name), item.key(), slot});
     }
   }
   return slots;
@@ -161,7 +170,7 @@ void check_layer_names(const KernelizeOptions& options, const NamedSlots& slots)
     return;
   }
   std::set<std::string> known;
-  for (const auto& [name, slot] : slots) {
+  for (const auto& [name, path, slot] : slots) {
     known.insert(slot->layer_name());
   }
   for (const auto& layer : options.config->kernel_mapping.layers()) {
@@ -172,6 +181,12 @@ void check_layer_names(const KernelizeOptions& options, const NamedSlots& slots)
                       fmt::join(known, ", "), layer));
     }
   }
+}
+
+bool any_packed(const std::vector<const SlotModule*>& slots) {
+  return std::any_of(slots.begin(), slots.end(), [](const SlotModule* slot) {
+    return slot->layer_name() == PackedLinear::kName;
+  });
 }
 
 // Throws when a slot has no kernel though it may not fall back.
@@ -206,9 +221,31 @@ KernelSession::KernelSession(const KernelizeOptions& options, at::Device device,
   facts_.dry_run = options.dry_run;
 }
 
-void KernelSession::add_slot(SlotModule& slot, const std::string& name) {
+void KernelSession::add_slot(SlotModule& slot, const std::string& name, const std::string& path) {
   order_.push_back(&slot);
   names_[&slot] = name;
+  for (auto& outer : enclosing_) {
+    if (path.starts_with(outer.prefix)) {
+      outer.parts.push_back(&slot);
+    }
+  }
+  if (slot.encloses()) {
+    enclosing_.push_back({&slot, path.substr(0, path.rfind('.') + 1), {}});
+  }
+}
+
+std::string KernelSession::part_that_the_user_maps(const SlotModule& slot, Mode mode) const {
+  for (const Enclosing& outer : enclosing_) {
+    for (const SlotModule* part : outer.parts) {
+      if (outer.slot == &slot && options_.config &&
+          options_.config->kernel_mapping
+                  .find(part->layer_name(), device_type(device_), capability_, mode)
+                  .outcome == KernelMapping::Outcome::kFound) {
+        return part->layer_name();
+      }
+    }
+  }
+  return "";
 }
 
 std::vector<KernelSession::Candidate> KernelSession::candidates(const SlotModule& slot, Mode mode,
@@ -226,7 +263,11 @@ std::vector<KernelSession::Candidate> KernelSession::candidates(const SlotModule
   if (options_.config) {
     look_up("user's", options_.config->kernel_mapping);
   }
-  if (!options_.config || options_.config->inherit_mapping) {
+  const std::string part = found.empty() ? part_that_the_user_maps(slot, mode) : "";
+  if (!part.empty()) {
+    trace.considered.push_back({"", "layers.kernelize.part-mapped",
+                                fmt::format("the user's mapping names {}, a part of it", part)});
+  } else if (!options_.config || options_.config->inherit_mapping) {
     look_up("default", default_mapping());
   }
   return found;
@@ -343,19 +384,42 @@ bool KernelSession::try_candidate(SlotModule& slot, Mode mode, const Candidate& 
   return chosen;
 }
 
+std::optional<Consideration> KernelSession::standing_aside(const SlotModule& slot,
+                                                           SlotTrace& trace) const {
+  if (!facts_.disabled_by.empty()) {
+    return Consideration{"", "layers.kernelize.disabled",
+                         fmt::format("{} turns kernels off", facts_.disabled_by)};
+  }
+  for (const Enclosing& outer : enclosing_) {
+    const auto found = traces_.find(outer.slot);
+    if (outer.slot == &slot && any_packed(outer.parts)) {
+      return Consideration{"", "layers.kernelize.packed",
+                           "its weights stay in the blocks of their file: PackedLinear serves"};
+    }
+    if (found != traces_.end() && !found->second.chosen.empty() &&
+        std::find(outer.parts.begin(), outer.parts.end(), &slot) != outer.parts.end()) {
+      trace.inside = found->second.slot;
+      return Consideration{
+          "", "layers.kernelize.inside",
+          fmt::format("`{}` for {} does this slot's work too", found->second.chosen, trace.inside)};
+    }
+  }
+  return std::nullopt;
+}
+
 void KernelSession::select(SlotModule& slot, Mode mode) {
   SlotTrace trace;
   trace.slot = names_.at(&slot);
   trace.layer = slot.layer_name();
   trace.numeric_variant = slot.variant_name();
   trace.mode = mode_name(mode);
+  trace.encloses = slot.encloses();
   if (!options_.dry_run) {
     slot.restore_reference();
   }
   facts_.mode = mode_name(mode);
-  if (!facts_.disabled_by.empty()) {
-    trace.considered.push_back(
-        {"", "layers.kernelize.disabled", fmt::format("{} turns kernels off", facts_.disabled_by)});
+  if (auto aside = standing_aside(slot, trace)) {
+    trace.considered.push_back(*std::move(aside));
   } else {
     for (const auto& candidate : candidates(slot, mode, trace)) {
       if (candidate.reference.is_reference_forward()) {
@@ -393,8 +457,10 @@ KernelizeReport kernelize(torch::nn::Module& model, const KernelizeOptions& opti
   check_layer_names(options, slots);
   const auto [device, dtype] = placement(model, options);
   const auto session = std::make_shared<KernelSession>(options, device, dtype);
-  for (const auto& [name, slot] : slots) {
-    session->add_slot(*slot, name);
+  for (const auto& [name, path, slot] : slots) {
+    session->add_slot(*slot, name, path);
+  }
+  for (const auto& [name, path, slot] : slots) {
     if (!options.dry_run) {
       slot->attach(session);
     }
@@ -415,14 +481,14 @@ KernelizeReport kernelize(torch::nn::Module& model, const KernelizeOptions& opti
 }
 
 void unkernelize(torch::nn::Module& model) {
-  for (const auto& [name, slot] : find_slots(model)) {
+  for (const auto& [name, path, slot] : find_slots(model)) {
     slot->restore_reference();
     slot->attach(nullptr);
   }
 }
 
 std::optional<KernelizeReport> kernelize_report(torch::nn::Module& model) {
-  for (const auto& [name, slot] : find_slots(model)) {
+  for (const auto& [name, path, slot] : find_slots(model)) {
     if (slot->session()) {
       return slot->session()->report();
     }

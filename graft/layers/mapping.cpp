@@ -148,11 +148,14 @@ const KernelMapping& default_mapping() {
                  {{Mode::kTrainingCompile, reference(package, layer)}});
       }
     }
-    // No backward.
+    // No backward here. In training the parts of an MLP are faster than a kernel that makes gate and up again.
     for (const char* device : {"cpu", "cuda"}) {
       made.set("Linear", {device}, {{Mode::kInferenceCompile, reference("linear", "Linear")}});
       made.set("Attention", {device},
                {{Mode::kInferenceCompile, reference("attention", "Attention")}});
+      for (const char* layer : {"SwiGLUMLP", "GeGLUMLP", "MLP"}) {
+        made.set(layer, {device}, {{Mode::kInferenceCompile, reference("mlp", layer)}});
+      }
     }
     made.set("PackedLinear", {"cpu"},
              {{Mode::kInferenceCompile, reference("linear", "PackedLinear")}});

@@ -5,6 +5,8 @@
 #include <exception>
 #include <map>
 #include <memory>
+#include <optional>
+#include <string>
 #include <vector>
 
 #include "graft/kernel/loader.h"
@@ -23,7 +25,10 @@ class KernelSession {
   // Called by a slot whose module went into training or evaluation.
   void mode_changed(SlotModule& slot, bool training);
 
-  void add_slot(SlotModule& slot, const std::string& name);
+  // An enclosing slot comes before those that it encloses.
+  //
+  // name   for people   path   of the module in the model
+  void add_slot(SlotModule& slot, const std::string& name, const std::string& path);
   KernelizeReport report() const;
 
  private:
@@ -32,8 +37,13 @@ class KernelSession {
     Mode registered;
   };
   std::vector<Candidate> candidates(const SlotModule& slot, Mode mode, SlotTrace& trace) const;
+  // Of an enclosing slot: the layer of a part that the user's mapping has a kernel for, or an empty text. A wish for a
+  // part comes before the default kernel for the whole, which would not call it.
+  std::string part_that_the_user_maps(const SlotModule& slot, Mode mode) const;
   bool try_candidate(SlotModule& slot, Mode mode, const Candidate& candidate,
                      SlotTrace& trace) const;
+  // Why nothing is looked up for the slot; nothing: it is.
+  std::optional<Consideration> standing_aside(const SlotModule& slot, SlotTrace& trace) const;
   struct LoadOutcome;
   const LoadOutcome& resolve_once(const kernel::LayerReference& reference) const;
   void require_capability(const kernel::PackageLayer& layer, const Candidate& candidate,
@@ -54,6 +64,12 @@ class KernelSession {
   KernelizeReport facts_;
   std::vector<const SlotModule*> order_;
   std::map<const SlotModule*, std::string> names_;
+  struct Enclosing {
+    const SlotModule* slot;
+    std::string prefix;  // of the paths of what it encloses
+    std::vector<const SlotModule*> parts;
+  };
+  std::vector<Enclosing> enclosing_;
   std::map<const SlotModule*, SlotTrace> traces_;
   // By repository: resolving and hashing once serves all slots, and so does a refusal.
   struct LoadOutcome {

@@ -104,5 +104,6 @@ template class ContractSlot<PackedLinear>;
 template class ContractSlot<Rotary>;
 template class ContractSlot<Attention>;
 template class ContractSlot<CausalLoss>;
+template class ContractSlot<Mlp>;
 
 }  // namespace graft::layers

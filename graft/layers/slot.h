@@ -37,6 +37,9 @@ class SlotModule : public torch::nn::Module {
   // Puts the reference back; bit for bit the unswapped model.
   virtual void restore_reference() = 0;
   virtual bool swapped() const = 0;
+  // Whether a kernel here does the work of the other slots below the module that owns this one, which it declares
+  // before them.
+  virtual bool encloses() const = 0;
   // Binds the package's layer to this slot's contract, holds it against the reference, and swaps it
   // in. Throws what bind() throws, and IncompatibleError `layers.guard.refused`.
   virtual void swap_in(const kernel::LoadedKernel& kernel, const kernel::PackageLayer& layer,
@@ -70,6 +73,9 @@ class ContractSlot final : public SlotModule {
   void swap(std::shared_ptr<const Kernel> kernel) { active_ = std::move(kernel); }
   void restore_reference() override { active_ = reference_; }
   bool swapped() const override { return active_ != reference_; }
+  bool encloses() const override {
+    return requires { Contract::kEncloses; };
+  }
   void swap_in(const kernel::LoadedKernel& kernel, const kernel::PackageLayer& layer,
                at::ScalarType dtype, at::Device device) override;
 

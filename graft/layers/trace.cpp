@@ -1,5 +1,6 @@
 #include "graft/layers/trace.h"
 
+#include <algorithm>
 #include <map>
 #include <tuple>
 #include <utility>
@@ -20,6 +21,12 @@ std::vector<SwappedRow> KernelizeReport::swapped() const {
     rows.push_back({std::get<0>(key), std::get<1>(key), std::get<2>(key), count});
   }
   return rows;
+}
+
+int64_t KernelizeReport::num_working() const {
+  return std::count_if(slots.begin(), slots.end(), [](const SlotTrace& slot) {
+    return slot.inside.empty() && (!slot.encloses || !slot.chosen.empty());
+  });
 }
 
 std::vector<FetchedRow> KernelizeReport::from_hub() const {
@@ -74,6 +81,7 @@ nlohmann::ordered_json KernelizeReport::to_json() const {
                             {"layer", slot.layer},
                             {"numeric_variant", slot.numeric_variant},
                             {"mode", slot.mode},
+                            {"inside", slot.inside},
                             {"chosen", slot.chosen},
                             {"variant", slot.variant},
                             {"id", slot.id},
@@ -86,30 +94,49 @@ nlohmann::ordered_json KernelizeReport::to_json() const {
   return out;
 }
 
+namespace {
+
+// What does a slot's work.
+std::string worker_text(const SlotTrace& slot, const std::string& enclosing_kernel) {
+  if (!slot.inside.empty()) {
+    return "inside " + enclosing_kernel;
+  }
+  if (slot.chosen.empty()) {
+    return slot.encloses ? "its parts, one by one" : "reference";
+  }
+  return fmt::format("{}  [{}, {}]", slot.chosen, slot.variant, slot.source);
+}
+
+// Why kernels were not taken; a slot inside another has nothing to explain.
+std::string refusals_text(const SlotTrace& slot) {
+  std::string text;
+  for (const auto& item : slot.considered) {
+    if (item.outcome != "chosen" && slot.inside.empty()) {
+      text += fmt::format("{}{}: {}", text.empty() ? "" : "; ",
+                          item.kernel.empty() ? item.outcome : item.kernel, item.reason);
+    }
+  }
+  return text;
+}
+
+}  // namespace
+
 std::string KernelizeReport::to_text() const {
   struct Row {
     int64_t count = 0;
     std::string example;
   };
   std::map<std::tuple<std::string, std::string, std::string>, Row>
-      rows;  // layer (variant), kernel, reason
+      rows;                                    // layer (variant), kernel, reason
+  std::map<std::string, std::string> kernels;  // by slot; an enclosing one comes first
   int64_t num_swapped = 0;
   for (const auto& slot : slots) {
     num_swapped += slot.chosen.empty() ? 0 : 1;
     const std::string layer = slot.numeric_variant == "default"
                                   ? slot.layer
                                   : fmt::format("{} ({})", slot.layer, slot.numeric_variant);
-    std::string kernel = slot.chosen.empty() ? "reference" : slot.chosen, reason;
-    for (const auto& item : slot.considered) {
-      if (item.outcome != "chosen") {
-        reason += fmt::format("{}{}: {}", reason.empty() ? "" : "; ",
-                              item.kernel.empty() ? item.outcome : item.kernel, item.reason);
-      }
-    }
-    if (!slot.chosen.empty()) {
-      kernel += fmt::format("  [{}, {}]", slot.variant, slot.source);
-    }
-    auto& row = rows[{layer, kernel, reason}];
+    kernels[slot.slot] = slot.chosen;
+    auto& row = rows[{layer, worker_text(slot, kernels[slot.inside]), refusals_text(slot)}];
     row.count += 1;
     row.example = row.example.empty() ? slot.slot : row.example;
   }
@@ -128,7 +155,7 @@ std::string KernelizeReport::to_text() const {
   }
   text += fmt::format(
       "{} {} of {} slots on {} in {}, mode {}{}; {:.0f} ms\n", dry_run ? "kernels for" : "swapped",
-      num_swapped, slots.size(), device, dtype, mode,
+      num_swapped, num_working(), device, dtype, mode,
       disabled_by.empty() ? "" : fmt::format(" (kernels are off: {})", disabled_by), seconds * 1e3);
   return text;
 }

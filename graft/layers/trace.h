@@ -22,6 +22,8 @@ struct SlotTrace {
   std::string numeric_variant;
   std::string mode;  // `inference`
   std::vector<Consideration> considered;
+  bool encloses = false;  // without a kernel, slots of its own do its work
+  std::string inside;     // the slot whose kernel does this one's work too, or empty
   // Empty when the slot keeps its reference.
   std::string chosen;          // `graft-kernels/rms-norm:RMSNorm`
   std::string variant;         // `torch-stable-abi211-cpu-x86_64-linux`
@@ -30,7 +32,7 @@ struct SlotTrace {
   std::string commit;          // of a snapshot of the Hub, else empty
   uint64_t bytes_fetched = 0;  // that its package brought or, in a dry run, would bring
   bool is_signed = false;      // of a dry run: the package has a signature; nobody verified it
-  bool capturable = true;  // safe inside the capture of a graph; references are
+  bool capturable = true;      // safe inside the capture of a graph; references are
 };
 
 // How many slots of one layer a package serves.
@@ -61,6 +63,8 @@ struct KernelizeReport {
   bool dry_run = false;  // nothing was done: `chosen` is what would be tried first
 
   std::vector<SwappedRow> swapped() const;
+  // Slots whose work nobody else does: neither inside one that has a kernel, nor enclosing those that work.
+  int64_t num_working() const;
   std::vector<FetchedRow> from_hub() const;
   nlohmann::ordered_json to_json() const;
   // A table of one line per layer, package and reason, with the number of slots; ends with a

@@ -32,8 +32,8 @@ struct Problem {
 
 // Computes columns [begin, end) of every row with one instruction set.
 using ColumnsFunction = void (*)(const Problem& problem, int64_t begin, int64_t end);
-// gate[i] = function(gate[i]) * up[i], each step rounded to `dtype`, for `count` float32 values.
-using ActivateFunction = void (*)(Dtype dtype, Function function, float* gate, const float* up,
+// gate[i] = function(gate[i]) * up[i], each step rounded to `dtype`, for `count` values of it.
+using ActivateFunction = void (*)(Dtype dtype, Function function, void* gate, const void* up,
                                   int64_t count);
 // From the gradient `grad` of h = function(gate) * up: gate and up become their gradients, grad becomes h, each step of
 // h rounded to `dtype`.
@@ -49,7 +49,7 @@ using WidenFunction = void (*)(Dtype dtype, const void* from, float* to, int64_t
   namespace graft_kernels::isa {                                                          \
   void mlp_gate_up(const mlp::Problem& problem, int64_t begin, int64_t end);              \
   void mlp_down(const mlp::Problem& problem, int64_t begin, int64_t end);                 \
-  void mlp_activate(Dtype dtype, mlp::Function function, float* gate, const float* up,    \
+  void mlp_activate(Dtype dtype, mlp::Function function, void* gate, const void* up,      \
                     int64_t count);                                                       \
   void mlp_activate_backward(Dtype dtype, mlp::Function function, float* gate, float* up, \
                              float* grad, int64_t count);                                 \

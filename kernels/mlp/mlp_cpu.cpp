@@ -1,8 +1,10 @@
 // The gated MLP on the CPU. Few rows: our own dot products, bound by reading the weights once. Many
-// rows: ATen's float32 products on blocks of rows, so that gate and up never exist for all of them.
+// rows: ATen's products on blocks of rows, so that gate and up never exist for all of them; in float32
+// where the processor does not multiply the dtype.
 
 #include <algorithm>
 #include <memory>
+#include <vector>
 
 #include "kernels/common/aten.h"
 #include "kernels/common/isa.h"
@@ -66,40 +68,73 @@ Tensor widened(const Tensor& tensor) { return torch::stable::to(tensor, ScalarTy
 std::optional<Tensor> widened(const std::optional<Tensor>& tensor) {
   return tensor ? std::optional<Tensor>(widened(*tensor)) : std::nullopt;
 }
-// The value after a round trip through the dtype.
-Tensor rounded(const Tensor& tensor, ScalarType dtype) {
-  return dtype == ScalarType::Float ? tensor : widened(torch::stable::to(tensor, dtype));
-}
-
-void activate_all(Dtype dtype, Function function, Tensor& gate, const Tensor& up) {
+void activate_all(Function function, Tensor& gate, const Tensor& up) {
   const auto run =
       choose_isa<ActivateFunction>(plain::mlp_activate, avx2::mlp_activate, avx512::mlp_activate);
-  float* gates = static_cast<float*>(gate.mutable_data_ptr());
-  const float* ups = static_cast<const float*>(up.const_data_ptr());
-  torch::stable::parallel_for(0, gate.numel(), kGrainElements, [&](int64_t begin, int64_t end) {
-    run(dtype, function, gates + begin, ups + begin, end - begin);
+  const Dtype dtype = dtype_of(gate);
+  const int64_t element_bytes = bytes_of(dtype);
+  auto* gates = static_cast<char*>(gate.mutable_data_ptr());
+  const auto* ups = static_cast<const char*>(up.const_data_ptr());
+  spread(gate.numel(), kGrainElements, [&](int64_t begin, int64_t end) {
+    run(dtype, function, gates + begin * element_bytes, ups + begin * element_bytes, end - begin);
   });
 }
 
-void run_many_rows(Tensor& out, const Arguments& arguments, Function function, int64_t rows) {
-  const ScalarType dtype = arguments.x.scalar_type();
-  const int64_t hidden = arguments.down_weight.size(0);
+// out = x weight^T + bias, all of one dtype.
+void product_into(Tensor& out, const Tensor& x, const Tensor& weight,
+                  const std::optional<Tensor>& bias) {
+  if (bias) {
+    torch::stable::copy_(out, aten_linear(x, weight, bias));
+  } else {
+    aten_product(out, x, transposed(weight));
+  }
+}
+
+// Where ATen multiplies the dtype as fast as it can be: no copy of a weight is made.
+void run_direct(Tensor& outs, Tensor& all, const Arguments& arguments, Function function) {
+  const int64_t rows = all.size(0), inner = arguments.gate_weight.size(0);
+  const std::vector<int64_t> sizes = {std::min(kBlockRows, rows), inner};
+  Tensor gates = torch::stable::new_empty(all, sizes), ups = torch::stable::new_empty(all, sizes);
+  for (int64_t begin = 0; begin < rows; begin += kBlockRows) {
+    const int64_t count = std::min(kBlockRows, rows - begin);
+    const Tensor x = torch::stable::narrow(all, 0, begin, count);
+    Tensor gate = torch::stable::narrow(gates, 0, 0, count);
+    Tensor up = torch::stable::narrow(ups, 0, 0, count);
+    product_into(gate, x, arguments.gate_weight, arguments.gate_bias);
+    product_into(up, x, arguments.up_weight, arguments.up_bias);
+    activate_all(function, gate, up);
+    Tensor target = torch::stable::narrow(outs, 0, begin, count);
+    product_into(target, gate, arguments.down_weight, arguments.down_bias);
+  }
+}
+
+// Elsewhere the products are float32, of weights that are widened once for all rows.
+void run_widened(Tensor& outs, Tensor& all, const Arguments& arguments, Function function) {
+  const ScalarType dtype = all.scalar_type();
   const Tensor gate_weight = widened(arguments.gate_weight);
   const Tensor up_weight = widened(arguments.up_weight);
   const Tensor down_weight = widened(arguments.down_weight);
   const auto gate_bias = widened(arguments.gate_bias), up_bias = widened(arguments.up_bias);
   const auto down_bias = widened(arguments.down_bias);
-  Tensor all = torch::stable::reshape(arguments.x, {rows, hidden});
-  Tensor outs = torch::stable::view(out, {rows, hidden});
-  for (int64_t begin = 0; begin < rows; begin += kBlockRows) {
-    const int64_t count = std::min(kBlockRows, rows - begin);
+  for (int64_t begin = 0; begin < all.size(0); begin += kBlockRows) {
+    const int64_t count = std::min(kBlockRows, all.size(0) - begin);
     const Tensor x = widened(torch::stable::narrow(all, 0, begin, count));
-    Tensor gate = rounded(aten_linear(x, gate_weight, gate_bias), dtype);
-    const Tensor up = rounded(aten_linear(x, up_weight, up_bias), dtype);
-    activate_all(dtype_of(arguments.x), function, gate, up);
+    Tensor gate = torch::stable::to(aten_linear(x, gate_weight, gate_bias), dtype);
+    const Tensor up = torch::stable::to(aten_linear(x, up_weight, up_bias), dtype);
+    activate_all(function, gate, up);
     Tensor target = torch::stable::narrow(outs, 0, begin, count);
-    torch::stable::copy_(target, aten_linear(gate, down_weight, down_bias));
+    torch::stable::copy_(target, aten_linear(widened(gate), down_weight, down_bias));
   }
+}
+
+void run_many_rows(Tensor& out, const Arguments& arguments, Function function, int64_t rows) {
+  const ScalarType dtype = arguments.x.scalar_type();
+  const int64_t hidden = arguments.down_weight.size(0);
+  Tensor all = torch::stable::view(arguments.x, {rows, hidden});
+  Tensor outs = torch::stable::view(out, {rows, hidden});
+  const bool direct =
+      dtype == ScalarType::Float || (dtype == ScalarType::BFloat16 && multiplies_bf16());
+  direct ? run_direct(outs, all, arguments, function) : run_widened(outs, all, arguments, function);
 }
 
 void run_cpu(Tensor& out, const Arguments& arguments, Function function) {

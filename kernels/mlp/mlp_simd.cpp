@@ -31,17 +31,27 @@ Float apply(Float x) {
   }
 }
 
-template <Function kFunction, typename W>
-void activate(float* gate, const float* up, int64_t count) {
-  for (int64_t i = 0; i < count; i += kLanes) {
-    const int64_t rest = count - i < kLanes ? count - i : kLanes;
-    const Float value = round_to<W>(apply<kFunction>(load_partial<float>(gate + i, rest)));
-    store_partial(gate + i, round_to<W>(value * load_partial<float>(up + i, rest)), rest);
+// Each step is rounded to W; S is what gate and up are kept in, W itself or float32. A store rounds to S.
+template <Function kFunction, typename W, typename S>
+void activate(S* gate, const S* up, int64_t count) {
+  constexpr bool kRounds = sizeof(S) != sizeof(W);
+  const auto result = [](Float x, Float factor) {
+    const Float product = round_to<W>(apply<kFunction>(x)) * factor;
+    return kRounds ? round_to<W>(product) : product;
+  };
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    store(gate + i, result(load<S>(gate + i), load<S>(up + i)));
+  }
+  if (i < count) {
+    const int64_t rest = count - i;
+    store_partial(gate + i, result(load_partial<S>(gate + i, rest), load_partial<S>(up + i, rest)),
+                  rest);
   }
 }
 
-template <typename W>
-void activate_function(Function function, float* gate, const float* up, int64_t count) {
+template <typename W, typename S>
+void activate_function(Function function, S* gate, const S* up, int64_t count) {
   switch (function) {
     case Function::kSilu:
       return activate<Function::kSilu, W>(gate, up, count);
@@ -150,8 +160,10 @@ void mlp_down(const Problem& problem, int64_t begin, int64_t end) {
   with_type(problem.dtype, [&]<typename W>(W*) { down<W>(problem, begin, end); });
 }
 
-void mlp_activate(Dtype dtype, Function function, float* gate, const float* up, int64_t count) {
-  with_type(dtype, [&]<typename W>(W*) { activate_function<W>(function, gate, up, count); });
+void mlp_activate(Dtype dtype, Function function, void* gate, const void* up, int64_t count) {
+  with_type(dtype, [&]<typename W>(W*) {
+    activate_function<W>(function, static_cast<W*>(gate), static_cast<const W*>(up), count);
+  });
 }
 
 void mlp_activate_backward(Dtype dtype, Function function, float* gate, float* up, float* grad,

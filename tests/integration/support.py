@@ -22,7 +22,9 @@ PROMPT = "The capital of France is"
 # What tests load is nobody's business afterwards.
 JOURNAL = pathlib.Path(tempfile.gettempdir()) / f"graft-trust-{os.getpid()}.jsonl"
 atexit.register(lambda: [path.unlink(missing_ok=True) for path in (JOURNAL, pathlib.Path(f"{JOURNAL}.lock"))])
-SWAPPED_LAYERS = {"Attention", "Linear", "RMSNorm", "SiluAndMul", "rotary_pos_emb"}  # of a Llama on the CPU
+# Of a Llama on the CPU; packed weights keep the kernel for whole MLPs away.
+SWAPPED_LAYERS = {"Attention", "Linear", "RMSNorm", "SwiGLUMLP", "rotary_pos_emb"}
+SWAPPED_LAYERS_PACKED = {"Attention", "PackedLinear", "RMSNorm", "SiluAndMul", "rotary_pos_emb"}
 
 
 def demo_model():

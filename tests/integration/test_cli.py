@@ -11,8 +11,8 @@ import time
 import unittest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from support import (GRAFT, HAS_GPU, PROMPT, ROOT, SWAPPED_LAYERS, TINY, Workspace, demo_model, run,  # noqa: E402
-                     run_json, run_on_terminal, start)
+from support import (GRAFT, HAS_GPU, PROMPT, ROOT, SWAPPED_LAYERS, SWAPPED_LAYERS_PACKED, TINY,  # noqa: E402
+                     Workspace, demo_model, run, run_json, run_on_terminal, start)
 
 sys.path.insert(0, str(ROOT / "tools"))
 import teacher_forced  # noqa: E402
@@ -30,7 +30,7 @@ class Generate(unittest.TestCase):
         self.assertIn("Paris", result["text"])
         self.assertGreater(result["decode_tokens_per_second"], 0)
         self.assertGreater(result["peak_rss_bytes"], 100 << 20)
-        self.assertEqual({row["layer"] for row in result["swapped"]}, SWAPPED_LAYERS - {"Linear"} | {"PackedLinear"})
+        self.assertEqual({row["layer"] for row in result["swapped"]}, SWAPPED_LAYERS_PACKED)
         for row in result["swapped"]:
             self.assertEqual(set(row), {"layer", "package", "variant", "count"})
             self.assertGreater(row["count"], 0)
@@ -313,6 +313,24 @@ class Explain(unittest.TestCase):
         self.assertIn("* the slot's kernel", text[text.index("decode (1 new token)"):])
         eager = run("explain", TINY, "--attn-implementation", "eager").stdout
         self.assertIn("* plain ATen", eager)
+
+    def test_a_kernel_for_a_whole_mlp_shows_what_is_inside(self):
+        report = run_json("explain", TINY)
+        slots = {slot["slot"]: slot for slot in report["slots"]}
+        mlp = slots["model.layers.0.mlp"]
+        self.assertEqual((mlp["layer"], mlp["chosen"]), ("SwiGLUMLP", "graft-kernels/mlp:SwiGLUMLP"))
+        for part in ("gate_proj", "up_proj", "down_proj", "act_and_mul"):
+            slot = slots[f"model.layers.0.mlp.{part}"]
+            self.assertEqual((slot["chosen"], slot["inside"]), ("", "model.layers.0.mlp"), slot)
+        self.assertIn("inside graft-kernels/mlp:SwiGLUMLP\n", run("explain", TINY).stdout)
+        off = run_json("explain", TINY, "--kernel-config", '{"SwiGLUMLP": ""}')
+        served = {slot["slot"]: slot["chosen"] for slot in off["slots"]}
+        self.assertEqual(served["model.layers.0.mlp"], "")
+        self.assertEqual(served["model.layers.0.mlp.act_and_mul"], "graft-kernels/activation:SiluAndMul")
+        ids = [run_json("generate", TINY, "--prompt-ids", "1,2,3", "--max-new-tokens", "12", *options)["generated_ids"]
+               for options in (("--kernels", "off"), (), ("--kernel-config", '{"SwiGLUMLP": ""}'))]
+        self.assertEqual(ids[0], ids[1])
+        self.assertEqual(ids[0], ids[2])
 
     def test_each_mode_is_explained(self):
         for mode in ("training", "inference+compile", "training+compile"):
