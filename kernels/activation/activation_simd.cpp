@@ -1,7 +1,7 @@
 // Activations with the vectors of one instruction set. Compiled once per set: see common/simd.h.
 
 #include "kernels/activation/activation_constants.h"
-#include "kernels/common/simd_math.h"
+#include "kernels/activation/fast_simd.h"
 
 namespace graft_kernels::GRAFT_ISA {
 
@@ -15,9 +15,9 @@ template <Function kFunction, typename T>
 Float apply(Float x) {
   const Float one = splat(1.0F);
   if constexpr (kFunction == Function::kSilu) {
-    return silu(x);
+    return fast_silu(x);
   } else if constexpr (kFunction == Function::kGelu) {
-    return gelu(x);
+    return fast_gelu(x);
   } else if constexpr (kFunction == Function::kGeluTanh) {
     return gelu_tanh(x);
   } else if constexpr (kFunction == Function::kGeluNew) {
@@ -31,7 +31,7 @@ Float apply(Float x) {
     const Float angle = round_to<T>(tanh(round_to<T>(scaled * round_to<T>(cubic + one))));
     return round_to<T>(x * splat(0.5F)) * round_to<T>(angle + one);
   } else {
-    return x * round_to<T>(logistic(round_to<T>(x * splat(kQuickScale))));
+    return x * round_to<T>(fast_logistic(round_to<T>(x * splat(kQuickScale))));
   }
 }
 
