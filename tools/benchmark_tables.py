@@ -123,10 +123,11 @@ def cpu_ops_table():
         first = lines[0]
         body = [[f"`{line['op']}`", line["shape"], line["dtype"], f"{line['median_us']:.1f}",
                  f"{line['eager_us']:.1f} µs ({line['ratio_to_eager']:.2f}×)",
-                 f"{line['compiled_us']:.1f} µs ({line['ratio_to_compiled']:.2f}×)"] for line in lines]
+                 f"{line['compiled_us']:.1f} µs ({line['ratio_to_compiled']:.2f}×)",
+                 f"{line['clone_us']:.1f} µs"] for line in lines]
         parts.append(f"{first['machine']}; {first['threads']} threads; torch {first['torch']}; commit {first['commit']}; "
                      f"{first['runs']} rounds.\n\n"
-                     + table(["op", "shape", "dtype", "µs", "eager", "torch.compile"], body))
+                     + table(["op", "shape", "dtype", "µs", "eager", "torch.compile", "`x.clone()`"], body))
     return "\n\n".join(parts) or "No results are committed."
 
 
