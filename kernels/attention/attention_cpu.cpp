@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <memory>
 
+#include "kernels/attention/attention_forward_cpu.h"
 #include "kernels/attention/attention_ops.h"
 #include "kernels/common/isa.h"
 #include "kernels/common/parallel.h"
@@ -16,6 +17,11 @@ void run_cpu(const Problem& problem) {
   const int64_t blocks = problem.blocks();
   if (blocks == 0 || problem.head_dim == 0) {
     return;
+  }
+  if (problem.rows() > kMaxTaskRows) {
+    TrainProblem many;
+    many.base = problem;
+    return run_forward(many);
   }
   const auto run_tasks = choose_isa<TasksFunction>(plain::attention_tasks, avx2::attention_tasks,
                                                    avx512::attention_tasks);

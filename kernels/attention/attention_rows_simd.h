@@ -20,7 +20,7 @@ constexpr float kMinusInfinity = -__builtin_inff();
 constexpr float kMaskedWeight = -0.0F;
 
 // Sums of the lanes of four vectors.
-void sum_four(Float a, Float b, Float c, Float d, float* sums) {
+inline void sum_four(Float a, Float b, Float c, Float d, float* sums) {
 #if defined(__AVX2__)
 #if defined(__AVX512F__)
   const auto fold = [](Float x) {
@@ -40,11 +40,11 @@ void sum_four(Float a, Float b, Float c, Float d, float* sums) {
 #endif
 }
 
-int64_t padded(int64_t head_dim) { return (head_dim + kLanes - 1) / kLanes * kLanes; }
+inline int64_t padded(int64_t head_dim) { return (head_dim + kLanes - 1) / kLanes * kLanes; }
 
 // `count` rows of `size` elements as float32, `stride` elements apart.
 template <typename T>
-void widen_rows(const T* from, int64_t stride, int64_t count, int64_t size, float* to) {
+inline void widen_rows(const T* from, int64_t stride, int64_t count, int64_t size, float* to) {
   const int64_t width = padded(size);
   for (int64_t row = 0; row < count; ++row, from += stride, to += width) {
     int64_t i = 0;
@@ -59,7 +59,7 @@ void widen_rows(const T* from, int64_t stride, int64_t count, int64_t size, floa
 
 // scores[j] += mask[j] for `keys` of them; what is masked becomes -infinity, whatever the score was.
 template <typename M>
-void add_mask(const M* mask, int64_t keys, float* scores) {
+inline void add_mask(const M* mask, int64_t keys, float* scores) {
   for (int64_t j = 0; j < keys; ++j) {
     const float bias = load_partial<M>(mask + j, 1)[0];
     scores[j] = bias == kMinusInfinity ? kMinusInfinity : scores[j] + bias;
@@ -67,7 +67,7 @@ void add_mask(const M* mask, int64_t keys, float* scores) {
 }
 
 // scores[row][key] = query . key for whole blocks of keys; what lies beyond `keys` is not read later.
-void multiply_keys(const float* query, int64_t rows, const float* keys, int64_t width,
+inline void multiply_keys(const float* query, int64_t rows, const float* keys, int64_t width,
                    float* scores) {
   for (int64_t row = 0; row < rows; ++row, query += width, scores += kBlockKeys) {
     for (int64_t j = 0; j < kBlockKeys; j += 4) {
@@ -85,7 +85,7 @@ void multiply_keys(const float* query, int64_t rows, const float* keys, int64_t 
   }
 }
 
-void scale_row(float* row, float factor, int64_t size) {
+inline void scale_row(float* row, float factor, int64_t size) {
   int64_t i = 0;
   for (; i + kLanes <= size; i += kLanes) {
     store(row + i, load(row + i) * splat(factor));
@@ -97,7 +97,7 @@ void scale_row(float* row, float factor, int64_t size) {
 
 // Turns scores into weights against the row's running maximum and rescales what it holds.
 // partial: largest score, sum of weights, weighted values.
-void weigh(float* scores, float* partial, int64_t head_dim) {
+inline void weigh(float* scores, float* partial, int64_t head_dim) {
   Float most = splat(partial[0]);
   for (int64_t j = 0; j < kBlockKeys; j += kLanes) {
     const Float score = load(scores + j);
@@ -126,7 +126,7 @@ void weigh(float* scores, float* partial, int64_t head_dim) {
 
 // sums[0 .. kVectors) += weights . values over `keys` rows.
 template <int kVectors>
-void add_columns(const float* weights, const float* values, int64_t keys, int64_t width,
+inline void add_columns(const float* weights, const float* values, int64_t keys, int64_t width,
                  float* sums, int64_t columns) {
   Float held[kVectors];
 #pragma GCC unroll 8
@@ -153,7 +153,7 @@ void add_columns(const float* weights, const float* values, int64_t keys, int64_
   }
 }
 
-void add_values(const float* weights, const float* values, int64_t keys, int64_t head_dim,
+inline void add_values(const float* weights, const float* values, int64_t keys, int64_t head_dim,
                 float* sums) {
   const int64_t width = padded(head_dim);
   int64_t i = 0;

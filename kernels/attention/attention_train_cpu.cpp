@@ -1,6 +1,7 @@
 // Attention for training on the CPU: the instruction set is chosen at run time, blocks of rows and of
 // keys are spread over ATen's threads; packed sequences are worked on one after another.
 
+#include "kernels/attention/attention_forward_cpu.h"
 #include "kernels/attention/attention_train_ops.h"
 #include "kernels/common/isa.h"
 #include "kernels/common/parallel.h"
@@ -19,10 +20,7 @@ void run_dense(const TrainProblem& problem) {
   const Problem& base = problem.base;
   const int64_t row_cost = 2 * kMaxTaskRows * base.keys * base.head_dim;
   if (!problem.backward) {
-    return run_tasks(
-        choose_isa<TrainFunction>(plain::attention_train_forward, avx2::attention_train_forward,
-                                  avx512::attention_train_forward),
-        problem, base.blocks(), row_cost);
+    return run_forward(problem);
   }
   run_tasks(choose_isa<TrainFunction>(plain::attention_grad_queries, avx2::attention_grad_queries,
                                       avx512::attention_grad_queries),

@@ -1,0 +1,321 @@
+// The forward of attention with many rows, for the vectors of one instruction set. Compiled once per set: see
+// common/simd.h.
+//
+// A task is a block of rows of one head. It goes over the blocks of keys that its rows see: scores, softmax against
+// the running maximum (Milakov and Gimelshein 2018; Dao 2023), weighted sum of values. Weights are rounded to bfloat16
+// where values are multiplied as bfloat16.
+
+#include <math.h>
+
+#include "kernels/attention/attention_passes_simd.h"
+
+namespace graft_kernels::GRAFT_ISA {
+
+namespace {
+
+// What a block of rows holds while it goes over the keys.
+template <typename Form>
+struct ForwardScratch {
+  using Word = typename Form::Word;
+  alignas(64) Word query[kPassRows * kMaxHeadDim / Form::kElements];
+  alignas(64) float scores[kPassRows * kPassItems];
+  alignas(64) Word weights[kPassRows * kPassItems / Form::kElements];
+  alignas(64) float sums[kPassRows * kMaxHeadDim];
+  alignas(64) float totals[kPassRows * kLanes];  // sums of weights, lane by lane
+  alignas(64) float references[kPassRows];       // largest score of a row, in units of the exponential
+  alignas(64) float offsets[kPassRows];          // what is added to its scores: -reference, or 0
+  alignas(64) float factors[kPassRows];          // what was held so far is multiplied with these
+  Span seen[kPassRows];                          // keys of a row
+};
+
+inline Float larger(Float score, Float most) {  // a NaN is not larger
+#if defined(__AVX512F__)
+  return (Float)_mm512_max_ps((__m512)score, (__m512)most);
+#elif defined(__AVX2__)
+  return (Float)_mm256_max_ps((__m256)score, (__m256)most);
+#else
+  return (Float)_mm_max_ps((__m128)score, (__m128)most);
+#endif
+}
+
+// The largest lane of each of kLanes vectors.
+inline Float largest_lanes(const Float (&most)[kLanes]) {
+#if defined(__AVX512F__)
+  __m512 four[8], eight[4];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    const __m512 a = (__m512)most[2 * i], b = (__m512)most[2 * i + 1];
+    four[i] = _mm512_max_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const __m512d a = _mm512_castps_pd(four[2 * i]), b = _mm512_castps_pd(four[2 * i + 1]);
+    eight[i] = _mm512_max_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)),
+                             _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+  }
+  const auto halve = [](__m512 a, __m512 b) {
+    return _mm512_max_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+  };
+  return (Float)halve(halve(eight[0], eight[1]), halve(eight[2], eight[3]));
+#else
+  Float result;
+  for (int row = 0; row < kLanes; ++row) {
+    float largest = most[row][0];
+    for (int lane = 1; lane < kLanes; ++lane) {
+      largest = most[row][lane] > largest ? most[row][lane] : largest;
+    }
+    result[row] = largest;
+  }
+  return result;
+#endif
+}
+
+// The exponential of a form: in float32 e^x to 2 units in the last place; where weights become bfloat16, 2^x to 2^-18.
+template <typename Form>
+struct Exponential {
+  static constexpr float kUnit = 1.0F;  // what a score is multiplied with before
+  static inline Float of(Float x) { return exp(x); }
+};
+
+#if defined(__AVX512F__)
+struct QuickExponential {
+  static constexpr float kUnit = 1.44269504F;
+  static inline Float of(Float x) {
+    const __m512 rest = _mm512_reduce_ps((__m512)x, 1);  // x - floor(x); 0 for -infinity
+    __m512 poly = _mm512_set1_ps(1.353417151e-2F);
+    poly = _mm512_fmadd_ps(poly, rest, _mm512_set1_ps(5.201145262e-2F));
+    poly = _mm512_fmadd_ps(poly, rest, _mm512_set1_ps(2.414427549e-1F));
+    poly = _mm512_fmadd_ps(poly, rest, _mm512_set1_ps(6.930038333e-1F));
+    poly = _mm512_fmadd_ps(poly, rest, _mm512_set1_ps(1.000002623F));
+    return (Float)_mm512_scalef_ps(poly, (__m512)x);
+  }
+};
+template <>
+struct Exponential<PairForm> : QuickExponential {};
+template <>
+struct Exponential<TileForm> : QuickExponential {};
+#endif
+
+template <bool kMark, typename Exp>
+inline Float weight_of(Float score, Float factor, Float reference) {
+  const Float weight = Exp::of(multiply_add(score, factor, reference));
+  return kMark ? select(score == splat(kMinusInfinity), splat(kMaskedWeight), weight) : weight;
+}
+
+// Weights of the scores of one row, in the form of the next product; returns their sums, lane by lane.
+template <typename Form, bool kMark>
+inline Float store_weights(const float* scores, Span columns, float factor, float offset,
+                           typename Form::Word* weights) {
+  using Exp = Exponential<Form>;
+  const Float scale = splat(factor), shift = splat(offset);
+  Float total = {};
+  if constexpr (Form::kElements == 1) {
+    for (int64_t j = columns.begin; j < columns.end; j += kLanes) {
+      const Float weight = weight_of<kMark, Exp>(load(scores + j), scale, shift);
+      total = total + weight;
+      store(weights + j, weight);
+    }
+  } else {
+#if defined(__AVX512F__)
+    for (int64_t j = columns.begin; j < columns.end; j += 2 * kLanes) {
+      const Float low = weight_of<kMark, Exp>(load(scores + j), scale, shift);
+      const Float high = weight_of<kMark, Exp>(load(scores + j + kLanes), scale, shift);
+      total = total + (low + high);
+      _mm512_storeu_si512(weights + (j >> 1), to_bf16(low, high));
+    }
+#endif
+  }
+  return total;
+}
+
+// Moves the references of `count` rows to the largest score so far.
+template <typename Form>
+inline void find_references(ForwardScratch<Form>& s, int64_t count, Span columns, float factor) {
+  for (int64_t first = 0; first < count; first += kLanes) {
+    Float most[kLanes];
+    for (int64_t i = 0; i < kLanes; ++i) {
+      const float* scores = s.scores + (first + i) * kPassItems;
+      most[i] = splat(kMinusInfinity);
+      for (int64_t j = columns.begin; first + i < count && j < columns.end; j += kLanes) {
+        most[i] = larger(load(scores + j), most[i]);
+      }
+    }
+    const Float before = load(s.references + first);
+    const Float largest = larger(largest_lanes(most) * splat(factor), before);
+    // Where everything is masked so far, any finite reference gives zero weights.
+    const Float offset = select(largest == splat(kMinusInfinity), Float{}, -largest);
+    store(s.references + first, largest);
+    store(s.offsets + first, offset);
+    store(s.factors + first,
+          select(largest == before, splat(1.0F), Exponential<Form>::of(before + offset)));
+  }
+}
+
+// Scores of rows against a block become weights; what the rows held so far is scaled to the new references.
+template <typename Form, typename T>
+inline void weigh_rows(const Head& head, ForwardScratch<Form>& s, Span rows, int64_t first_key,
+                       Span columns, int64_t width, bool mark, const char* ahead, const char* ahead2, int64_t ahead_bytes) {
+  const Problem& base = head.problem.base;
+  const bool plain = is_plain(base);
+  const float factor = (plain ? base.scale : 1.0F) * Exponential<Form>::kUnit;
+  const int64_t count = rows.end - rows.begin;
+  const bool open = s.seen[count - 1].begin <= first_key + columns.begin &&
+                    s.seen[0].end >= first_key + columns.end;  // all rows see all columns
+  for (int64_t row = 0; row < count && !(plain && open); ++row) {
+    float* scores = s.scores + row * kPassItems;
+    if (!plain) {
+      bend(base, columns, scores, nullptr);
+      if (base.mask != nullptr) {
+        add_row_mask<T>(head, rows.begin + row, first_key, columns, scores);
+      }
+    }
+    hide(s.seen[row], first_key, columns, scores);
+  }
+  find_references(s, count, columns, factor);
+  for (int64_t row = 0; row < count; ++row) {
+    // What the next products read is on its way while exponentials are computed.
+    for (int64_t at = row * ahead_bytes / kPassRows; at < (row + 1) * ahead_bytes / kPassRows; at += 64) {
+      _mm_prefetch(ahead + at, _MM_HINT_T0);
+      _mm_prefetch(ahead2 + at, _MM_HINT_T0);
+    }
+    const float* scores = s.scores + row * kPassItems;
+    auto* weights = s.weights + row * kPassItems / Form::kElements;
+    float* totals = s.totals + row * kLanes;
+    const Float total =
+        mark || Form::kElements == 1
+            ? store_weights<Form, true>(scores, columns, factor, s.offsets[row], weights)
+            : store_weights<Form, false>(scores, columns, factor, s.offsets[row], weights);
+    store(totals, multiply_add(load(totals), splat(s.factors[row]), total));
+    if (s.factors[row] != 1.0F) {
+      scale_row(s.sums + row * width, s.factors[row], width);
+    }
+  }
+}
+
+// Rows of a packed product's left side, zeros behind the last.
+template <typename Form, typename T>
+inline void stage_rows(const Head& head, const void* from, const int64_t (&stride)[3], Span rows,
+                       typename Form::Word* to) {
+  const int64_t head_dim = head.problem.base.head_dim, words = words_of<Form>(head_dim);
+  for (int64_t row = 0; row < kPassRows; ++row, to += words) {
+    if (rows.begin + row < rows.end) {
+      stage_row<Form, T>(head.row<T>(from, stride, rows.begin + row), head_dim, to);
+    } else {
+      std::memset(to, 0, static_cast<size_t>(words) * sizeof(*to));
+    }
+  }
+}
+
+// The row's result and log-sum-exp.
+template <typename T>
+inline void finish_row(const Head& head, int64_t row, float largest, float total, const float* sums) {
+  const TrainProblem& problem = head.problem;
+  const int64_t at = head.head_of(row);
+  float factor = 1.0F;
+  if (problem.sinks.values != nullptr) {
+    const float sink = problem.sinks.is_float
+                           ? static_cast<const float*>(problem.sinks.values)[at]
+                           : load_partial<T>(static_cast<const T*>(problem.sinks.values) + at, 1)[0];
+    const float together = sink > largest ? sink : largest;
+    if (together != kMinusInfinity) {
+      factor = largest == kMinusInfinity ? 0.0F : exp(splat(largest - together))[0];
+      total = total * factor + exp(splat(sink - together))[0];
+      largest = together;
+    }
+  }
+  if (problem.lse != nullptr) {
+    *head.statistic(problem.lse, row) = total == 0.0F ? kMinusInfinity : largest + logf(total);
+  }
+  store_scaled(head.row<T>(problem.base.out, problem.base.out_stride, row), sums,
+               total == 0.0F ? 0.0F : factor / total, problem.base.head_dim);
+}
+
+template <typename Form, typename T>
+void forward_rows(const Round& round, int64_t head_index, int64_t pass) {
+  using Word = typename Form::Word;
+  ForwardScratch<Form> s;
+  const Head head(round, head_index);
+  const Problem& base = head.problem.base;
+  const int64_t words = words_of<Form>(base.head_dim), panels = panels_of<Form>(base.head_dim);
+  const int64_t width = panels * kLanes, blocks = round.key_blocks();
+  const Span rows{pass * kPassRows, clamp((pass + 1) * kPassRows, base.rows())};
+  const int64_t count = rows.end - rows.begin;
+  stage_rows<Form, T>(head, base.query, base.query_stride, rows, s.query);
+  std::memset(s.weights, 0, sizeof s.weights);
+  std::memset(s.sums, 0, static_cast<size_t>(kPassRows * width) * sizeof(float));
+  std::memset(s.totals, 0, sizeof s.totals);
+  for (int64_t row = 0; row < kPassRows; ++row) {
+    s.references[row] = kMinusInfinity;
+    s.seen[row] = row < count ? keys_of(head, rows.begin + row) : Span{};
+  }
+  const Span seen = keys_of(head, rows.begin, count);
+  const int64_t last = seen.is_empty() ? 0 : (seen.end + kPassItems - 1) / kPassItems;
+  for (int64_t block = seen.begin / kPassItems; block < last; ++block) {
+    const int64_t first = block * kPassItems;
+    const Span columns = columns_of(seen, first);
+    const bool hazard = round.values_down.hazards[head_index * blocks + block] != 0;
+    const Word* keys = block_of<Word>(round, round.keys_across, blocks, head_index, block);
+    const Word* values = block_of<Word>(round, round.values_down, blocks, head_index, block);
+    multiply<Form, false>({s.query, words, keys + columns.begin * words, words * kLanes, words,
+                           s.scores + columns.begin, kPassItems},
+                          count, (columns.end - columns.begin) / kLanes);
+    weigh_rows<Form, T>(head, s, rows, first, columns, width, hazard, (const char*)values, (const char*)keys + round.block_bytes(), round.block_bytes());
+    if (hazard) {
+      const auto item = [&](int64_t j) {
+        return head.key<const T>(base.value, base.value_stride, first + j);
+      };
+      for (int64_t row = 0; row < count; ++row) {
+        add_carefully<T>(s.weights + row * kPassItems / Form::kElements, columns, base.keys - first,
+                         item, base.head_dim, s.sums + row * width);
+      }
+      continue;
+    }
+    multiply<Form, true>({s.weights + columns.begin / Form::kElements, kPassItems / Form::kElements,
+                          values + columns.begin / Form::kElements * kLanes,
+                          kPassItems / Form::kElements * kLanes,
+                          (columns.end - columns.begin) / Form::kElements, s.sums, width},
+                         count, panels);
+  }
+  for (int64_t row = 0; row < count; ++row) {
+    finish_row<T>(head, rows.begin + row, s.references[row] / Exponential<Form>::kUnit,
+                  sum_lanes(load(s.totals + row * kLanes)),
+                  s.sums + row * width);
+  }
+}
+
+}  // namespace
+
+void attention_pack_keys(const Round& round, int64_t begin, int64_t end) {
+  with_form(round, [&]<typename Form, typename T>() {
+    const Problem& base = round.problem->base;
+    const int64_t blocks = round.key_blocks();
+    for (int64_t task = begin; task < end; ++task) {
+      const Head head(round, task / blocks);
+      const int64_t first = task % blocks * kPassItems, left = base.keys - first;
+      const auto at = [&](const attention::Operand& operand) {
+        return operand.panels == nullptr ? nullptr : operand.panels + task * round.block_bytes();
+      };
+      const auto hazard = [&](const attention::Operand& operand) {
+        return operand.hazards == nullptr ? nullptr : operand.hazards + task;
+      };
+      pack_block<Form, T>(
+          [&](int64_t i) { return head.key<const T>(base.key, base.key_stride, first + i); }, left,
+          base.head_dim, at(round.keys_across), at(round.keys_down), hazard(round.keys_down));
+      pack_block<Form, T>(
+          [&](int64_t i) { return head.key<const T>(base.value, base.value_stride, first + i); },
+          left, base.head_dim, at(round.values_across), at(round.values_down),
+          hazard(round.values_down));
+    }
+  });
+}
+
+void attention_forward_rows(const Round& round, int64_t begin, int64_t end) {
+  with_form(round, [&]<typename Form, typename T>() {
+    const int64_t passes = round.row_passes();
+    for (int64_t task = begin; task < end; ++task) {
+      forward_rows<Form, T>(round, task / passes, attention::balanced(task % passes, passes));
+    }
+  });
+}
+
+}  // namespace graft_kernels::GRAFT_ISA

@@ -1,0 +1,165 @@
+// What the passes of attention on the CPU share: places, what a row sees, scores before the softmax. Included by
+// *_simd.cpp alone (see common/simd.h).
+#pragma once
+
+#include "kernels/attention/attention_pack_simd.h"
+
+namespace graft_kernels::GRAFT_ISA {
+
+namespace {
+
+using attention::Problem;
+using attention::Round;
+using attention::TrainProblem;
+
+template <typename T>
+inline T* element(const void* from, const int64_t (&stride)[3], int64_t batch, int64_t a, int64_t b) {
+  return static_cast<T*>(const_cast<void*>(from)) + batch * stride[0] + a * stride[1] +
+         b * stride[2];
+}
+
+// One batch entry and key head of a round. Row r is query r / groups and head r % groups of the key head.
+struct Head {
+  const TrainProblem& problem;
+  int64_t batch, key_head;
+
+  Head(const Round& round, int64_t index)
+      : problem(*round.problem),
+        batch((round.first_head + index) / problem.base.key_heads),
+        key_head((round.first_head + index) % problem.base.key_heads) {}
+  int64_t query_of(int64_t row) const { return row / problem.base.groups; }
+  int64_t head_of(int64_t row) const {
+    return key_head * problem.base.groups + row % problem.base.groups;
+  }
+  template <typename T>
+  T* row(const void* from, const int64_t (&stride)[3], int64_t row) const {
+    return element<T>(from, stride, batch, query_of(row), head_of(row));
+  }
+  template <typename T>
+  T* key(const void* from, const int64_t (&stride)[3], int64_t key) const {
+    return element<T>(from, stride, batch, key_head, key);
+  }
+  float* statistic(float* from, int64_t row) const {
+    return from + batch * problem.lse_stride[0] + head_of(row) * problem.lse_stride[1] +
+           query_of(row);
+  }
+};
+
+struct Span {
+  int64_t begin, end;
+  bool is_empty() const { return begin >= end; }
+};
+
+inline int64_t clamp(int64_t value, int64_t most) { return value < 0 ? 0 : value > most ? most : value; }
+
+// Keys that a row sees.
+inline Span keys_of(const Head& head, int64_t row) {
+  const TrainProblem& problem = head.problem;
+  const int64_t keys = problem.base.keys;
+  const int64_t own = keys - problem.base.queries + head.query_of(row);
+  return {problem.window > 0 ? clamp(own - problem.window + 1, keys) : 0,
+          problem.base.causal ? clamp(own + 1, keys) : keys};
+}
+
+// Keys that any of rows [first, first + count) sees.
+inline Span keys_of(const Head& head, int64_t first, int64_t count) {
+  return {keys_of(head, first).begin, keys_of(head, first + count - 1).end};
+}
+
+// Rows that see a key.
+inline Span rows_of(const Head& head, int64_t key) {
+  const TrainProblem& problem = head.problem;
+  const Problem& base = problem.base;
+  const int64_t own = key - (base.keys - base.queries);  // the query whose place the key has
+  return {(base.causal ? clamp(own, base.queries) : 0) * base.groups,
+          (problem.window > 0 ? clamp(own + problem.window, base.queries) : base.queries) *
+              base.groups};
+}
+
+// Columns [begin, end) of a block of items that begins at `first`, in whole steps of 32.
+inline Span columns_of(Span items, int64_t first) {
+  const int64_t begin = clamp(items.begin - first, kPassItems) / 32 * 32;
+  const int64_t end = (clamp(items.end - first, kPassItems) + 31) / 32 * 32;
+  return {begin, end};
+}
+
+// -infinity where the columns are none of `seen`.
+inline void hide(Span seen, int64_t first, Span columns, float* scores) {
+  const int64_t begin = seen.begin - first, end = seen.end - first;
+  for (int64_t j = columns.begin; j < columns.end && j < begin; ++j) {
+    scores[j] = kMinusInfinity;
+  }
+  for (int64_t j = end > columns.begin ? end : columns.begin; j < columns.end; ++j) {
+    scores[j] = kMinusInfinity;
+  }
+}
+
+// Whether scores need more than their scale before the softmax.
+inline bool is_plain(const Problem& base) {
+  return base.mask == nullptr && !(base.softcap > 0.0F) && base.scale > 0.0F;
+}
+
+// Scale and cap. slopes: derivative of the cap, or null.
+inline void bend(const Problem& base, Span columns, float* scores, float* slopes) {
+  for (int64_t j = columns.begin; j < columns.end; j += kLanes) {
+    Float score = load(scores + j) * splat(base.scale), slope = splat(1.0F);
+    if (base.softcap > 0.0F) {
+      const Float bent = tanh(score * splat(1.0F / base.softcap));
+      score = splat(base.softcap) * bent;
+      slope = splat(1.0F) - bent * bent;
+    }
+    store(scores + j, score);
+    if (slopes != nullptr) {
+      store(slopes + j, slope);
+    }
+  }
+}
+
+// Adds the mask of a row to keys [first + columns.begin, first + columns.end).
+template <typename T>
+inline void add_row_mask(const Head& head, int64_t row, int64_t first, Span columns, float* scores) {
+  const Problem& base = head.problem.base;
+  const int64_t left = base.keys - first, end = left < columns.end ? left : columns.end;
+  const auto add = [&]<typename M>(const M*) {
+    const M* mask = element<const M>(base.mask, base.mask_stride, head.batch, head.head_of(row),
+                                     head.query_of(row));
+    add_mask(mask + first + columns.begin, end - columns.begin, scores + columns.begin);
+  };
+  base.float_mask ? add(static_cast<const float*>(nullptr)) : add(static_cast<const T*>(nullptr));
+}
+
+// Bits of a weight as float32.
+inline float weight_at(const float* weights, int64_t column) { return weights[column]; }
+inline float weight_at(const uint32_t* weights, int64_t column) {
+  const uint32_t bits = weights[column / 2] >> (column % 2 * 16) << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+// sums += weights . items where a block holds what is no number: weights of kMaskedWeight are not multiplied.
+template <typename T, typename Word, typename Item>
+void add_carefully(const Word* weights, Span columns, int64_t count, const Item& item,
+                   int64_t head_dim, float* sums) {
+  alignas(64) float wide[kMaxHeadDim];
+  for (int64_t j = columns.begin; j < columns.end && j < count; ++j) {
+    const float weight = weight_at(weights, j);
+    if (__builtin_signbit(weight) != 0 && weight == 0.0F) {
+      continue;
+    }
+    widen_rows<T>(item(j), 0, 1, head_dim, wide);
+    for (int64_t i = 0; i < padded(head_dim); i += kLanes) {
+      store(sums + i, multiply_add(splat(weight), load(wide + i), load(sums + i)));
+    }
+  }
+}
+
+template <typename T>
+inline T* block_of(const Round& round, const attention::Operand& operand, int64_t blocks, int64_t head,
+                   int64_t block) {
+  return reinterpret_cast<T*>(operand.panels + (head * blocks + block) * round.block_bytes());
+}
+
+}  // namespace
+
+}  // namespace graft_kernels::GRAFT_ISA
