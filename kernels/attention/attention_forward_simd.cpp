@@ -13,13 +13,15 @@ namespace graft_kernels::GRAFT_ISA {
 
 namespace {
 
-// What a block of rows holds while it goes over the keys.
+// What a block of rows holds while it goes over the keys. Scores and weights of two blocks of keys, in turns: a tile is
+// not forwarded from stores under way, so what one step writes is read no sooner than a step later.
 template <typename Form>
 struct ForwardScratch {
   using Word = typename Form::Word;
+  static constexpr int64_t kWeightWords = kPassItems / Form::kElements;  // of a row
   alignas(64) Word query[kPassRows * kMaxHeadDim / Form::kElements];
-  alignas(64) float scores[kPassRows * kPassItems];
-  alignas(64) Word weights[kPassRows * kPassItems / Form::kElements];
+  alignas(64) float scores[2][kPassRows * kPassItems];
+  alignas(64) Word weights[2][kPassRows * kWeightWords];
   alignas(64) float sums[kPassRows * kMaxHeadDim];
   alignas(64) float totals[kPassRows * kLanes];  // sums of weights, lane by lane
   alignas(64) float references[kPassRows];       // largest score of a row, in units of the exponential
@@ -130,14 +132,15 @@ inline Float store_weights(const float* scores, Span columns, float factor, floa
 
 // Moves the references of `count` rows to the largest score so far.
 template <typename Form>
-inline void find_references(ForwardScratch<Form>& s, int64_t count, Span columns, float factor) {
+inline void find_references(ForwardScratch<Form>& s, const float* scores, int64_t count, Span columns,
+                            float factor) {
   for (int64_t first = 0; first < count; first += kLanes) {
     Float most[kLanes];
     for (int64_t i = 0; i < kLanes; ++i) {
-      const float* scores = s.scores + (first + i) * kPassItems;
+      const float* row = scores + (first + i) * kPassItems;
       most[i] = splat(kMinusInfinity);
       for (int64_t j = columns.begin; first + i < count && j < columns.end; j += kLanes) {
-        most[i] = larger(load(scores + j), most[i]);
+        most[i] = larger(load(row + j), most[i]);
       }
     }
     const Float before = load(s.references + first);
@@ -151,35 +154,46 @@ inline void find_references(ForwardScratch<Form>& s, int64_t count, Span columns
   }
 }
 
-// Scores of rows against a block become weights; what the rows held so far is scaled to the new references.
+// Masks of rows where they are asked for; what a row does not see becomes -infinity.
 template <typename Form, typename T>
-inline void weigh_rows(const Head& head, ForwardScratch<Form>& s, Span rows, int64_t first_key,
-                       Span columns, int64_t width, bool mark, const char* ahead, const char* ahead2, int64_t ahead_bytes) {
+inline void mask_rows(const Head& head, const ForwardScratch<Form>& s, Span rows, int64_t first_key,
+                      Span columns, float* scores) {
   const Problem& base = head.problem.base;
   const bool plain = is_plain(base);
-  const float factor = (plain ? base.scale : 1.0F) * Exponential<Form>::kUnit;
-  const int64_t count = rows.end - rows.begin;
-  const bool open = s.seen[count - 1].begin <= first_key + columns.begin &&
+  const bool open = s.seen[rows.end - rows.begin - 1].begin <= first_key + columns.begin &&
                     s.seen[0].end >= first_key + columns.end;  // all rows see all columns
-  for (int64_t row = 0; row < count && !(plain && open); ++row) {
-    float* scores = s.scores + row * kPassItems;
+  for (int64_t row = rows.begin; row < rows.end && !(plain && open); ++row, scores += kPassItems) {
     if (!plain) {
       bend(base, columns, scores, nullptr);
       if (base.mask != nullptr) {
-        add_row_mask<T>(head, rows.begin + row, first_key, columns, scores);
+        add_row_mask<T>(head, row, first_key, columns, scores);
       }
     }
-    hide(s.seen[row], first_key, columns, scores);
+    hide(s.seen[row - rows.begin], first_key, columns, scores);
   }
-  find_references(s, count, columns, factor);
-  for (int64_t row = 0; row < count; ++row) {
-    // What the next products read is on its way while exponentials are computed.
-    for (int64_t at = row * ahead_bytes / kPassRows; at < (row + 1) * ahead_bytes / kPassRows; at += 64) {
-      _mm_prefetch(ahead + at, _MM_HINT_T0);
-      _mm_prefetch(ahead2 + at, _MM_HINT_T0);
+}
+
+// What the next products read, asked for in parts while weights are made.
+struct Ahead {
+  const char *values, *keys;
+  int64_t part_bytes;
+
+  void fetch(int64_t part) const {
+    for (int64_t at = part * part_bytes; at < (part + 1) * part_bytes; at += 64) {
+      _mm_prefetch(values + at, _MM_HINT_T0);
+      _mm_prefetch(keys + at, _MM_HINT_T0);
     }
-    const float* scores = s.scores + row * kPassItems;
-    auto* weights = s.weights + row * kPassItems / Form::kElements;
+  }
+};
+
+// Scores of `count` rows become weights; what the rows held so far is scaled to the new references.
+template <typename Form>
+inline void weigh_rows(ForwardScratch<Form>& s, int64_t buffer, int64_t count, Span columns,
+                       float factor, int64_t width, bool mark, const Ahead& ahead) {
+  for (int64_t row = 0; row < count; ++row) {
+    ahead.fetch(row);
+    const float* scores = s.scores[buffer] + row * kPassItems;
+    auto* weights = s.weights[buffer] + row * s.kWeightWords;
     float* totals = s.totals + row * kLanes;
     const Float total =
         mark || Form::kElements == 1
@@ -230,58 +244,109 @@ inline void finish_row(const Head& head, int64_t row, float largest, float total
                total == 0.0F ? 0.0F : factor / total, problem.base.head_dim);
 }
 
+// A block of rows on its way over blocks of keys.
 template <typename Form, typename T>
-void forward_rows(const Round& round, int64_t head_index, int64_t pass) {
+class ForwardPass {
   using Word = typename Form::Word;
-  ForwardScratch<Form> s;
-  const Head head(round, head_index);
-  const Problem& base = head.problem.base;
-  const int64_t words = words_of<Form>(base.head_dim), panels = panels_of<Form>(base.head_dim);
-  const int64_t width = panels * kLanes, blocks = round.key_blocks();
-  const Span rows{pass * kPassRows, clamp((pass + 1) * kPassRows, base.rows())};
-  const int64_t count = rows.end - rows.begin;
-  stage_rows<Form, T>(head, base.query, base.query_stride, rows, s.query);
-  std::memset(s.weights, 0, sizeof s.weights);
-  std::memset(s.sums, 0, static_cast<size_t>(kPassRows * width) * sizeof(float));
-  std::memset(s.totals, 0, sizeof s.totals);
-  for (int64_t row = 0; row < kPassRows; ++row) {
-    s.references[row] = kMinusInfinity;
-    s.seen[row] = row < count ? keys_of(head, rows.begin + row) : Span{};
-  }
-  const Span seen = keys_of(head, rows.begin, count);
-  const int64_t last = seen.is_empty() ? 0 : (seen.end + kPassItems - 1) / kPassItems;
-  for (int64_t block = seen.begin / kPassItems; block < last; ++block) {
-    const int64_t first = block * kPassItems;
-    const Span columns = columns_of(seen, first);
-    const bool hazard = round.values_down.hazards[head_index * blocks + block] != 0;
-    const Word* keys = block_of<Word>(round, round.keys_across, blocks, head_index, block);
-    const Word* values = block_of<Word>(round, round.values_down, blocks, head_index, block);
-    multiply<Form, false>({s.query, words, keys + columns.begin * words, words * kLanes, words,
-                           s.scores + columns.begin, kPassItems},
-                          count, (columns.end - columns.begin) / kLanes);
-    weigh_rows<Form, T>(head, s, rows, first, columns, width, hazard, (const char*)values, (const char*)keys + round.block_bytes(), round.block_bytes());
-    if (hazard) {
-      const auto item = [&](int64_t j) {
-        return head.key<const T>(base.value, base.value_stride, first + j);
-      };
-      for (int64_t row = 0; row < count; ++row) {
-        add_carefully<T>(s.weights + row * kPassItems / Form::kElements, columns, base.keys - first,
-                         item, base.head_dim, s.sums + row * width);
-      }
-      continue;
+
+ public:
+  ForwardPass(const Round& round, int64_t head_index, int64_t pass)
+      : round_(round),
+        head_(round, head_index),
+        base_(head_.problem.base),
+        head_index_(head_index),
+        rows_{pass * kPassRows, clamp((pass + 1) * kPassRows, base_.rows())},
+        keys_(keys_of(head_, rows_.begin, rows_.end - rows_.begin)) {
+    stage_rows<Form, T>(head_, base_.query, base_.query_stride, rows_, s_.query);
+    std::memset(s_.weights, 0, sizeof s_.weights);
+    std::memset(s_.sums, 0, static_cast<size_t>(kPassRows * width_) * sizeof(float));
+    std::memset(s_.totals, 0, sizeof s_.totals);
+    for (int64_t row = 0; row < kPassRows; ++row) {
+      s_.references[row] = kMinusInfinity;
+      s_.seen[row] = row < count_ ? keys_of(head_, rows_.begin + row) : Span{};
     }
-    multiply<Form, true>({s.weights + columns.begin / Form::kElements, kPassItems / Form::kElements,
-                          values + columns.begin / Form::kElements * kLanes,
-                          kPassItems / Form::kElements * kLanes,
-                          (columns.end - columns.begin) / Form::kElements, s.sums, width},
-                         count, panels);
   }
-  for (int64_t row = 0; row < count; ++row) {
-    finish_row<T>(head, rows.begin + row, s.references[row] / Exponential<Form>::kUnit,
-                  sum_lanes(load(s.totals + row * kLanes)),
-                  s.sums + row * width);
+
+  void run() {
+    const int64_t first = keys_.begin / kPassItems;
+    const int64_t last = keys_.is_empty() ? first : (keys_.end + kPassItems - 1) / kPassItems;
+    for (int64_t block = first; block < last + 2; ++block) {
+      if (block < last) {
+        score(block);
+      }
+      if (block >= first + 2) {
+        add(block - 2);
+      }
+      if (block >= first + 1 && block < last + 1) {
+        weigh(block - 1);
+      }
+    }
+    for (int64_t row = 0; row < count_; ++row) {
+      finish_row<T>(head_, rows_.begin + row, s_.references[row] / Exponential<Form>::kUnit,
+                    sum_lanes(load(s_.totals + row * kLanes)), s_.sums + row * width_);
+    }
   }
-}
+
+ private:
+  Span columns(int64_t block) const { return columns_of(keys_, block * kPassItems); }
+  bool hazard(int64_t block) const {
+    return round_.values_down.hazards[head_index_ * round_.key_blocks() + block] != 0;
+  }
+  const Word* operand(const attention::Operand& operand, int64_t block) const {
+    return block_of<Word>(round_, operand, round_.key_blocks(), head_index_, block);
+  }
+
+  void score(int64_t block) {
+    const Span at = columns(block);
+    multiply<Form, false>({s_.query, words_, operand(round_.keys_across, block) + at.begin * words_,
+                           words_ * kLanes, words_, s_.scores[block % 2] + at.begin, kPassItems},
+                          count_, (at.end - at.begin) / kLanes);
+  }
+
+  void weigh(int64_t block) {
+    const Span at = columns(block);
+    const float factor = (is_plain(base_) ? base_.scale : 1.0F) * Exponential<Form>::kUnit;
+    float* scores = s_.scores[block % 2];
+    mask_rows<Form, T>(head_, s_, rows_, block * kPassItems, at, scores);
+    find_references(s_, scores, count_, at, factor);
+    const int64_t later = block + 2 < round_.key_blocks() ? block + 2 : block;
+    const Ahead ahead{reinterpret_cast<const char*>(operand(round_.values_down, block)),
+                      reinterpret_cast<const char*>(operand(round_.keys_across, later)),
+                      round_.block_bytes() / kPassRows};
+    weigh_rows(s_, block % 2, count_, at, factor, width_, hazard(block), ahead);
+  }
+
+  void add(int64_t block) {
+    const Span at = columns(block);
+    const Word* weights = s_.weights[block % 2];
+    if (!hazard(block)) {
+      const int64_t skipped = at.begin / Form::kElements, words = (at.end - at.begin) / Form::kElements;
+      multiply<Form, true>({weights + skipped, s_.kWeightWords,
+                            operand(round_.values_down, block) + skipped * kLanes,
+                            s_.kWeightWords * kLanes, words, s_.sums, width_},
+                           count_, panels_);
+      return;
+    }
+    const int64_t first = block * kPassItems;
+    const auto item = [&](int64_t j) {
+      return head_.template key<const T>(base_.value, base_.value_stride, first + j);
+    };
+    for (int64_t row = 0; row < count_; ++row) {
+      add_carefully<T>(weights + row * s_.kWeightWords, at, base_.keys - first, item, base_.head_dim,
+                       s_.sums + row * width_);
+    }
+  }
+
+  const Round& round_;
+  const Head head_;
+  const Problem& base_;
+  const int64_t head_index_;
+  const Span rows_, keys_;
+  const int64_t count_ = rows_.end - rows_.begin;
+  const int64_t words_ = words_of<Form>(base_.head_dim), panels_ = panels_of<Form>(base_.head_dim);
+  const int64_t width_ = panels_ * kLanes;
+  ForwardScratch<Form> s_;
+};
 
 }  // namespace
 
@@ -313,7 +378,7 @@ void attention_forward_rows(const Round& round, int64_t begin, int64_t end) {
   with_form(round, [&]<typename Form, typename T>() {
     const int64_t passes = round.row_passes();
     for (int64_t task = begin; task < end; ++task) {
-      forward_rows<Form, T>(round, task / passes, attention::balanced(task % passes, passes));
+      ForwardPass<Form, T>(round, task / passes, attention::balanced(task % passes, passes)).run();
     }
   });
 }
