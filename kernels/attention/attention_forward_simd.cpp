@@ -72,32 +72,6 @@ inline Float largest_lanes(const Float (&most)[kLanes]) {
 #endif
 }
 
-// The exponential of a form: in float32 e^x to 2 units in the last place; where weights become bfloat16, 2^x to 2^-18.
-template <typename Form>
-struct Exponential {
-  static constexpr float kUnit = 1.0F;  // what a score is multiplied with before
-  static inline Float of(Float x) { return exp(x); }
-};
-
-#if defined(__AVX512F__)
-struct QuickExponential {
-  static constexpr float kUnit = 1.44269504F;
-  static inline Float of(Float x) {
-    const __m512 rest = _mm512_reduce_ps((__m512)x, 1);  // x - floor(x); 0 for -infinity
-    __m512 poly = _mm512_set1_ps(1.353417151e-2F);
-    poly = _mm512_fmadd_ps(poly, rest, _mm512_set1_ps(5.201145262e-2F));
-    poly = _mm512_fmadd_ps(poly, rest, _mm512_set1_ps(2.414427549e-1F));
-    poly = _mm512_fmadd_ps(poly, rest, _mm512_set1_ps(6.930038333e-1F));
-    poly = _mm512_fmadd_ps(poly, rest, _mm512_set1_ps(1.000002623F));
-    return (Float)_mm512_scalef_ps(poly, (__m512)x);
-  }
-};
-template <>
-struct Exponential<PairForm> : QuickExponential {};
-template <>
-struct Exponential<TileForm> : QuickExponential {};
-#endif
-
 template <bool kMark, typename Exp>
 inline Float weight_of(Float score, Float factor, Float reference) {
   const Float weight = Exp::of(multiply_add(score, factor, reference));
@@ -206,20 +180,6 @@ inline void weigh_rows(ForwardScratch<Form>& s, int64_t buffer, int64_t count, S
   }
 }
 
-// Rows of a packed product's left side, zeros behind the last.
-template <typename Form, typename T>
-inline void stage_rows(const Head& head, const void* from, const int64_t (&stride)[3], Span rows,
-                       typename Form::Word* to) {
-  const int64_t head_dim = head.problem.base.head_dim, words = words_of<Form>(head_dim);
-  for (int64_t row = 0; row < kPassRows; ++row, to += words) {
-    if (rows.begin + row < rows.end) {
-      stage_row<Form, T>(head.row<T>(from, stride, rows.begin + row), head_dim, to);
-    } else {
-      std::memset(to, 0, static_cast<size_t>(words) * sizeof(*to));
-    }
-  }
-}
-
 // The row's result and log-sum-exp.
 template <typename T>
 inline void finish_row(const Head& head, int64_t row, float largest, float total, const float* sums) {
@@ -257,7 +217,11 @@ class ForwardPass {
         head_index_(head_index),
         rows_{pass * kPassRows, clamp((pass + 1) * kPassRows, base_.rows())},
         keys_(keys_of(head_, rows_.begin, rows_.end - rows_.begin)) {
-    stage_rows<Form, T>(head_, base_.query, base_.query_stride, rows_, s_.query);
+    stage_rows<Form, T>(
+        [&](int64_t row) {
+          return head_.template row<const T>(base_.query, base_.query_stride, rows_.begin + row);
+        },
+        count_, base_.head_dim, s_.query);
     std::memset(s_.weights, 0, sizeof s_.weights);
     std::memset(s_.sums, 0, static_cast<size_t>(kPassRows * width_) * sizeof(float));
     std::memset(s_.totals, 0, sizeof s_.totals);
@@ -317,24 +281,13 @@ class ForwardPass {
   }
 
   void add(int64_t block) {
-    const Span at = columns(block);
-    const Word* weights = s_.weights[block % 2];
-    if (!hazard(block)) {
-      const int64_t skipped = at.begin / Form::kElements, words = (at.end - at.begin) / Form::kElements;
-      multiply<Form, true>({weights + skipped, s_.kWeightWords,
-                            operand(round_.values_down, block) + skipped * kLanes,
-                            s_.kWeightWords * kLanes, words, s_.sums, width_},
-                           count_, panels_);
-      return;
-    }
     const int64_t first = block * kPassItems;
     const auto item = [&](int64_t j) {
       return head_.template key<const T>(base_.value, base_.value_stride, first + j);
     };
-    for (int64_t row = 0; row < count_; ++row) {
-      add_carefully<T>(weights + row * s_.kWeightWords, at, base_.keys - first, item, base_.head_dim,
-                       s_.sums + row * width_);
-    }
+    const Items<Form, T, decltype(item)> values{operand(round_.values_down, block), hazard(block),
+                                                base_.keys - first, item};
+    add_items(s_.weights[block % 2], count_, columns(block), values, base_.head_dim, s_.sums);
   }
 
   const Round& round_;

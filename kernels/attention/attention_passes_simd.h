@@ -128,7 +128,46 @@ inline void add_row_mask(const Head& head, int64_t row, int64_t first, Span colu
   base.float_mask ? add(static_cast<const float*>(nullptr)) : add(static_cast<const T*>(nullptr));
 }
 
-// Bits of a weight as float32.
+// The exponential of a form: in float32 e^x to 2 units in the last place; where weights become bfloat16, 2^x to 2^-18.
+template <typename Form>
+struct Exponential {
+  static constexpr float kUnit = 1.0F;  // what a score is multiplied with before
+  static inline Float of(Float x) { return exp(x); }
+};
+
+#if defined(__AVX512F__)
+struct QuickExponential {
+  static constexpr float kUnit = 1.44269504F;
+  static inline Float of(Float x) {
+    const __m512 rest = _mm512_reduce_ps((__m512)x, 1);  // x - floor(x); 0 for -infinity
+    __m512 poly = _mm512_set1_ps(1.353417151e-2F);
+    poly = _mm512_fmadd_ps(poly, rest, _mm512_set1_ps(5.201145262e-2F));
+    poly = _mm512_fmadd_ps(poly, rest, _mm512_set1_ps(2.414427549e-1F));
+    poly = _mm512_fmadd_ps(poly, rest, _mm512_set1_ps(6.930038333e-1F));
+    poly = _mm512_fmadd_ps(poly, rest, _mm512_set1_ps(1.000002623F));
+    return (Float)_mm512_scalef_ps(poly, (__m512)x);
+  }
+};
+template <>
+struct Exponential<PairForm> : QuickExponential {};
+template <>
+struct Exponential<TileForm> : QuickExponential {};
+#endif
+
+// The left side of a product: `count` rows, item(row) being where one lies, and zeros behind the last.
+template <typename Form, typename T, typename Item>
+inline void stage_rows(const Item& item, int64_t count, int64_t head_dim, typename Form::Word* to) {
+  const int64_t words = words_of<Form>(head_dim);
+  for (int64_t row = 0; row < kPassRows; ++row, to += words) {
+    if (row < count) {
+      stage_row<Form, T>(item(row), head_dim, to);
+    } else {
+      std::memset(to, 0, static_cast<size_t>(words) * sizeof(*to));
+    }
+  }
+}
+
+// A stored weight as float32.
 inline float weight_at(const float* weights, int64_t column) { return weights[column]; }
 inline float weight_at(const uint32_t* weights, int64_t column) {
   const uint32_t bits = weights[column / 2] >> (column % 2 * 16) << 16;
@@ -137,21 +176,65 @@ inline float weight_at(const uint32_t* weights, int64_t column) {
   return value;
 }
 
-// sums += weights . items where a block holds what is no number: weights of kMaskedWeight are not multiplied.
-template <typename T, typename Word, typename Item>
-void add_carefully(const Word* weights, Span columns, int64_t count, const Item& item,
-                   int64_t head_dim, float* sums) {
+inline bool is_masked(float weight) { return __builtin_signbit(weight) != 0 && weight == 0.0F; }
+
+// What a block's weights are multiplied with: its packed items, and where item j of them lies.
+template <typename Form, typename T, typename Item>
+struct Items {
+  const typename Form::Word* packed;
+  bool hazard;    // a packed number is not finite
+  int64_t count;  // of the items from the block's first on
+  const Item& item;
+};
+
+// sums += weights . items, one at a time; weights of kMaskedWeight are not multiplied.
+template <typename Form, typename T, typename Item>
+void add_carefully(const typename Form::Word* weights, int64_t rows, Span columns,
+                   const Items<Form, T, Item>& items, int64_t head_dim, float* sums) {
+  constexpr int64_t kWeightWords = kPassItems / Form::kElements;
+  const int64_t width = panels_of<Form>(head_dim) * kLanes;
   alignas(64) float wide[kMaxHeadDim];
-  for (int64_t j = columns.begin; j < columns.end && j < count; ++j) {
-    const float weight = weight_at(weights, j);
-    if (__builtin_signbit(weight) != 0 && weight == 0.0F) {
-      continue;
-    }
-    widen_rows<T>(item(j), 0, 1, head_dim, wide);
-    for (int64_t i = 0; i < padded(head_dim); i += kLanes) {
-      store(sums + i, multiply_add(splat(weight), load(wide + i), load(sums + i)));
+  for (int64_t j = columns.begin; j < columns.end && j < items.count; ++j) {
+    widen_rows<T>(items.item(j), 0, 1, head_dim, wide);
+    for (int64_t row = 0; row < rows; ++row) {
+      const float weight = weight_at(weights + row * kWeightWords, j);
+      float* to = sums + row * width;
+      for (int64_t i = 0; i < padded(head_dim) && !is_masked(weight); i += kLanes) {
+        store(to + i, multiply_add(splat(weight), load(wide + i), load(to + i)));
+      }
     }
   }
+}
+
+// sums += weights . items for columns of a block. Where a packed number is not finite, items that are hidden from all
+// rows are packed anew as zeros; if a row sees such a number, weights are multiplied one at a time.
+template <typename Form, typename T, typename Item>
+void add_items(const typename Form::Word* weights, int64_t rows, Span columns,
+               const Items<Form, T, Item>& items, int64_t head_dim, float* sums) {
+  using Word = typename Form::Word;
+  constexpr int64_t kWeightWords = kPassItems / Form::kElements;
+  const int64_t panels = panels_of<Form>(head_dim), skipped = columns.begin / Form::kElements;
+  const auto add = [&](const Word* packed) {
+    multiply<Form, true>({weights + skipped, kWeightWords, packed + skipped * kLanes,
+                          kWeightWords * kLanes, (columns.end - columns.begin) / Form::kElements, sums,
+                          panels * kLanes},
+                         rows, panels);
+  };
+  if (!items.hazard) {
+    return add(items.packed);
+  }
+  static const T zeros[kMaxHeadDim] = {};
+  alignas(64) Word packed[kPassItems * kMaxHeadDim / Form::kElements];
+  uint8_t hazard = 0;
+  const auto seen_item = [&](int64_t j) {
+    bool hidden = true;
+    for (int64_t row = 0; row < rows && j >= columns.begin && j < columns.end; ++row) {
+      hidden &= is_masked(weight_at(weights + row * kWeightWords, j));
+    }
+    return hidden ? zeros : items.item(j);
+  };
+  pack_block<Form, T>(seen_item, items.count, head_dim, nullptr, packed, &hazard);
+  hazard == 0 ? add(packed) : add_carefully<Form, T>(weights, rows, columns, items, head_dim, sums);
 }
 
 template <typename T>

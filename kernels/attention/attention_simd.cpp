@@ -1,12 +1,12 @@
 // Attention with the vectors of one instruction set. Compiled once per set: see common/simd.h.
 //
-// Keys and values are widened to float32 in small blocks that stay in the first-level cache and are
-// used for every row that shares them. The softmax is the running one: a block's largest score
+// Few rows: keys and values are read once, where they lie, for all rows that share them
+// (attention_stream_simd.h). The softmax is the running one: a block's largest score
 // rescales what was summed before (Milakov and Gimelshein 2018; Dao 2023).
 
 #include <type_traits>
 
-#include "kernels/attention/attention_rows_simd.h"
+#include "kernels/attention/attention_stream_simd.h"
 
 namespace graft_kernels::GRAFT_ISA {
 
@@ -19,7 +19,7 @@ using attention::Problem;
 // What a block of rows works on. Vectors are padded with zeros to whole lanes.
 struct Scratch {
   alignas(64) float query[kMaxTaskRows * kMaxHeadDim];
-  alignas(64) float block[kBlockKeys * kMaxHeadDim];  // keys, then values
+  alignas(64) float block[kBlockKeys * kMaxHeadDim];  // values that not every row sees
   alignas(64) float scores[kMaxTaskRows * kBlockKeys];
 };
 
@@ -115,20 +115,31 @@ void run_task(const Problem& problem, const Partial& partial, int64_t index) {
   for (int64_t done = 0; done < task.keys; done += kBlockKeys) {
     const int64_t first = task.first_key + done;
     const int64_t keys = task.keys - done < kBlockKeys ? task.keys - done : kBlockKeys;
-    widen_rows(key + first * problem.key_stride[2], problem.key_stride[2], keys, head_dim,
-               scratch.block);
-    // What lies behind the last key is not looked at, but denormal numbers there would be slow.
-    std::memset(scratch.block + keys * width, 0,
-                static_cast<size_t>((kBlockKeys - keys) * width) * sizeof(float));
-    multiply_keys(scratch.query, task.rows, scratch.block, width, scratch.scores);
-    widen_rows(value + first * problem.value_stride[2], problem.value_stride[2], keys, head_dim,
-               scratch.block);
+    const T* values = value + first * problem.value_stride[2];
+    score_stream(scratch.query, task.rows, width, key + first * problem.key_stride[2],
+                 problem.key_stride[2], values, problem.value_stride[2], keys, head_dim,
+                 scratch.scores);
     for (int64_t row = 0; row < task.rows; ++row) {
       float* scores = scratch.scores + row * kBlockKeys;
-      float* held = partial.row(problem, index, row);
       finish_scores<T>(problem, task, row, first, keys, scores);
-      weigh(scores, held, head_dim);
-      add_values(scores, scratch.block, keys, head_dim, held + 2);
+      weigh(scores, partial.row(problem, index, row), head_dim);
+    }
+    if (task.keys - done > kBlockKeys) {
+      fetch_rows(key + (first + kBlockKeys) * problem.key_stride[2],
+                 problem.key_stride[2] * static_cast<int64_t>(sizeof(T)),
+                 task.keys - done - kBlockKeys < kBlockKeys ? task.keys - done - kBlockKeys : kBlockKeys,
+                 head_dim * static_cast<int64_t>(sizeof(T)));
+    }
+    float* sums = partial.row(problem, index, 0) + 2;
+    if (are_all_seen(scratch.scores, task.rows, keys)) {
+      add_stream(scratch.scores, task.rows, values, problem.value_stride[2], keys, head_dim, sums,
+                 partial.stride(problem));
+      continue;
+    }
+    widen_rows(values, problem.value_stride[2], keys, head_dim, scratch.block);
+    for (int64_t row = 0; row < task.rows; ++row) {
+      add_values(scratch.scores + row * kBlockKeys, scratch.block, keys, head_dim,
+                 sums + row * partial.stride(problem));
     }
   }
 }

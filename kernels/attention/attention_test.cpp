@@ -189,6 +189,79 @@ TEST_P(Attention, GivesTheSameBitsEveryTimeAndOnAnyNumberOfThreads) {
   at::set_num_threads(threads);
 }
 
+TEST_P(Attention, IsRightForPromptsOfOddLengthsAndEveryHeadSize) {
+  for (const int64_t head_dim : {1, 7, 64, 80, 96, 128, 192, 256}) {
+    for (const int64_t length : {17, 31, 33, 127, 129, 257}) {
+      for (const bool causal : {false, true}) {
+        expect_right({1, length, length, 4, 2, head_dim}, {{}, 0.0, causal});
+      }
+    }
+  }
+  expect_right({1, 1000, 1000, 2, 1, 64}, {{}, 0.0, /*causal=*/true});
+  expect_right({1, 33, 4097, 2, 2, 128}, {{}, 0.0, /*causal=*/true});
+  if (!testing::is_small_run()) {
+    expect_right({1, 4097, 4097, 1, 1, 64}, {{}, 0.0, /*causal=*/true});
+  }
+}
+
+TEST_P(Attention, CapsScoresOfPromptsAndAddsMasks) {
+  for (const auto dtype : {GetParam(), at::kFloat}) {
+    for (const auto& sizes :
+         std::vector<std::vector<int64_t>>{{2, 4, 45, 150}, {1, 1, 45, 150}, {2, 1, 1, 150}}) {
+      at::Tensor mask = at::randn(sizes).to(dtype);
+      mask.masked_fill_(at::rand(sizes) < 0.3, -kInfinity);
+      expect_right({2, 45, 150, 4, 2, 64}, {mask, 0.0, false});
+      expect_right({2, 45, 150, 4, 2, 80}, {mask, 20.0, true});
+    }
+  }
+}
+
+TEST_P(Attention, OfAPromptOnlyWhatSeesNanBecomesNan) {
+  constexpr int64_t kLength = 150, kPadding = 37, kLate = 140;
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  const at::Tensor query = random({2, kLength, 4, 64});
+  at::Tensor key = random({2, 2, kLength, 64}), value = random({2, 2, kLength, 64});
+  at::Tensor mask = at::zeros({2, 1, 1, kLength});
+  mask.slice(-1, 0, kPadding).fill_(-kInfinity);
+  const Options options{mask, 0.0, /*causal=*/true};
+  const at::Tensor expected = apply(query, key, value, 0.125, options);
+  EXPECT_EQ(expected.slice(1, 0, kPadding).abs().max().item<double>(), 0.0);  // they see nothing
+  key.slice(2, 0, kPadding).fill_(nan);
+  value.slice(2, 0, kPadding).fill_(kInfinity);
+  EXPECT_TRUE(is_same_bits(apply(query, key, value, 0.125, options), expected));
+  // A value that rows from its own on see: within one block of rows some do and some do not.
+  value.select(2, kLate).fill_(nan);
+  const at::Tensor out = apply(query, key, value, 0.125, options);
+  EXPECT_TRUE(out.slice(1, kLate).isnan().all().item<bool>());
+  EXPECT_FALSE(out.slice(1, 0, kLate).isnan().any().item<bool>());
+  EXPECT_LE((out.slice(1, 0, kLate) - expected.slice(1, 0, kLate)).abs().max().item<double>(),
+            GetParam() == at::kFloat ? 1e-5 : 0.02);
+}
+
+TEST_P(Attention, ReadsPromptsWhereTheyLie) {
+  const at::Tensor keys = random({2, 3, 128, 64}), values = random({2, 3, 128, 64});
+  const at::Tensor fused = random({2, 70, 15, 64});
+  const at::Tensor query = fused.narrow(2, 2, 9), key = keys.narrow(2, 5, 100),
+                   value = values.narrow(2, 5, 100);
+  const at::Tensor expected =
+      apply(query.contiguous(), key.contiguous(), value.contiguous(), 0.125, {{}, 0.0, true});
+  EXPECT_TRUE(is_same_bits(apply(query, key, value, 0.125, {{}, 0.0, true}), expected));
+  at::Tensor out = at::empty({2, 9, 70, 64}, query.options()).transpose(1, 2);
+  package()("attention_out", out, query, key, value, c10::IValue(), 0.125, 0.0, true);
+  EXPECT_TRUE(is_same_bits(out.contiguous(), expected));
+}
+
+TEST_P(Attention, APromptGivesTheSameBitsEveryTimeAndOnAnyNumberOfThreads) {
+  const at::Tensor query = random({1, 300, 6, 64}), key = random({1, 3, 300, 64});
+  const at::Tensor first = apply(query, key, key, 0.125, {{}, 0.0, true});
+  const int threads = at::get_num_threads();
+  for (int run = 0; run < 250; ++run) {
+    at::set_num_threads(1 + run % 3);
+    ASSERT_TRUE(is_same_bits(apply(query, key, key, 0.125, {{}, 0.0, true}), first)) << run;
+  }
+  at::set_num_threads(threads);
+}
+
 TEST_P(Attention, NamesTheArgumentThatIsWrong) {
   const auto message = [&](const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                            const Options& options = {}) {

@@ -7,9 +7,6 @@
 
 namespace graft_kernels::attention {
 
-// Keys of one task of the gradients of keys.
-inline constexpr int64_t kGradKeys = 32;
-
 // base.out is written by the forward and read by the backward; so is lse. Strides in elements.
 struct TrainProblem {
   Problem base;
@@ -28,22 +25,17 @@ struct TrainProblem {
   int64_t grad_key_stride[3] = {};
   void* grad_value = nullptr;
   int64_t grad_value_stride[3] = {};
-
-  int64_t key_blocks() const { return (base.keys + kGradKeys - 1) / kGradKeys; }
-  int64_t key_tasks() const { return base.batch * base.key_heads * key_blocks(); }
 };
 
 using TrainFunction = void (*)(const TrainProblem& problem, int64_t begin, int64_t end);
 
 }  // namespace graft_kernels::attention
 
-// One entry per instruction set (attention_train_simd.cpp). Tasks of the first two are blocks of rows, in the
-// order of Problem::blocks; of the third, blocks of keys. The second fills delta for the third.
+// One entry per instruction set (attention_train_simd.cpp): blocks of rows, in the order of Problem::blocks, for calls
+// over caches. Those with many rows: attention_blocks.h.
 #define GRAFT_ATTENTION_TRAIN(isa)                                                          \
   namespace graft_kernels::isa {                                                            \
   void attention_train_forward(const attention::TrainProblem&, int64_t begin, int64_t end); \
-  void attention_grad_queries(const attention::TrainProblem&, int64_t begin, int64_t end);  \
-  void attention_grad_keys(const attention::TrainProblem&, int64_t begin, int64_t end);     \
   }
 GRAFT_ATTENTION_TRAIN(plain)
 GRAFT_ATTENTION_TRAIN(avx2)

@@ -1,33 +1,14 @@
-// Attention for training on the CPU: the instruction set is chosen at run time, blocks of rows and of
-// keys are spread over ATen's threads; packed sequences are worked on one after another.
+// Attention for training on the CPU: packed sequences are worked on one after another.
 
-#include "kernels/attention/attention_forward_cpu.h"
+#include "kernels/attention/attention_rounds_cpu.h"
 #include "kernels/attention/attention_train_ops.h"
-#include "kernels/common/isa.h"
-#include "kernels/common/parallel.h"
 
 namespace graft_kernels::attention {
 
 namespace {
 
-// cost: multiplications of one task
-void run_tasks(TrainFunction work, const TrainProblem& problem, int64_t tasks, int64_t cost) {
-  spread(tasks, kGrainMultiplications / (cost + 1) + 1,
-         [&](int64_t begin, int64_t end) { work(problem, begin, end); });
-}
-
 void run_dense(const TrainProblem& problem) {
-  const Problem& base = problem.base;
-  const int64_t row_cost = 2 * kMaxTaskRows * base.keys * base.head_dim;
-  if (!problem.backward) {
-    return run_forward(problem);
-  }
-  run_tasks(choose_isa<TrainFunction>(plain::attention_grad_queries, avx2::attention_grad_queries,
-                                      avx512::attention_grad_queries),
-            problem, base.blocks(), row_cost);
-  run_tasks(choose_isa<TrainFunction>(plain::attention_grad_keys, avx2::attention_grad_keys,
-                                      avx512::attention_grad_keys),
-            problem, problem.key_tasks(), 4 * kGradKeys * base.rows() * base.head_dim);
+  problem.backward ? run_backward(problem) : run_forward(problem);
 }
 
 // Never falling, from 0 to `last`.

@@ -1,7 +1,7 @@
-// The forward of attention with many rows on the CPU: heads in rounds whose packed operands stay in the second-level
+// Attention with many rows on the CPU, forward and backward: heads in rounds whose packed operands stay in the second-level
 // cache, tasks of a round spread over ATen's threads.
 
-#include "kernels/attention/attention_forward_cpu.h"
+#include "kernels/attention/attention_rounds_cpu.h"
 
 #include <algorithm>
 
@@ -73,6 +73,40 @@ void run_forward(const TrainProblem& problem) {
     run_round(pack, round, round.heads * round.key_blocks(), 2 * kPassItems * base.head_dim);
     run_round(forward, round, round.heads * round.row_passes(),
               2 * kPassRows * base.keys * base.head_dim);
+  });
+}
+
+void run_backward(const TrainProblem& problem) {
+  const Problem& base = problem.base;
+  if (base.batch * base.key_heads == 0 || base.head_dim == 0) {
+    return;
+  }
+  const auto pack_keys = choose_isa<RoundFunction>(
+      plain::attention_pack_keys, avx2::attention_pack_keys, avx512::attention_pack_keys);
+  const auto pack_rows = choose_isa<RoundFunction>(
+      plain::attention_pack_rows, avx2::attention_pack_rows, avx512::attention_pack_rows);
+  const auto grad_queries =
+      choose_isa<RoundFunction>(plain::attention_grad_queries, avx2::attention_grad_queries,
+                                avx512::attention_grad_queries);
+  const auto grad_keys = choose_isa<RoundFunction>(
+      plain::attention_grad_keys, avx2::attention_grad_keys, avx512::attention_grad_keys);
+  Workspace workspace(problem);
+  for (Operand Round::*operand : {&Round::keys_across, &Round::values_across, &Round::keys_down}) {
+    workspace.need(operand, /*over_keys=*/true);
+  }
+  for (Operand Round::*operand : {&Round::queries_across, &Round::grads_across,
+                                  &Round::queries_down, &Round::grads_down}) {
+    workspace.need(operand, /*over_keys=*/false);
+  }
+  const int64_t pack_cost = 4 * kPassItems * base.head_dim;
+  workspace.for_each_round([&](const Round& round) {
+    run_round(pack_keys, round, round.heads * round.key_blocks(), pack_cost);
+    run_round(pack_rows, round, round.heads * round.row_blocks(), pack_cost);
+    // The first fills delta for the second.
+    run_round(grad_queries, round, round.heads * round.row_passes(),
+              3 * kPassRows * base.keys * base.head_dim);
+    run_round(grad_keys, round, round.heads * round.key_passes(),
+              4 * kPassRows * base.rows() * base.head_dim);
   });
 }
 

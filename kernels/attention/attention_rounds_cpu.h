@@ -34,5 +34,7 @@ void run_round(RoundFunction work, const Round& round, int64_t tasks, int64_t co
 
 // The forward of a dense call; fills base.out and, where it is asked for, lse.
 void run_forward(const TrainProblem& problem);
+// The gradients of a dense call; fills delta too.
+void run_backward(const TrainProblem& problem);
 
 }  // namespace graft_kernels::attention
