@@ -131,6 +131,23 @@ def cpu_ops_table():
     return "\n\n".join(parts) or "No results are committed."
 
 
+def cpu_attention_table():
+    parts = []
+    for path in sorted(RESULTS.glob("*/attention_vs_torch.jsonl")):
+        lines = rows(path)
+        first = lines[0]
+        body = []
+        for line in lines:
+            rate = f"{line['TFLOPps']:.2f} TFLOP/s" if "TFLOPps" in line else (
+                f"{line['GBps']:.1f} GB/s, {100 * line['share_of_ceiling']:.0f} % of a read")
+            body.append([line["op"], line["shape"], line["variant"], line["dtype"], f"{line['median_us'] / 1e3:.2f}", rate,
+                         f"{line['torch_us'] / 1e3:.2f} ms ({line['ratio_to_torch']:.2f}×)"])
+        parts.append(f"{first['machine']}; {first['threads']} threads; torch {first['torch']}; commit {first['commit']}; "
+                     f"{first['runs']} rounds.\n\n"
+                     + table(["what", "shape", "mask", "dtype", "ms", "rate", "torch, and how many times longer"], body))
+    return "\n\n".join(parts) or "No results are committed."
+
+
 def tokenizer_table():
     lines = rows(RESULTS / "amd-epyc/tokenizer.jsonl")
     body = [[line["variant"], f"{line['process_seconds']:.2f}", f"{line['library_encode_seconds']:.2f}",
@@ -192,6 +209,7 @@ def main():
                                     "attention-training": work_table("attention", "h100", alone=True),
                                     "cpu": cpu_table(), "cuda-model": cuda_model_table(),
                                     "packed": packed_table(), "cpu-ops": cpu_ops_table(),
+                                    "cpu-attention": cpu_attention_table(),
                                     "tokenizer": tokenizer_table()},
              "README.md": {"measured": headline()}}
     stale = 0

@@ -121,7 +121,7 @@ def prefill_rows(package, arguments):
     for dtype in (torch.bfloat16, torch.float32):
         for size in (64, 128):
             for length in (512, 2048, 4097):
-                for heads, key_heads in ((4, 4), (8, 2)):
+                for heads, key_heads in ((4, 4), (8, 2)) if length < 4096 else ((4, 4),):
                     for causal in (True, False):
                         query, key, value = inputs(1, length, heads, key_heads, size, dtype)
                         turned = query.transpose(1, 2)
@@ -135,15 +135,23 @@ def prefill_rows(package, arguments):
                                "TFLOPps": round(work / times["ours"] / 1e12, 3)}
 
 
+def memory_of_caches(dtype):
+    """Random numbers, the same 64 MiB again and again."""
+    block = torch.randn((1 << 26) // dtype.itemsize).to(dtype)
+    return block.repeat(BYTES_OF_CACHES // (1 << 26))
+
+
 def decode_rows(package, arguments, reader):
     for dtype in (torch.bfloat16, torch.float32):
+        memory = memory_of_caches(dtype)
         for batch in (1, 8):
             for size in (64, 128):
                 for heads, key_heads in ((32, 8), (8, 8)):
                     length = 4096
                     sizes = (2, batch, key_heads, length, size)
                     one = torch.Size(sizes).numel() * dtype.itemsize
-                    caches = torch.empty((BYTES_OF_CACHES // one, *sizes), dtype=dtype).normal_()
+                    count = BYTES_OF_CACHES // one
+                    caches = memory[:count * one // dtype.itemsize].view(count, *sizes)
                     query = torch.randn(batch, 1, heads, size, dtype=dtype)
                     turn = {"ours": 0, "torch": 0}
 

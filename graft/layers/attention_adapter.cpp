@@ -6,19 +6,10 @@ namespace graft::layers {
 
 namespace {
 
-// Where a kernel for prompts is asked: Hopper's tensor cores, 16-bit heads of 64 or 128; on the CPU bfloat16 and
-// float32 where the processor multiplies pairs of bfloat16. Elsewhere PyTorch's fused kernels are ahead, or nothing is
-// measured.
+// Where a kernel for prompts is asked: Hopper's tensor cores, 16-bit heads of 64 or 128. Elsewhere
+// PyTorch's fused kernels are ahead.
 constexpr int64_t kLeastPromptQueries = 64;
 constexpr int kPromptCapability = 90;
-constexpr int64_t kLeastCpuPromptQueries = 17;  // fewer are served as over a cache
-
-bool takes_cpu_prompt(const at::Tensor& query) {
-  static const bool measured = __builtin_cpu_supports("avx512bf16");
-  const at::ScalarType dtype = query.scalar_type();
-  return measured && (dtype == at::kBFloat16 || dtype == at::kFloat) &&
-         query.size(1) >= kLeastCpuPromptQueries && query.size(-1) <= 256;
-}
 
 constexpr ContractValue optional(std::string_view name) {
   return {name, c10::TypeKind::TensorType, /*optional=*/true};
@@ -63,9 +54,6 @@ class AttentionAdapter final : public Attention::Kernel {
   }
 
   bool takes_prompt(const at::Tensor& query) const override {
-    if (query.is_cpu()) {
-      return takes_cpu_prompt(query);
-    }
     const bool is_16_bit =
         query.scalar_type() == at::kHalf || query.scalar_type() == at::kBFloat16;
     const int64_t head_dim = query.size(-1);

@@ -8,7 +8,8 @@
 //         dimension dense; -infinity hides a key, whatever lies there
 // softcap  scores become softcap * tanh(score / softcap) before the mask; 0: off
 // causal   query s sees keys up to T - S + s (the last query sees all)
-// Scores, weights and sums are float32, rounded once. A query that sees no key gives zeros.
+// Scores, weights and sums are float32, rounded once; with more than 16 rows a key, weights are rounded to bfloat16 where
+// the processor multiplies values as bfloat16. A query that sees no key gives zeros.
 // Throws   std::runtime_error `[op] argument: expected …, got …`
 // Devices  cpu, cuda sm_80+ (attention_cuda.cu; there a NaN or infinity in a key that only some of 16
 //          neighbouring rows may see can reach the others)

@@ -61,13 +61,13 @@ inline int64_t balanced(int64_t task, int64_t tasks) {
 }  // namespace graft_kernels::attention
 
 // One entry per instruction set (attention_forward_simd.cpp, attention_grad_simd.cpp).
-#define GRAFT_ATTENTION_ROUNDS(isa)                                                      \
-  namespace graft_kernels::isa {                                                         \
-  void attention_pack_keys(const attention::Round&, int64_t begin, int64_t end);         \
-  void attention_pack_rows(const attention::Round&, int64_t begin, int64_t end);         \
-  void attention_forward_rows(const attention::Round&, int64_t begin, int64_t end);      \
-  void attention_grad_queries(const attention::Round&, int64_t begin, int64_t end);      \
-  void attention_grad_keys(const attention::Round&, int64_t begin, int64_t end);         \
+#define GRAFT_ATTENTION_ROUNDS(isa)                                                 \
+  namespace graft_kernels::isa {                                                    \
+  void attention_pack_keys(const attention::Round&, int64_t begin, int64_t end);    \
+  void attention_pack_rows(const attention::Round&, int64_t begin, int64_t end);    \
+  void attention_forward_rows(const attention::Round&, int64_t begin, int64_t end); \
+  void attention_grad_queries(const attention::Round&, int64_t begin, int64_t end); \
+  void attention_grad_keys(const attention::Round&, int64_t begin, int64_t end);    \
   }
 GRAFT_ATTENTION_ROUNDS(plain)
 GRAFT_ATTENTION_ROUNDS(avx2)

@@ -4,8 +4,8 @@
 #include <algorithm>
 #include <memory>
 
-#include "kernels/attention/attention_rounds_cpu.h"
 #include "kernels/attention/attention_ops.h"
+#include "kernels/attention/attention_rounds_cpu.h"
 #include "kernels/common/isa.h"
 #include "kernels/common/parallel.h"
 

@@ -24,10 +24,10 @@ struct ForwardScratch {
   alignas(64) Word weights[2][kPassRows * kWeightWords];
   alignas(64) float sums[kPassRows * kMaxHeadDim];
   alignas(64) float totals[kPassRows * kLanes];  // sums of weights, lane by lane
-  alignas(64) float references[kPassRows];       // largest score of a row, in units of the exponential
-  alignas(64) float offsets[kPassRows];          // what is added to its scores: -reference, or 0
-  alignas(64) float factors[kPassRows];          // what was held so far is multiplied with these
-  Span seen[kPassRows];                          // keys of a row
+  alignas(64) float references[kPassRows];  // largest score of a row, in units of the exponential
+  alignas(64) float offsets[kPassRows];     // what is added to its scores: -reference, or 0
+  alignas(64) float factors[kPassRows];     // what was held so far is multiplied with these
+  Span seen[kPassRows];                     // keys of a row
 };
 
 inline Float larger(Float score, Float most) {  // a NaN is not larger
@@ -106,8 +106,8 @@ inline Float store_weights(const float* scores, Span columns, float factor, floa
 
 // Moves the references of `count` rows to the largest score so far.
 template <typename Form>
-inline void find_references(ForwardScratch<Form>& s, const float* scores, int64_t count, Span columns,
-                            float factor) {
+inline void find_references(ForwardScratch<Form>& s, const float* scores, int64_t count,
+                            Span columns, float factor) {
   for (int64_t first = 0; first < count; first += kLanes) {
     Float most[kLanes];
     for (int64_t i = 0; i < kLanes; ++i) {
@@ -182,14 +182,16 @@ inline void weigh_rows(ForwardScratch<Form>& s, int64_t buffer, int64_t count, S
 
 // The row's result and log-sum-exp.
 template <typename T>
-inline void finish_row(const Head& head, int64_t row, float largest, float total, const float* sums) {
+inline void finish_row(const Head& head, int64_t row, float largest, float total,
+                       const float* sums) {
   const TrainProblem& problem = head.problem;
   const int64_t at = head.head_of(row);
   float factor = 1.0F;
   if (problem.sinks.values != nullptr) {
-    const float sink = problem.sinks.is_float
-                           ? static_cast<const float*>(problem.sinks.values)[at]
-                           : load_partial<T>(static_cast<const T*>(problem.sinks.values) + at, 1)[0];
+    const float sink =
+        problem.sinks.is_float
+            ? static_cast<const float*>(problem.sinks.values)[at]
+            : load_partial<T>(static_cast<const T*>(problem.sinks.values) + at, 1)[0];
     const float together = sink > largest ? sink : largest;
     if (together != kMinusInfinity) {
       factor = largest == kMinusInfinity ? 0.0F : exp(splat(largest - together))[0];

@@ -23,7 +23,8 @@ struct GradScratch {
   alignas(64) Word weights[kPassRows * kWeightWords];
   alignas(64) Word grads[kPassRows * kWeightWords];
   alignas(64) float bends[kPassItems];
-  alignas(64) float offsets[kPassItems];  // -lse in units of the exponential; -infinity: sees nothing
+  alignas(
+      64) float offsets[kPassItems];  // -lse in units of the exponential; -infinity: sees nothing
   alignas(64) float deltas[kPassItems];
   alignas(64) float sums[kPassRows * kMaxHeadDim];
   alignas(64) float value_sums[kPassRows * kMaxHeadDim];
@@ -86,7 +87,8 @@ class GradPass {
         head_index_(head_index),
         own_{pass * kPassRows, clamp((pass + 1) * kPassRows, kOfKeys ? base_.keys : base_.rows())} {
     stage_rows<Form, T>([&](int64_t i) { return own(i, false); }, count_, base_.head_dim, s_.left);
-    stage_rows<Form, T>([&](int64_t i) { return own(i, true); }, count_, base_.head_dim, s_.left_grad);
+    stage_rows<Form, T>([&](int64_t i) { return own(i, true); }, count_, base_.head_dim,
+                        s_.left_grad);
     std::memset(s_.weights, 0, sizeof s_.weights);
     std::memset(s_.grads, 0, sizeof s_.grads);
     std::memset(s_.sums, 0, static_cast<size_t>(kPassRows * width_) * sizeof(float));
@@ -134,7 +136,8 @@ class GradPass {
     alignas(64) float out[kMaxHeadDim], grad[kMaxHeadDim];
     for (int64_t i = 0; i < count_; ++i) {
       const int64_t at = own_.begin + i;
-      widen_rows(head_.template row<const T>(base_.out, base_.out_stride, at), 0, 1, base_.head_dim, out);
+      widen_rows(head_.template row<const T>(base_.out, base_.out_stride, at), 0, 1, base_.head_dim,
+                 out);
       widen_rows(row(at, true), 0, 1, base_.head_dim, grad);
       Float sum = {};
       for (int64_t j = 0; j < padded(base_.head_dim); j += kLanes) {
@@ -184,10 +187,10 @@ class GradPass {
       add_mask(i, first, columns, scores);
     }
     hide(sees(i), first, columns, scores);
-    make_weights<Form, kOfKeys>(
-        scores, s_.slopes + i * kPassItems, plain ? nullptr : s_.bends, columns,
-        (plain ? base_.scale : 1.0F) * Exponential<Form>::kUnit, s_.offsets + (kOfKeys ? 0 : i),
-        s_.deltas + (kOfKeys ? 0 : i), s_.weights + i * s_.kWeightWords, s_.grads + i * s_.kWeightWords);
+    make_weights<Form, kOfKeys>(scores, s_.slopes + i * kPassItems, plain ? nullptr : s_.bends,
+                                columns, (plain ? base_.scale : 1.0F) * Exponential<Form>::kUnit,
+                                s_.offsets + (kOfKeys ? 0 : i), s_.deltas + (kOfKeys ? 0 : i),
+                                s_.weights + i * s_.kWeightWords, s_.grads + i * s_.kWeightWords);
   }
 
   void add_mask(int64_t i, int64_t first, Span columns, float* scores) {
@@ -206,27 +209,31 @@ class GradPass {
   }
 
   // sums += weights of this block . its items
-  void add(const Word* weights, const attention::Operand& other, int64_t block, Span columns, bool grad,
-           float* sums) {
+  void add(const Word* weights, const attention::Operand& other, int64_t block, Span columns,
+           bool grad, float* sums) {
     const int64_t first = block * kPassItems;
-    const auto item = [&](int64_t j) { return kOfKeys ? row(first + j, grad) : key(first + j, grad); };
-    const Items<Form, T, decltype(item)> items{
-        operand(other, block), other.hazards[head_index_ * blocks() + block] != 0,
-        (kOfKeys ? base_.rows() : base_.keys) - first, item};
+    const auto item = [&](int64_t j) {
+      return kOfKeys ? row(first + j, grad) : key(first + j, grad);
+    };
+    const Items<Form, T, decltype(item)> items{operand(other, block),
+                                               other.hazards[head_index_ * blocks() + block] != 0,
+                                               (kOfKeys ? base_.rows() : base_.keys) - first, item};
     add_items(weights, count_, columns, items, base_.head_dim, sums);
   }
 
   void finish(int64_t i) {
     const float* sums = s_.sums + i * width_;
     if constexpr (kOfKeys) {
-      store_scaled(head_.template key<T>(problem_.grad_key, problem_.grad_key_stride, own_.begin + i),
-                   sums, base_.scale, base_.head_dim);
+      store_scaled(
+          head_.template key<T>(problem_.grad_key, problem_.grad_key_stride, own_.begin + i), sums,
+          base_.scale, base_.head_dim);
       store_scaled(
           head_.template key<T>(problem_.grad_value, problem_.grad_value_stride, own_.begin + i),
           s_.value_sums + i * width_, 1.0F, base_.head_dim);
     } else {
-      store_scaled(head_.template row<T>(problem_.grad_query, problem_.grad_query_stride, own_.begin + i),
-                   sums, base_.scale, base_.head_dim);
+      store_scaled(
+          head_.template row<T>(problem_.grad_query, problem_.grad_query_stride, own_.begin + i),
+          sums, base_.scale, base_.head_dim);
     }
   }
 
@@ -247,7 +254,8 @@ void run_passes(const Round& round, int64_t begin, int64_t end) {
   with_form(round, [&]<typename Form, typename T>() {
     const int64_t passes = kOfKeys ? round.key_passes() : round.row_passes();
     for (int64_t task = begin; task < end; ++task) {
-      GradPass<Form, T, kOfKeys>(round, task / passes, attention::balanced(task % passes, passes)).run();
+      GradPass<Form, T, kOfKeys>(round, task / passes, attention::balanced(task % passes, passes))
+          .run();
     }
   });
 }
@@ -264,8 +272,8 @@ void attention_pack_rows(const Round& round, int64_t begin, int64_t end) {
       const int64_t first = task % blocks * kPassItems, left = base.rows() - first;
       const auto pack = [&](const void* from, const int64_t(&stride)[3],
                             const attention::Operand& across, const attention::Operand& down) {
-        pack_block<Form, T>([&](int64_t i) { return head.row<const T>(from, stride, first + i); }, left,
-                            base.head_dim, across.panels + task * round.block_bytes(),
+        pack_block<Form, T>([&](int64_t i) { return head.row<const T>(from, stride, first + i); },
+                            left, base.head_dim, across.panels + task * round.block_bytes(),
                             down.panels + task * round.block_bytes(), down.hazards + task);
       };
       pack(base.query, base.query_stride, round.queries_across, round.queries_down);

@@ -86,7 +86,8 @@ inline void turn_words(const void* from, int64_t stride_words, void* to) {
 
 // kLanes items as columns: [word][item].
 template <typename Form>
-inline void pack_across(const typename Form::Word* items, int64_t words, typename Form::Word* panel) {
+inline void pack_across(const typename Form::Word* items, int64_t words,
+                        typename Form::Word* panel) {
   for (int64_t word = 0; word < words; word += kLanes) {
     turn_words(items + word, words, panel + word * kLanes);
   }
@@ -129,8 +130,8 @@ inline bool pack_down(const typename Form::Word* items, int64_t words, int64_t p
     } else {
 #if defined(__AVX512F__)
       for (int64_t word = 0; word < words; word += 8, place += panel_stride) {
-        const __m512i even = _mm512_cvtepu16_epi32(
-            _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + word)));
+        const __m512i even =
+            _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + word)));
         const __m512i odd = _mm512_cvtepu16_epi32(
             _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + words + word)));
         const __m512i both = _mm512_or_si512(even, _mm512_slli_epi32(odd, 16));

@@ -13,7 +13,8 @@ using attention::Round;
 using attention::TrainProblem;
 
 template <typename T>
-inline T* element(const void* from, const int64_t (&stride)[3], int64_t batch, int64_t a, int64_t b) {
+inline T* element(const void* from, const int64_t (&stride)[3], int64_t batch, int64_t a,
+                  int64_t b) {
   return static_cast<T*>(const_cast<void*>(from)) + batch * stride[0] + a * stride[1] +
          b * stride[2];
 }
@@ -50,7 +51,9 @@ struct Span {
   bool is_empty() const { return begin >= end; }
 };
 
-inline int64_t clamp(int64_t value, int64_t most) { return value < 0 ? 0 : value > most ? most : value; }
+inline int64_t clamp(int64_t value, int64_t most) {
+  return value < 0 ? 0 : value > most ? most : value;
+}
 
 // Keys that a row sees.
 inline Span keys_of(const Head& head, int64_t row) {
@@ -117,7 +120,8 @@ inline void bend(const Problem& base, Span columns, float* scores, float* slopes
 
 // Adds the mask of a row to keys [first + columns.begin, first + columns.end).
 template <typename T>
-inline void add_row_mask(const Head& head, int64_t row, int64_t first, Span columns, float* scores) {
+inline void add_row_mask(const Head& head, int64_t row, int64_t first, Span columns,
+                         float* scores) {
   const Problem& base = head.problem.base;
   const int64_t left = base.keys - first, end = left < columns.end ? left : columns.end;
   const auto add = [&]<typename M>(const M*) {
@@ -215,10 +219,10 @@ void add_items(const typename Form::Word* weights, int64_t rows, Span columns,
   constexpr int64_t kWeightWords = kPassItems / Form::kElements;
   const int64_t panels = panels_of<Form>(head_dim), skipped = columns.begin / Form::kElements;
   const auto add = [&](const Word* packed) {
-    multiply<Form, true>({weights + skipped, kWeightWords, packed + skipped * kLanes,
-                          kWeightWords * kLanes, (columns.end - columns.begin) / Form::kElements, sums,
-                          panels * kLanes},
-                         rows, panels);
+    multiply<Form, true>(
+        {weights + skipped, kWeightWords, packed + skipped * kLanes, kWeightWords * kLanes,
+         (columns.end - columns.begin) / Form::kElements, sums, panels * kLanes},
+        rows, panels);
   };
   if (!items.hazard) {
     return add(items.packed);
@@ -238,8 +242,8 @@ void add_items(const typename Form::Word* weights, int64_t rows, Span columns,
 }
 
 template <typename T>
-inline T* block_of(const Round& round, const attention::Operand& operand, int64_t blocks, int64_t head,
-                   int64_t block) {
+inline T* block_of(const Round& round, const attention::Operand& operand, int64_t blocks,
+                   int64_t head, int64_t block) {
   return reinterpret_cast<T*>(operand.panels + (head * blocks + block) * round.block_bytes());
 }
 

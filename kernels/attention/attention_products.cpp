@@ -20,7 +20,9 @@ bool request_tiles() {
 // GRAFT_CPU_ISA: `avx512` leaves pairs and tiles out, `avx512_bf16` the tiles.
 Products best_products() {
   const char* asked = std::getenv("GRAFT_CPU_ISA");
-  const auto asks = [&](const char* isa) { return asked != nullptr && std::strcmp(asked, isa) == 0; };
+  const auto asks = [&](const char* isa) {
+    return asked != nullptr && std::strcmp(asked, isa) == 0;
+  };
   if (!multiplies_bf16() || asks("avx512")) {
     return Products::kFloats;
   }

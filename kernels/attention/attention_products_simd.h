@@ -243,7 +243,8 @@ inline void with_form(const attention::Round& round, const Fn& fn) {
     return fn.template operator()<PairForm, Bf16>();
   }
 #endif
-  with_type(round.problem->base.dtype, [&]<typename T>(T*) { fn.template operator()<FloatForm, T>(); });
+  with_type(round.problem->base.dtype,
+            [&]<typename T>(T*) { fn.template operator()<FloatForm, T>(); });
 }
 
 }  // namespace

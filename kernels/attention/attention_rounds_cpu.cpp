@@ -36,8 +36,8 @@ void Workspace::for_each_round(const std::function<void(const Round&)>& run) {
   constexpr int64_t kLine = 64;
   const std::unique_ptr<char[]> storage(
       new char[static_cast<size_t>(heads * (head_bytes + head_blocks) + kLine)]);
-  char* panels = reinterpret_cast<char*>(
-      (reinterpret_cast<uintptr_t>(storage.get()) + kLine - 1) / kLine * kLine);
+  char* panels = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(storage.get()) + kLine - 1) /
+                                         kLine * kLine);
   uint8_t* hazards = reinterpret_cast<uint8_t*>(panels + heads * head_bytes);
   for (int i = 0; i < count_; ++i) {
     round_.*operands_[i].operand = {panels, hazards};
@@ -63,9 +63,8 @@ void run_forward(const TrainProblem& problem) {
   }
   const auto pack = choose_isa<RoundFunction>(plain::attention_pack_keys, avx2::attention_pack_keys,
                                               avx512::attention_pack_keys);
-  const auto forward =
-      choose_isa<RoundFunction>(plain::attention_forward_rows, avx2::attention_forward_rows,
-                                avx512::attention_forward_rows);
+  const auto forward = choose_isa<RoundFunction>(
+      plain::attention_forward_rows, avx2::attention_forward_rows, avx512::attention_forward_rows);
   Workspace workspace(problem);
   workspace.need(&Round::keys_across, /*over_keys=*/true);
   workspace.need(&Round::values_down, /*over_keys=*/true);
@@ -85,17 +84,16 @@ void run_backward(const TrainProblem& problem) {
       plain::attention_pack_keys, avx2::attention_pack_keys, avx512::attention_pack_keys);
   const auto pack_rows = choose_isa<RoundFunction>(
       plain::attention_pack_rows, avx2::attention_pack_rows, avx512::attention_pack_rows);
-  const auto grad_queries =
-      choose_isa<RoundFunction>(plain::attention_grad_queries, avx2::attention_grad_queries,
-                                avx512::attention_grad_queries);
+  const auto grad_queries = choose_isa<RoundFunction>(
+      plain::attention_grad_queries, avx2::attention_grad_queries, avx512::attention_grad_queries);
   const auto grad_keys = choose_isa<RoundFunction>(
       plain::attention_grad_keys, avx2::attention_grad_keys, avx512::attention_grad_keys);
   Workspace workspace(problem);
   for (Operand Round::*operand : {&Round::keys_across, &Round::values_across, &Round::keys_down}) {
     workspace.need(operand, /*over_keys=*/true);
   }
-  for (Operand Round::*operand : {&Round::queries_across, &Round::grads_across,
-                                  &Round::queries_down, &Round::grads_down}) {
+  for (Operand Round::*operand :
+       {&Round::queries_across, &Round::grads_across, &Round::queries_down, &Round::grads_down}) {
     workspace.need(operand, /*over_keys=*/false);
   }
   const int64_t pack_cost = 4 * kPassItems * base.head_dim;

@@ -68,7 +68,7 @@ inline void add_mask(const M* mask, int64_t keys, float* scores) {
 
 // scores[row][key] = query . key for whole blocks of keys; what lies beyond `keys` is not read later.
 inline void multiply_keys(const float* query, int64_t rows, const float* keys, int64_t width,
-                   float* scores) {
+                          float* scores) {
   for (int64_t row = 0; row < rows; ++row, query += width, scores += kBlockKeys) {
     for (int64_t j = 0; j < kBlockKeys; j += 4) {
       const float* key = keys + j * width;
@@ -127,7 +127,7 @@ inline void weigh(float* scores, float* partial, int64_t head_dim) {
 // sums[0 .. kVectors) += weights . values over `keys` rows.
 template <int kVectors>
 inline void add_columns(const float* weights, const float* values, int64_t keys, int64_t width,
-                 float* sums, int64_t columns) {
+                        float* sums, int64_t columns) {
   Float held[kVectors];
 #pragma GCC unroll 8
   for (int v = 0; v < kVectors; ++v) {
@@ -154,7 +154,7 @@ inline void add_columns(const float* weights, const float* values, int64_t keys,
 }
 
 inline void add_values(const float* weights, const float* values, int64_t keys, int64_t head_dim,
-                float* sums) {
+                       float* sums) {
   const int64_t width = padded(head_dim);
   int64_t i = 0;
   for (; i + 8 * kLanes <= width; i += 8 * kLanes) {

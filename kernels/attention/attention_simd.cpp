@@ -125,10 +125,11 @@ void run_task(const Problem& problem, const Partial& partial, int64_t index) {
       weigh(scores, partial.row(problem, index, row), head_dim);
     }
     if (task.keys - done > kBlockKeys) {
-      fetch_rows(key + (first + kBlockKeys) * problem.key_stride[2],
-                 problem.key_stride[2] * static_cast<int64_t>(sizeof(T)),
-                 task.keys - done - kBlockKeys < kBlockKeys ? task.keys - done - kBlockKeys : kBlockKeys,
-                 head_dim * static_cast<int64_t>(sizeof(T)));
+      fetch_rows(
+          key + (first + kBlockKeys) * problem.key_stride[2],
+          problem.key_stride[2] * static_cast<int64_t>(sizeof(T)),
+          task.keys - done - kBlockKeys < kBlockKeys ? task.keys - done - kBlockKeys : kBlockKeys,
+          head_dim * static_cast<int64_t>(sizeof(T)));
     }
     float* sums = partial.row(problem, index, 0) + 2;
     if (are_all_seen(scratch.scores, task.rows, keys)) {

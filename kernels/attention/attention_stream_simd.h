@@ -29,8 +29,8 @@ inline Float load_some(const T* from, int64_t rest) {
 
 // kRows rows of scores against four keys.
 template <typename T, int kRows>
-inline void score_four(const float* query, int64_t width, const T* const (&keys)[4], int64_t head_dim,
-                       float* scores) {
+inline void score_four(const float* query, int64_t width, const T* const (&keys)[4],
+                       int64_t head_dim, float* scores) {
   Float sums[kRows][4] = {};
   const auto add = [&](int64_t i, const auto& load_key) {
     Float key[4];
@@ -88,8 +88,8 @@ void score_stream(const float* query, int64_t rows, int64_t width, const T* key,
 
 // sums[row] += weights[row] . values, kVectors vectors of columns at `from`, of which `rest` columns count.
 template <typename T, int kRows, int kVectors>
-inline void add_some(const float* weights, const T* value, int64_t stride, int64_t keys, int64_t rest,
-                     float* sums, int64_t sums_stride) {
+inline void add_some(const float* weights, const T* value, int64_t stride, int64_t keys,
+                     int64_t rest, float* sums, int64_t sums_stride) {
   Float held[kRows][kVectors] = {};
   for (int64_t j = 0; j < keys; ++j) {
     Float values[kVectors];

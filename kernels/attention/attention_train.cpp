@@ -18,8 +18,8 @@
 //                                    tensors' device
 // deterministic   gradients have the same bits every time; without it, on Hopper, those of queries are
 //           added in any order
-// Sums are float32, rounded once; on CUDA weights and their gradients are rounded to the heads' dtype
-// before they meet values, keys and queries.
+// Sums are float32, rounded once; on CUDA, and for bfloat16 on CPUs that multiply it, weights and their
+// gradients are rounded to the heads' dtype before they meet values, keys and queries.
 // Throws    std::runtime_error `[op] argument: expected …, got …`
 // Devices   cpu; cuda sm_80+ (attention_train_cuda.cu; Hopper's own kernels for 16-bit heads of 64
 //           and 128 without mask and cap, tensor cores else, plain arithmetic for float32). On CUDA
