@@ -6,10 +6,22 @@ namespace graft::layers {
 
 namespace {
 
-// Where a kernel for prompts is asked: Hopper's tensor cores, 16-bit heads of 64 or 128. Elsewhere
-// PyTorch's fused kernels are ahead.
+// Where a kernel for prompts is asked: Hopper's tensor cores, 16-bit heads of 64 or 128; bfloat16 on processors that
+// multiply pairs of it. Elsewhere PyTorch's fused kernels are ahead.
 constexpr int64_t kLeastPromptQueries = 64;
 constexpr int kPromptCapability = 90;
+
+bool takes_prompt_on_cpu(const at::Tensor& query) {
+  static const bool multiplies_bf16 = __builtin_cpu_supports("avx512bf16");
+  return multiplies_bf16 && query.scalar_type() == at::kBFloat16 && query.size(-1) <= 256;
+}
+
+bool takes_prompt_on_cuda(const at::Tensor& query) {
+  const bool is_16_bit = query.scalar_type() == at::kHalf || query.scalar_type() == at::kBFloat16;
+  const int64_t head_dim = query.size(-1);
+  return is_16_bit && (head_dim == 64 || head_dim == 128) &&
+         tensor::capability(query.device()) == kPromptCapability;
+}
 
 constexpr ContractValue optional(std::string_view name) {
   return {name, c10::TypeKind::TensorType, /*optional=*/true};
@@ -54,12 +66,11 @@ class AttentionAdapter final : public Attention::Kernel {
   }
 
   bool takes_prompt(const at::Tensor& query) const override {
-    const bool is_16_bit =
-        query.scalar_type() == at::kHalf || query.scalar_type() == at::kBFloat16;
-    const int64_t head_dim = query.size(-1);
-    return query.is_cuda() && is_16_bit && (head_dim == 64 || head_dim == 128) &&
-           query.size(1) >= kLeastPromptQueries &&
-           tensor::capability(query.device()) == kPromptCapability;
+    if (query.size(1) < kLeastPromptQueries) {
+      return false;
+    }
+    return query.is_cpu() ? takes_prompt_on_cpu(query)
+                          : query.is_cuda() && takes_prompt_on_cuda(query);
   }
 
   at::Tensor causal_forward(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
