@@ -39,9 +39,15 @@ class AttentionAdapter final : public Attention::Kernel {
  public:
   AttentionAdapter(const kernel::LoadedKernel& kernel, const kernel::PackageLayer& layer)
       : repository_(kernel.repository),
-        forward_(
-            kernel, need_op(kernel, layer, "forward"),
-            {{{"out"}, {"query"}, {"key"}, {"value"}, optional("mask"), kScale, kSoftcap, kCausal}}),
+        forward_(kernel, need_op(kernel, layer, "forward"),
+                 {{{"out"},
+                   {"query"},
+                   {"key"},
+                   {"value"},
+                   optional("mask"),
+                   kScale,
+                   kSoftcap,
+                   kCausal}}),
         decode_(optional_op<Decode>(kernel, layer, "decode",
                                     {{{"out"},
                                       optional("lse"),
@@ -95,11 +101,10 @@ class AttentionAdapter final : public Attention::Kernel {
 
  private:
   using OptionalTensor = std::optional<at::Tensor>;
-  using Decode =
-      BoundOp<void(at::Tensor&, const OptionalTensor&, const at::Tensor&, const at::Tensor&,
-                   const at::Tensor&, const OptionalTensor&, const OptionalTensor&,
-                   const OptionalTensor&, const OptionalTensor&, double, double, int64_t, bool,
-                   int64_t)>;
+  using Decode = BoundOp<void(at::Tensor&, const OptionalTensor&, const at::Tensor&,
+                              const at::Tensor&, const at::Tensor&, const OptionalTensor&,
+                              const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
+                              double, double, int64_t, bool, int64_t)>;
 
   at::Tensor run(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                  const at::Tensor& mask, double scale, double softcap, bool causal) const {
