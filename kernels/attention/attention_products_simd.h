@@ -114,6 +114,7 @@ struct Factors {
   int64_t sums_stride;
 };
 
+// What was there is added last: a sum over thousands of items is one of sums over a block, which round less.
 template <typename Form, int kRows, int kVectors, bool kAdd>
 inline void multiply_vectors(const Factors<Form>& f) {
   Float sums[kRows][kVectors];
@@ -121,7 +122,7 @@ inline void multiply_vectors(const Factors<Form>& f) {
   for (int row = 0; row < kRows; ++row) {
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
-      sums[row][v] = kAdd ? load(f.sums + row * f.sums_stride + v * kLanes) : Float{};
+      sums[row][v] = Float{};
     }
   }
   for (int64_t word = 0; word < f.words; ++word) {
@@ -145,7 +146,8 @@ inline void multiply_vectors(const Factors<Form>& f) {
   for (int row = 0; row < kRows; ++row) {
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
-      store(f.sums + row * f.sums_stride + v * kLanes, sums[row][v]);
+      float* to = f.sums + row * f.sums_stride + v * kLanes;
+      store(to, kAdd ? load(to) + sums[row][v] : sums[row][v]);
     }
   }
 }
