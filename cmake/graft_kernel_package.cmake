@@ -217,7 +217,7 @@ function(graft_add_kernel_package name)
     add_dependencies(kernels_${stem}_test ${variants})
     set(lesser_isas plain avx2)
     if(name MATCHES "^(attention|linear)$")
-      list(APPEND lesser_isas avx512 avx512_bf16)  # packed_isa.h, attention_products.cpp
+      list(APPEND lesser_isas avx512 avx512_bf16)  # common/isa.h
     endif()
     foreach(isa ${lesser_isas})
       # The same cases on lesser processors, in fewer sizes; without a report of their own, since they

@@ -9,20 +9,11 @@ namespace graft_kernels::GRAFT_ISA {
 
 #if defined(__AVX512F__)
 
-// For x from -104 to 89, and NaN. Polynomial and ln 2 in two parts as exp's.
+// For x from -104 to 89, and NaN.
 static inline Float exp_in_range(Float x) {
   const Float count = (Float)_mm512_roundscale_ps((__m512)(x * splat(1.44269504F)),
                                                   _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  Float rest = multiply_add(count, splat(-0.693359375F), x);
-  rest = multiply_add(count, splat(2.12194440e-4F), rest);
-  Float poly = splat(1.9875691500e-4F);
-  poly = multiply_add(poly, rest, splat(1.3981999507e-3F));
-  poly = multiply_add(poly, rest, splat(8.3334519073e-3F));
-  poly = multiply_add(poly, rest, splat(4.1665795894e-2F));
-  poly = multiply_add(poly, rest, splat(1.6666665459e-1F));
-  poly = multiply_add(poly, rest, splat(5.0000001201e-1F));
-  poly = multiply_add(poly, rest * rest, rest);
-  return (Float)_mm512_scalef_ps((__m512)(poly + splat(1.0F)), (__m512)count);
+  return (Float)_mm512_scalef_ps((__m512)exp_of_rest(x, count), (__m512)count);
 }
 
 // x / (1 + exp(-z)), rounded as a division is. A reciprocal of 14 bits and one Newton step make a float's, which the rest

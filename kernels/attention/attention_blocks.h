@@ -20,9 +20,6 @@ inline constexpr int64_t kPackedBytes = 1 << 20;
 // How a product is made: vectors of float32, pairs of bfloat16 (AVX512_BF16), tiles of them (AMX_BF16).
 enum class Products { kFloats, kPairs, kTiles };
 
-// What this processor and GRAFT_CPU_ISA allow for heads of a dtype (attention_products.cpp).
-Products products_for(Dtype dtype);
-
 inline int64_t blocks_of(int64_t items, int64_t size) { return (items + size - 1) / size; }
 
 // One packed operand: [head of the round][block]. hazards[head][block] is not zero where a packed number is not

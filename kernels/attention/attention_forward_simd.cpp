@@ -5,8 +5,6 @@
 // the running maximum (Milakov and Gimelshein 2018; Dao 2023), weighted sum of values. Weights are rounded to bfloat16
 // where values are multiplied as bfloat16.
 
-#include <math.h>
-
 #include "kernels/attention/attention_passes_simd.h"
 
 namespace graft_kernels::GRAFT_ISA {
@@ -178,32 +176,6 @@ inline void weigh_rows(ForwardScratch<Form>& s, int64_t buffer, int64_t count, S
       scale_row(s.sums + row * width, s.factors[row], width);
     }
   }
-}
-
-// The row's result and log-sum-exp.
-template <typename T>
-inline void finish_row(const Head& head, int64_t row, float largest, float total,
-                       const float* sums) {
-  const TrainProblem& problem = head.problem;
-  const int64_t at = head.head_of(row);
-  float factor = 1.0F;
-  if (problem.sinks.values != nullptr) {
-    const float sink =
-        problem.sinks.is_float
-            ? static_cast<const float*>(problem.sinks.values)[at]
-            : load_partial<T>(static_cast<const T*>(problem.sinks.values) + at, 1)[0];
-    const float together = sink > largest ? sink : largest;
-    if (together != kMinusInfinity) {
-      factor = largest == kMinusInfinity ? 0.0F : exp(splat(largest - together))[0];
-      total = total * factor + exp(splat(sink - together))[0];
-      largest = together;
-    }
-  }
-  if (problem.lse != nullptr) {
-    *head.statistic(problem.lse, row) = total == 0.0F ? kMinusInfinity : largest + logf(total);
-  }
-  store_scaled(head.row<T>(problem.base.out, problem.base.out_stride, row), sums,
-               total == 0.0F ? 0.0F : factor / total, problem.base.head_dim);
 }
 
 // A block of rows on its way over blocks of keys.

@@ -2,6 +2,8 @@
 // *_simd.cpp alone (see common/simd.h).
 #pragma once
 
+#include <math.h>
+
 #include "kernels/attention/attention_pack_simd.h"
 
 namespace graft_kernels::GRAFT_ISA {
@@ -19,15 +21,14 @@ inline T* element(const void* from, const int64_t (&stride)[3], int64_t batch, i
          b * stride[2];
 }
 
-// One batch entry and key head of a round. Row r is query r / groups and head r % groups of the key head.
+// One batch entry and key head, of all or of a round. Row r is query r / groups and head r % groups of the key head.
 struct Head {
   const TrainProblem& problem;
   int64_t batch, key_head;
 
-  Head(const Round& round, int64_t index)
-      : problem(*round.problem),
-        batch((round.first_head + index) / problem.base.key_heads),
-        key_head((round.first_head + index) % problem.base.key_heads) {}
+  Head(const TrainProblem& of, int64_t index)
+      : problem(of), batch(index / of.base.key_heads), key_head(index % of.base.key_heads) {}
+  Head(const Round& round, int64_t index) : Head(*round.problem, round.first_head + index) {}
   int64_t query_of(int64_t row) const { return row / problem.base.groups; }
   int64_t head_of(int64_t row) const {
     return key_head * problem.base.groups + row % problem.base.groups;
@@ -130,6 +131,32 @@ inline void add_row_mask(const Head& head, int64_t row, int64_t first, Span colu
     add_mask(mask + first + columns.begin, end - columns.begin, scores + columns.begin);
   };
   base.float_mask ? add(static_cast<const float*>(nullptr)) : add(static_cast<const T*>(nullptr));
+}
+
+// The row's result and log-sum-exp.
+template <typename T>
+inline void finish_row(const Head& head, int64_t row, float largest, float total,
+                       const float* sums) {
+  const TrainProblem& problem = head.problem;
+  const int64_t at = head.head_of(row);
+  float factor = 1.0F;
+  if (problem.sinks.values != nullptr) {
+    const float sink =
+        problem.sinks.is_float
+            ? static_cast<const float*>(problem.sinks.values)[at]
+            : load_partial<T>(static_cast<const T*>(problem.sinks.values) + at, 1)[0];
+    const float together = sink > largest ? sink : largest;
+    if (together != kMinusInfinity) {
+      factor = largest == kMinusInfinity ? 0.0F : exp(splat(largest - together))[0];
+      total = total * factor + exp(splat(sink - together))[0];
+      largest = together;
+    }
+  }
+  if (problem.lse != nullptr) {
+    *head.statistic(problem.lse, row) = total == 0.0F ? kMinusInfinity : largest + logf(total);
+  }
+  store_scaled(head.row<T>(problem.base.out, problem.base.out_stride, row), sums,
+               total == 0.0F ? 0.0F : factor / total, problem.base.head_dim);
 }
 
 // The exponential of a form: in float32 e^x to 2 units in the last place; where weights become bfloat16, 2^x to 2^-18.

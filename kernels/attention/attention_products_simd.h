@@ -6,7 +6,7 @@
 #pragma once
 
 #include "kernels/attention/attention_blocks.h"
-#include "kernels/common/simd.h"
+#include "kernels/common/simd_tiles.h"
 
 namespace graft_kernels::GRAFT_ISA {
 
@@ -36,69 +36,6 @@ struct PairForm {
 struct TileForm : PairForm {
   static constexpr bool kTiles = true;
 };
-
-// Two vectors of float32, `low` first, as 32 bfloat16.
-inline __m512i to_bf16(Float low, Float high) {
-  __m512i both;
-  __asm__("vcvtne2ps2bf16 %2, %1, %0" : "=v"(both) : "v"(high), "v"(low));
-  return both;
-}
-
-// Every tile has 16 rows of 64 bytes: 0 to 3 hold sums, 4 and 5 rows of a, 6 and 7 panels of b.
-struct alignas(64) TileConfig {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-
-// Sets the thread's tiles up, and gives them back as they were: libraries keep theirs from one call to the next.
-class TileScope {
- public:
-  TileScope() {
-    __asm__ volatile("sttilecfg %0" : "=m"(before_));
-    const TileConfig ours;
-    __asm__ volatile("ldtilecfg %0" : : "m"(ours));
-  }
-  ~TileScope() {
-    if (before_.palette == 0) {
-      __asm__ volatile("tilerelease");
-    } else {
-      __asm__ volatile("ldtilecfg %0" : : "m"(before_));
-    }
-  }
-  TileScope(const TileScope&) = delete;
-  TileScope& operator=(const TileScope&) = delete;
-
- private:
-  TileConfig before_;
-};
-
-template <int kTile>
-inline void tile_load(const void* from, int64_t row_bytes) {
-  __asm__ volatile("tileloadd (%0,%1,1), %%tmm%c2"
-                   :
-                   : "r"(from), "r"(row_bytes), "i"(kTile)
-                   : "memory");
-}
-template <int kTile>
-inline void tile_store(float* to, int64_t row_bytes) {
-  __asm__ volatile("tilestored %%tmm%c2, (%0,%1,1)"
-                   :
-                   : "r"(to), "r"(row_bytes), "i"(kTile)
-                   : "memory");
-}
-template <int kTile>
-inline void tile_zero() {
-  __asm__ volatile("tilezero %%tmm%c0" : : "i"(kTile));
-}
-template <int kSums, int kA, int kB>
-inline void tile_multiply() {
-  __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(kSums), "i"(kA), "i"(kB));
-}
-
-#else
-
-class TileScope {};
 
 #endif
 
@@ -154,7 +91,7 @@ inline void multiply_vectors(const Factors<Form>& f) {
 
 #if defined(__AVX512F__)
 
-// 16 or 32 rows, two panels; words in whole tiles.
+// 16 or 32 rows, two panels; words in whole tiles. Tiles 4 and 5 are rows of a, 6 and 7 panels of b.
 template <bool kSecond, bool kAdd>
 inline void multiply_tiles(const Factors<TileForm>& f) {
   constexpr int64_t kTileWords = 16;

@@ -10,6 +10,18 @@
 
 namespace graft_kernels::attention {
 
+namespace {
+
+Products products_for(Dtype dtype) {
+  if (dtype != Dtype::kBfloat16) {
+    return Products::kFloats;
+  }
+  return multiplies_tiles() ? Products::kTiles
+                            : (multiplies_pairs() ? Products::kPairs : Products::kFloats);
+}
+
+}  // namespace
+
 Workspace::Workspace(const TrainProblem& problem) {
   round_.problem = &problem;
   round_.products = products_for(problem.base.dtype);

@@ -17,14 +17,8 @@ static inline Float scale_by_power(Float value, Int exponent) {
   return value * first * second;
 }
 
-static inline Float exp(Float x) {
-  // Beyond these the result is zero or infinite anyway; NaN passes both comparisons.
-  x = select(x < splat(-104.0F), splat(-104.0F), x);
-  x = select(x > splat(89.0F), splat(89.0F), x);
-  // Adding and subtracting 1.5 * 2^23 rounds to the nearest integer.
-  const Float magic = splat(12582912.0F);
-  const Float count = (x * splat(1.44269504F) + magic) - magic;
-  const Int exponent = __builtin_convertvector(select(x != x, Float{}, count), Int);
+// e^(x - count ln 2) for a count next to x / ln 2.
+static inline Float exp_of_rest(Float x, Float count) {
   // ln 2 in two parts: the first has trailing zeros, so that its product is exact.
   Float rest = multiply_add(count, splat(-0.693359375F), x);
   rest = multiply_add(count, splat(2.12194440e-4F), rest);
@@ -35,7 +29,18 @@ static inline Float exp(Float x) {
   poly = multiply_add(poly, rest, splat(1.6666665459e-1F));
   poly = multiply_add(poly, rest, splat(5.0000001201e-1F));
   poly = multiply_add(poly, rest * rest, rest);
-  return scale_by_power(poly + splat(1.0F), exponent);
+  return poly + splat(1.0F);
+}
+
+static inline Float exp(Float x) {
+  // Beyond these the result is zero or infinite anyway; NaN passes both comparisons.
+  x = select(x < splat(-104.0F), splat(-104.0F), x);
+  x = select(x > splat(89.0F), splat(89.0F), x);
+  // Adding and subtracting 1.5 * 2^23 rounds to the nearest integer.
+  const Float magic = splat(12582912.0F);
+  const Float count = (x * splat(1.44269504F) + magic) - magic;
+  const Int exponent = __builtin_convertvector(select(x != x, Float{}, count), Int);
+  return scale_by_power(exp_of_rest(x, count), exponent);
 }
 
 static inline Float logistic(Float x) { return splat(1.0F) / (splat(1.0F) + exp(-x)); }

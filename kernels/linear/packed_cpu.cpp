@@ -7,7 +7,6 @@
 #include "kernels/common/isa.h"
 #include "kernels/common/parallel.h"
 #include "kernels/linear/linear_ops.h"
-#include "kernels/linear/packed_isa.h"
 #include "kernels/linear/packed_ops.h"
 
 namespace graft_kernels::linear {

@@ -2,8 +2,9 @@
 // (AMX): a panel of the weight is unpacked to bfloat16 in the cache and multiplied with all rows.
 // AVX-512 alone; the file is empty for other sets.
 //
-// Intel SDM, chapter 18 (AMX); the tile layouts are those of TDPBF16PS.
+// Tiles 0 to 3 hold sums, 4 and 5 rows of x, 6 and 7 weights; the layouts are those of TDPBF16PS.
 
+#include "kernels/common/simd_tiles.h"
 #include "kernels/linear/packed_lanes.h"
 
 namespace graft_kernels::GRAFT_ISA {
@@ -17,67 +18,6 @@ using linear::kTileColumns;
 using linear::kTileRows;
 
 constexpr int64_t kTileElements = int64_t{kTileRows} * kTileColumns;
-constexpr int64_t kTileBytes = 64;  // of a tile's row
-
-// Every tile has 16 rows of 64 bytes: 0 to 3 hold sums, 4 and 5 rows of x, 6 and 7 weights.
-struct alignas(64) TileConfig {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-
-// Sets the thread's tiles up, and gives them back as they were: libraries keep theirs from one call
-// to the next.
-class TileScope {
- public:
-  TileScope() {
-    __asm__ volatile("sttilecfg %0" : "=m"(before_));
-    const TileConfig ours;
-    __asm__ volatile("ldtilecfg %0" : : "m"(ours));
-  }
-  ~TileScope() {
-    if (before_.palette == 0) {
-      __asm__ volatile("tilerelease");
-    } else {
-      __asm__ volatile("ldtilecfg %0" : : "m"(before_));
-    }
-  }
-  TileScope(const TileScope&) = delete;
-  TileScope& operator=(const TileScope&) = delete;
-
- private:
-  TileConfig before_;
-};
-
-template <int kTile>
-static inline void tile_load(const void* from) {
-  __asm__ volatile("tileloadd (%0,%1,1), %%tmm%c2"
-                   :
-                   : "r"(from), "r"(kTileBytes), "i"(kTile)
-                   : "memory");
-}
-template <int kTile>
-static inline void tile_store(float* to, int64_t row_bytes) {
-  __asm__ volatile("tilestored %%tmm%c2, (%0,%1,1)"
-                   :
-                   : "r"(to), "r"(row_bytes), "i"(kTile)
-                   : "memory");
-}
-template <int kTile>
-static inline void tile_zero() {
-  __asm__ volatile("tilezero %%tmm%c0" : : "i"(kTile));
-}
-template <int kSums, int kX, int kWeights>
-static inline void tile_multiply() {
-  __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(kSums), "i"(kX), "i"(kWeights));
-}
-
-// Two vectors of float32, `low` first, as 32 bfloat16.
-static inline __m512i to_bf16(__m512 low, __m512 high) {
-  __m512i both;
-  __asm__("vcvtne2ps2bf16 %2, %1, %0" : "=v"(both) : "v"(high), "v"(low));
-  return both;
-}
 
 // Eight factors of a group: each four times, for its four columns; rows 0 to 3, then 4 to 7.
 struct Factors {
@@ -133,8 +73,8 @@ static inline __m512i unpack_columns(const uint8_t* chunk, int group,
   const __m512 first = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_castsi256_si128(bytes)));
   const __m512 second =
       _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_extracti128_si256(bytes, 1)));
-  return to_bf16(_mm512_fmadd_ps(first, scales.first, factors.offsets.first),
-                 _mm512_fmadd_ps(second, scales.second, factors.offsets.second));
+  return to_bf16((Float)_mm512_fmadd_ps(first, scales.first, factors.offsets.first),
+                 (Float)_mm512_fmadd_ps(second, scales.second, factors.offsets.second));
 }
 
 // A chunk of 16 rows as a tile: row p holds columns 2p and 2p + 1 of each of them.
@@ -228,9 +168,8 @@ void tile_rows(const float* x, int64_t rows, int64_t depth, uint16_t* tiles, int
       uint16_t* to = tiles + tile_row * chunks * kTileElements + i * kTileColumns;
       for (int64_t chunk = 0; chunk < chunks; ++chunk, to += kTileElements) {
         const float* from = x + row * depth + chunk * kTileColumns;
-        _mm512_storeu_si512(to, row < rows
-                                    ? to_bf16(_mm512_loadu_ps(from), _mm512_loadu_ps(from + 16))
-                                    : _mm512_setzero_si512());
+        _mm512_storeu_si512(
+            to, row < rows ? to_bf16(load(from), load(from + 16)) : _mm512_setzero_si512());
       }
     }
   }
