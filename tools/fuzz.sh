@@ -27,7 +27,7 @@ export compile="clang++ -std=c++20 -gline-tables-only -O1 -fsanitize=address,und
 if command -v ccache >/dev/null; then compile="ccache $compile"; fi
 # What can go into the programs does, so that they run on another machine.
 # shellcheck disable=SC2054
-libraries=(-static-libstdc++ -static-libgcc -Wl,-Bstatic -lcrypto -lutf8proc -lpcre2-8 -Wl,-Bdynamic -Wl,--as-needed -lfmt -lcurl)
+libraries=(-static-libstdc++ -static-libgcc -Wl,-Bstatic -lutf8proc -lpcre2-8 -Wl,-Bdynamic -Wl,--as-needed -lcrypto -lfmt -lcurl)
 torch=$(echo .venv/lib/python3*/site-packages/torch)
 
 # Every source once, anew where it or any header changed; the targets take from the archive what they use.

@@ -1,8 +1,9 @@
 // Prefill and decode of one model on one device: kernels off and on, each cache, with and without the
 // graph. One JSON line a row on stdout; the ids of every row are held against those of the first.
 //
-//   graft_bench_generate MODEL [DEVICE] [CONTEXTS] [NEW-TOKENS] [RUNS]
+//   graft_bench_generate MODEL [DEVICE] [CONTEXTS] [NEW-TOKENS] [RUNS] [KERNEL-CONFIG]
 //   graft_bench_generate llama-1b cuda 32,512,2048 128 3
+//   graft_bench_generate llama-1b cuda 512 64 3 '{"kernel_mapping": {"SwiGLUMLP": {"cuda": "graft-kernels/mlp:SwiGLUMLP"}}}'
 #include <algorithm>
 #include <cstdio>
 #include <random>
@@ -112,7 +113,10 @@ std::vector<int64_t> parse_list(const std::string& text) {
 int main(int argc, char** argv) {
   const std::vector<std::string> arguments(argv + 1, argv + argc);
   if (arguments.empty()) {
-    std::fputs("usage: graft_bench_generate MODEL [DEVICE] [CONTEXTS] [NEW-TOKENS] [RUNS]\n", stderr);
+    std::fputs(
+        "usage: graft_bench_generate MODEL [DEVICE] [CONTEXTS] [NEW-TOKENS] [RUNS] "
+        "[KERNEL-CONFIG]\n",
+        stderr);
     return 2;
   }
   const auto argument = [&](size_t index, const char* fallback) {
@@ -122,6 +126,10 @@ int main(int argc, char** argv) {
   graft::tensor::ensure_device(device);
   const auto model =
       graft::models::AutoModelForCausalLM::from_pretrained(arguments[0], {.device_map = device});
+  graft::layers::KernelizeOptions options;
+  if (arguments.size() > 5) {
+    options.config = graft::layers::KernelConfig::from_json(arguments[5]);
+  }
   const Measure measure{*model, std::stoll(argument(3, "128")), std::stoi(argument(4, "3"))};
   const auto contexts = parse_list(argument(2, "32,512,2048"));
   std::vector<Ids> expected(contexts.size());
@@ -129,7 +137,7 @@ int main(int argc, char** argv) {
   for (const Variant& variant : variants()) {
     if (variant.kernels && !kernels) {
       kernels = true;
-      std::fputs(graft::layers::kernelize(*model).to_text().c_str(), stderr);
+      std::fputs(graft::layers::kernelize(*model, options).to_text().c_str(), stderr);
     }
     for (size_t i = 0; i < contexts.size(); ++i) {
       std::printf("%s\n", measure(variant, contexts[i], expected[i]).dump().c_str());

@@ -56,20 +56,28 @@ __device__ __forceinline__ void work_keys(const DecodeProblem& problem, const Pl
   for (int part = 0; part < kPlainColumns; ++part) {
     state.out[part] *= factor;
   }
+  // These keys sum among themselves first: a running sum over thousands
+  // of keys rounds each of them at its size.
+  LaneState own;
 #pragma unroll
   for (int index = 0; index < kPlainKeys; ++index) {
     if (scores[index] == -INFINITY) {
       continue;  // hidden: whatever lies there stays out
     }
     const float weight = exp2f(scores[index] - origin_of(largest));
-    state.sum += weight;
+    own.sum += weight;
     const T* value = static_cast<const T*>(base.value) +
                      key_offset<kPaged>(problem, place, base.value_stride, first + index);
 #pragma unroll
     for (int part = 0; part < kPlainColumns; ++part) {
       const int column = part * 32 + lane;
-      state.out[part] += column < head_dim ? weight * to_float(value[column]) : 0.0F;
+      own.out[part] += column < head_dim ? weight * to_float(value[column]) : 0.0F;
     }
+  }
+  state.sum += own.sum;
+#pragma unroll
+  for (int part = 0; part < kPlainColumns; ++part) {
+    state.out[part] += own.out[part];
   }
 }
 
