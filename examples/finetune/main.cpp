@@ -2,7 +2,7 @@
 // passes of norms, activations, rotary embedding and loss run on kernels where the flag is on.
 //
 //   example_finetune MODEL TEXT OUT [--kernels on|off] [--dtype float32|bfloat16] [--steps N]
-//                    [--batch B] [--length S] [--learning-rate R]
+//                    [--batch B] [--length S] [--learning-rate R] [--device cpu|cuda]
 // One JSON line per step on stdout; OUT becomes a folder that transformers loads. With bfloat16 the
 // model computes in bfloat16 and the optimizer steps float32 copies of the weights.
 
@@ -22,6 +22,7 @@ namespace {
 struct Settings {
   std::string model, text, out;
   bool kernels = true;
+  at::Device device = at::kCPU;
   at::ScalarType dtype = at::kFloat;
   int64_t steps = 20, batch = 2, length = 128;
   double learning_rate = 5e-5;
@@ -44,6 +45,7 @@ Settings parse(int argc, char** argv) {
     return node ? node.mapped() : fallback;
   };
   settings.kernels = take("--kernels", "on") == "on";
+  settings.device = at::Device(take("--device", "cpu"));
   settings.dtype = take("--dtype", "float32") == "bfloat16" ? at::kBFloat16 : at::kFloat;
   settings.steps = std::stoll(take("--steps", "20"));
   settings.batch = std::stoll(take("--batch", "2"));
@@ -109,9 +111,11 @@ class MasterWeights {
 };
 
 void finetune(const Settings& settings) {
-  const auto model = graft::AutoModelForCausalLM::from_pretrained(
-      settings.model,
-      {.use_kernels = settings.kernels, .dtype = settings.dtype, .trainable = true});
+  const auto model =
+      graft::AutoModelForCausalLM::from_pretrained(settings.model, {.use_kernels = settings.kernels,
+                                                                    .device_map = settings.device,
+                                                                    .dtype = settings.dtype,
+                                                                    .trainable = true});
   model->train();  // kernels that have a backward stay, the others make way
   const at::Tensor rows = read_rows(settings);
   MasterWeights weights(*model);
@@ -120,7 +124,8 @@ void finetune(const Settings& settings) {
   for (int64_t step = 0; step < settings.steps; ++step) {
     const auto start = std::chrono::steady_clock::now();
     const at::Tensor chosen = at::arange(step * settings.batch, (step + 1) * settings.batch);
-    const at::Tensor batch = rows.index_select(0, chosen.remainder(rows.size(0)));
+    const at::Tensor batch =
+        rows.index_select(0, chosen.remainder(rows.size(0))).to(settings.device);
     const at::Tensor loss = model->loss({.input_ids = batch}, batch);
     loss.backward();
     weights.step(optimizer);

@@ -13,6 +13,7 @@
 #include "graft/kernel/canary_report.h"
 #include "graft/kernel/digest.h"
 #include "graft/kernel/open_kernel.h"
+#include "graft/tensor/device.h"
 
 namespace graft::canary {
 namespace {
@@ -94,6 +95,20 @@ TEST_F(Canary, RunsTheLossAndTheMlpOfOurOwnPackages) {
     expect_none_wrong(name, verdict);
     EXPECT_GE(verdict.num_checks, num_checks) << name;
     EXPECT_THAT(verdict.unchecked, IsEmpty()) << name;
+  }
+}
+
+TEST_F(Canary, RunsOurOwnPackagesOnCuda) {
+  if (!tensor::cuda_available()) {
+    GTEST_SKIP() << "no CUDA device";
+  }
+  const fs::path hub = fs::path(GRAFT_BINARY_DIR) / "share/graft/hub/graft-kernels";
+  for (const auto& entry : fs::directory_iterator(hub)) {
+    const auto verdict = run(entry.path(), /*require_isolation=*/true, {at::kCUDA, 0});
+    EXPECT_EQ(verdict.status, CanaryStatus::kOk) << entry.path() << ": " << verdict.detail;
+    expect_none_wrong(entry.path().filename(), verdict);
+    EXPECT_GE(verdict.num_checks, 3) << entry.path();
+    EXPECT_THAT(verdict.unchecked, IsEmpty()) << entry.path();
   }
 }
 

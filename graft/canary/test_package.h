@@ -16,6 +16,7 @@
 #include "graft/kernel/test_library.h"
 #include "graft/layers/kernelize.h"
 #include "graft/layers/slot.h"
+#include "graft/tensor/device.h"
 
 namespace graft::canary {
 
@@ -77,8 +78,12 @@ class CanaryFixture : public testing::Test {
     return folder;
   }
 
-  static kernel::Resolution resolve_path(const std::filesystem::path& package) {
-    return kernel::resolve({{package.string(), "", "Any"}, kernel::this_system("cpu", 0)});
+  static kernel::Resolution resolve_path(const std::filesystem::path& package,
+                                         at::Device device = at::kCPU) {
+    return kernel::resolve(
+        {{package.string(), "", "Any"},
+         kernel::this_system(device.is_cuda() ? "cuda" : "cpu",
+                             device.is_cuda() ? tensor::torch_cuda_version() : 0)});
   }
 
   kernel::SealedLibraries library_of(const kernel::Resolution& resolution) {
@@ -86,8 +91,9 @@ class CanaryFixture : public testing::Test {
         kernel::find_library(resolution.folder, resolution.metadata.id, "org/demo"))};
   }
 
-  kernel::CanaryVerdict run(const std::filesystem::path& package, bool require_isolation = true) {
-    const auto resolution = resolve_path(package);
+  kernel::CanaryVerdict run(const std::filesystem::path& package, bool require_isolation = true,
+                            at::Device device = at::kCPU) {
+    const auto resolution = resolve_path(package, device);
     return kernel::run_canary("org/demo", resolution, library_of(resolution), require_isolation,
                               {});
   }

@@ -7,8 +7,9 @@ namespace graft::layers {
 
 namespace {
 
-at::Tensor exact_loss(const at::Tensor& hidden, const at::Tensor& weight, const at::Tensor& labels,
-                      double softcap, int64_t num_items) {
+at::Tensor exact_loss(const at::Tensor& hidden, const at::Tensor& weight,
+                      const at::Tensor& device_labels, double softcap, int64_t num_items) {
+  const at::Tensor labels = device_labels.to(hidden.device());
   at::Tensor logits = at::matmul(hidden, weight.t());
   if (softcap > 0.0) {
     logits = at::tanh(logits / softcap) * softcap;

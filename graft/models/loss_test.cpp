@@ -9,6 +9,7 @@
 #include "graft/layers/kernelize.h"
 #include "graft/models/auto_model.h"
 #include "graft/models/test_checkpoint.h"
+#include "graft/tensor/device.h"
 
 namespace graft::models {
 namespace {
@@ -44,10 +45,10 @@ at::Tensor some_labels() {
   return labels;
 }
 
-at::Tensor loss_of_logits(CausalLM& model) {
-  const at::Tensor logits = model.forward({.input_ids = some_ids()});
+at::Tensor loss_of_logits(CausalLM& model, at::Device device) {
+  const at::Tensor logits = model.forward({.input_ids = some_ids().to(device)});
   return at::cross_entropy_loss(logits.slice(1, 0, 11).flatten(0, 1).to(at::kFloat),
-                                some_labels().slice(1, 1).flatten());
+                                some_labels().slice(1, 1).flatten().to(device));
 }
 
 // Of every weight, a tied one under both names.
@@ -66,20 +67,35 @@ bool swapped_loss(torch::nn::Module& model) {
                      [](const auto& row) { return row.layer == "ForCausalLMLoss"; });
 }
 
-class LossOfFamilies : public ::testing::TestWithParam<const char*> {};
+struct FamilyOnDevice {
+  const char* family;
+  at::Device device;
+};
+
+class LossOfFamilies : public ::testing::TestWithParam<FamilyOnDevice> {
+ protected:
+  void SetUp() override {
+    if (GetParam().device.is_cuda() && !tensor::cuda_available()) {
+      GTEST_SKIP() << "no CUDA device";
+    }
+  }
+};
 
 TEST_P(LossOfFamilies, IsThatOfTheLogitsWithAndWithoutKernels) {
-  const Checkpoint checkpoint(GetParam());
+  const at::Device device = GetParam().device;
+  const Checkpoint checkpoint(GetParam().family);
+  const at::Tensor ids = some_ids().to(device), labels = some_labels().to(device);
   for (const bool use_kernels : {false, true}) {
-    const auto model = checkpoint.load({.use_kernels = use_kernels, .trainable = true});
+    const auto model =
+        checkpoint.load({.use_kernels = use_kernels, .device_map = device, .trainable = true});
     model->train();
     if (use_kernels) {
-      EXPECT_TRUE(swapped_loss(*model));
+      EXPECT_TRUE(swapped_loss(*model)) << layers::kernelize_report(*model)->to_text();
     }
-    const at::Tensor expected = loss_of_logits(*model);
+    const at::Tensor expected = loss_of_logits(*model, device);
     expected.backward();
     const auto wanted = gradients(*model);
-    const at::Tensor loss = model->loss({.input_ids = some_ids()}, some_labels());
+    const at::Tensor loss = model->loss({.input_ids = ids}, labels);
     EXPECT_EQ(loss.dim(), 0);
     EXPECT_EQ(loss.scalar_type(), at::kFloat);
     EXPECT_NEAR(loss.item<double>(), expected.item<double>(), 1e-5 * expected.item<double>());
@@ -92,8 +108,15 @@ TEST_P(LossOfFamilies, IsThatOfTheLogitsWithAndWithoutKernels) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Loss, LossOfFamilies, ::testing::Values("llama", "gemma2"),
-                         [](const auto& instance) { return std::string(instance.param); });
+INSTANTIATE_TEST_SUITE_P(Loss, LossOfFamilies,
+                         ::testing::Values(FamilyOnDevice{"llama", at::kCPU},
+                                           FamilyOnDevice{"gemma2", at::kCPU},
+                                           FamilyOnDevice{"llama", {at::kCUDA, 0}},
+                                           FamilyOnDevice{"gemma2", {at::kCUDA, 0}}),
+                         [](const auto& instance) {
+                           return std::string(instance.param.family) + "_" +
+                                  (instance.param.device.is_cuda() ? "cuda" : "cpu");
+                         });
 
 TEST(Loss, OfSixteenBitsFollowsAFactorOfALossScaler) {
   const Checkpoint checkpoint("llama");
