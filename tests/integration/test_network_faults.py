@@ -207,8 +207,9 @@ def n15_redirects_without_end(request):
 def n15_redirects_between_two_hosts(request):
     if request.is_file():
         back, hub = request.hub, request.hub.other
-        request.send(whole(302, b"", {"Location": hub.url + request.target}))
+        # Before the answer: the client may be at the other host before this line ends.
         hub.fault = lambda again: again.send(whole(302, b"", {"Location": back.url + again.target})) and DONE
+        request.send(whole(302, b"", {"Location": hub.url + request.target}))
         return DONE
 
 
