@@ -99,6 +99,13 @@ GRAFT_OPS(ops) {
       "down_weight, int act, Tensor? gate_bias, Tensor? up_bias, Tensor? down_bias, bool weights) "
       "-> "
       "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  ops.def(
+      "mlp_train(Tensor x, Tensor gate_weight, Tensor up_weight, Tensor down_weight, int act, "
+      "Tensor? gate_bias, Tensor? up_bias, Tensor? down_bias) -> (Tensor, Tensor, Tensor)");
+  ops.def(
+      "mlp_train_backward(Tensor grad_out, Tensor x, Tensor gate, Tensor up, Tensor gate_weight, "
+      "Tensor up_weight, Tensor down_weight, int act, Tensor? gate_bias, Tensor? up_bias, Tensor? "
+      "down_bias, bool weights) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 
 GRAFT_OPS_IMPL(Meta, ops) { graft_kernels::mlp::MetaOps::implement(ops); }

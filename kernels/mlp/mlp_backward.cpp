@@ -1,4 +1,6 @@
-// Gradients of the gated MLP. Gate and up are computed again from x, so that the forward keeps nothing else:
+// Gradients of the gated MLP, in two forms: mlp_backward makes gate and up again from x, so that the forward keeps
+// nothing else; mlp_train is a forward that hands them out, and mlp_train_backward takes them back, a fifth fewer
+// products for 2 I values a row. What both make again is the activation.
 //
 //   h = act(x gate^T) * (x up^T),  grad_h = grad_out down
 //   grad_gate = grad_h * (x up^T) * act'(x gate^T),  grad_up = grad_h * act(x gate^T)
@@ -7,12 +9,15 @@
 //   and the sums over rows of grad_gate, grad_up, grad_out for the biases
 //
 // grad_out  [..., H]  x's shape and dtype, contiguous; the other arguments as in the forward (mlp.cpp)
+// gate, up  [..., I]  x's dtype, contiguous: as mlp_train gave them; not written to
 // weights   whether anybody wants the gradients of weights and biases
 // returns   grad_x, then those of gate, up and down weight, then those of their biases, in the dtypes of what they
 //           belong to; those that nobody wants or that belong to no bias have no elements
 // Products by ATen: in float32 on the CPU, in the dtype with float32 sums on CUDA.
 // Throws   std::runtime_error `[op] argument: expected …, got …`
 // Devices  cpu, cuda   deterministic as ATen's products are, thread-safe yes
+
+#include <vector>
 
 #include "kernels/mlp/mlp_backward_ops.h"
 
@@ -21,7 +26,8 @@ namespace graft_kernels::mlp {
 namespace {
 
 // Meta tensors have no memory: the checks are all there is to do.
-void run_meta(Gradients&, const Tensor&, const Arguments&, Function) {}
+void train_meta(Tensor&, Tensor&, Tensor&, const Arguments&, Function) {}
+void run_meta(Gradients&, const Tensor&, const Arguments&, const Kept*, Function) {}
 
 Tensor like(const Tensor& tensor) { return torch::stable::new_empty(tensor, tensor.sizes()); }
 std::optional<Tensor> like(const std::optional<Tensor>& tensor) {
@@ -39,6 +45,30 @@ Function check_backward(const char* op, const Tensor& grad_out, const Arguments&
   return check_arguments(op, grad_out, arguments);
 }
 
+Tensor new_inner(const Arguments& arguments) {
+  std::vector<int64_t> sizes;
+  for (int64_t dim = 0; dim + 1 < arguments.x.dim(); ++dim) {
+    sizes.push_back(arguments.x.size(dim));
+  }
+  sizes.push_back(arguments.gate_weight.size(0));
+  return torch::stable::new_empty(arguments.x, sizes);
+}
+
+void check_kept(const char* op, const Kept& kept, const Arguments& arguments) {
+  const int64_t rows = count_rows(arguments.x), inner = arguments.gate_weight.size(0);
+  for (const NamedTensor& value : {NamedTensor{"gate", kept.gate}, NamedTensor{"up", kept.up}}) {
+    check_has_rows(op, value);
+    if (value.tensor.size(value.tensor.dim() - 1) != inner || value.tensor.numel() != rows * inner) {
+      fail(op, value.name, std::to_string(rows) + " rows of " + std::to_string(inner),
+           shape_text(value.tensor));
+    }
+    check_like(op, value, {"x", arguments.x});
+    if (!value.tensor.is_contiguous()) {
+      fail(op, value.name, "contiguous memory", "strides");
+    }
+  }
+}
+
 Gradients new_gradients(const Arguments& arguments, bool weights) {
   Gradients gradients{like(arguments.x), {}, {}, {}, {}, {}, {}};
   if (weights) {
@@ -52,7 +82,7 @@ Gradients new_gradients(const Arguments& arguments, bool weights) {
   return gradients;
 }
 
-using MetaBackwardOps = BackwardOps<&run_meta>;
+using MetaBackwardOps = BackwardOps<&train_meta, &run_meta>;
 
 }  // namespace graft_kernels::mlp
 

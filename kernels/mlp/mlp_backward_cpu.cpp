@@ -73,8 +73,39 @@ struct Sums {
   }
 };
 
+// A block of rows of gate or up in float32: what was kept of it, or the product again.
+Tensor inner_block(std::optional<Tensor>& kept, int64_t begin, const Tensor& x,
+                   const Tensor& weight, const std::optional<Tensor>& bias, ScalarType dtype) {
+  if (!kept) {
+    return rounded(aten_linear(x, weight, bias), dtype);
+  }
+  const Tensor block = torch::stable::narrow(*kept, 0, begin, x.size(0));
+  // The block becomes its gradient: what was kept stays.
+  return dtype == ScalarType::Float ? torch::stable::clone(block) : widened(block);
+}
+
+void train_cpu(Tensor& out, Tensor& gate, Tensor& up, const Arguments& arguments,
+               Function function) {
+  const auto product = [](Tensor& target, const Tensor& x, const Tensor& weight,
+                          const std::optional<Tensor>& bias) {
+    torch::stable::copy_(target, aten_linear(x, weight, bias));
+  };
+  product(gate, arguments.x, arguments.gate_weight, arguments.gate_bias);
+  product(up, arguments.x, arguments.up_weight, arguments.up_bias);
+  Tensor activated = torch::stable::clone(gate);
+  const auto run = choose_isa<ActivateFunction>(plain::mlp_activate, avx2::mlp_activate,
+                                                avx512::mlp_activate);
+  const int64_t bytes = bytes_of(dtype_of(gate));
+  auto* values = static_cast<char*>(activated.mutable_data_ptr());
+  const auto* factors = static_cast<const char*>(up.const_data_ptr());
+  spread(gate.numel(), kGrainElements, [&](int64_t begin, int64_t end) {
+    run(dtype_of(gate), function, values + begin * bytes, factors + begin * bytes, end - begin);
+  });
+  product(out, activated, arguments.down_weight, arguments.down_bias);
+}
+
 void run_backward_cpu(Gradients& gradients, const Tensor& grad_out, const Arguments& arguments,
-                      Function function) {
+                      const Kept* kept, Function function) {
   const ScalarType dtype = arguments.x.scalar_type();
   const int64_t rows = count_rows(arguments.x), hidden = arguments.down_weight.size(0);
   const Tensor gate_weight = widened(arguments.gate_weight);
@@ -84,6 +115,12 @@ void run_backward_cpu(Gradients& gradients, const Tensor& grad_out, const Argume
   Tensor xs = torch::stable::reshape(arguments.x, {rows, hidden});
   Tensor grads_out = torch::stable::reshape(grad_out, {rows, hidden});
   Tensor grads_x = torch::stable::view(gradients.x, {rows, hidden});
+  std::optional<Tensor> kept_gate, kept_up;
+  if (kept != nullptr) {
+    const int64_t inner = arguments.gate_weight.size(0);
+    kept_gate = torch::stable::view(kept->gate, {rows, inner});
+    kept_up = torch::stable::view(kept->up, {rows, inner});
+  }
   std::optional<Sums> of_gate, of_up, of_down;
   if (gradients.gate_weight) {
     of_gate.emplace(*gradients.gate_weight, gradients.gate_bias);
@@ -94,8 +131,8 @@ void run_backward_cpu(Gradients& gradients, const Tensor& grad_out, const Argume
     const int64_t count = std::min(kBlockRows, rows - begin);
     const Tensor x = widened(torch::stable::narrow(xs, 0, begin, count));
     const Tensor incoming = widened(torch::stable::narrow(grads_out, 0, begin, count));
-    Tensor gate = rounded(aten_linear(x, gate_weight, gate_bias), dtype);
-    Tensor up = rounded(aten_linear(x, up_weight, up_bias), dtype);
+    Tensor gate = inner_block(kept_gate, begin, x, gate_weight, gate_bias, dtype);
+    Tensor up = inner_block(kept_up, begin, x, up_weight, up_bias, dtype);
     Tensor inner = product(incoming, down_weight);
     // Gate and up become their gradients, their gradient becomes act(gate) * up.
     activate_backward(dtype_of(arguments.x), function, gate, up, inner);
@@ -118,7 +155,7 @@ void run_backward_cpu(Gradients& gradients, const Tensor& grad_out, const Argume
 
 }  // namespace
 
-using CpuBackwardOps = BackwardOps<&run_backward_cpu>;
+using CpuBackwardOps = BackwardOps<&train_cpu, &run_backward_cpu>;
 
 }  // namespace graft_kernels::mlp
 

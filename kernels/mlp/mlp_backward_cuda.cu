@@ -1,14 +1,16 @@
-// The gated MLP's backward on CUDA: ATen's products with one kernel of ours between them, which turns gate and up into
-// their gradients in place.
+// The gated MLP that trains on CUDA: ATen's products with one kernel of ours between them, which activates, or turns gate
+// and up into their gradients.
 
 #include <algorithm>
+#include <cstdint>
+#include <type_traits>
 
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cuda.h>
 
 #include "kernels/common/aten.h"
 #include "kernels/common/cuda_launch.h"
+#include "kernels/mlp/mlp_backward_kernel.cuh"
 #include "kernels/mlp/mlp_backward_ops.h"
-#include "kernels/mlp/mlp_kernel.cuh"
 
 namespace graft_kernels::mlp {
 
@@ -22,39 +24,96 @@ void add_product(Tensor& out, const Tensor& a, const Tensor& b) {
       aoti_torch_cuda_addmm_out(out.get(), out.get(), a.get(), b.get(), 1.0, 1.0));
 }
 
-template <typename T>
-void activate_backward(const CudaScope& scope, Function function, Tensor& gate, Tensor& up,
-                       Tensor& grad) {
-  const auto launch = [&](auto size) {
-    constexpr int kSize = decltype(size)::value;
-    const int64_t vectors = gate.numel() / kSize;
-    const int64_t blocks = std::min<int64_t>((vectors + kActivateThreads - 1) / kActivateThreads,
-                                             16 * scope.attribute(cudaDevAttrMultiProcessorCount));
-    activate_backward_kernel<T, kSize>
-        <<<static_cast<unsigned>(blocks), kActivateThreads, 0, scope.stream()>>>(
-            function, static_cast<T*>(gate.mutable_data_ptr()),
-            static_cast<T*>(up.mutable_data_ptr()), static_cast<T*>(grad.mutable_data_ptr()),
-            vectors);
-    check_cuda(cudaGetLastError(), "activate_backward_kernel");
-  };
-  if (gate.numel() == 0) {
-    return;
-  }
-  // ATen's own results are aligned to far more than 16 bytes.
-  gate.numel() % kVectorSize<T> == 0 ? launch(std::integral_constant<int, kVectorSize<T>>())
-                                     : launch(std::integral_constant<int, 1>());
+bool is_aligned(const Tensor& tensor) {
+  return reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 16 == 0;
 }
 
-void activate_backward_of(const CudaScope& scope, Dtype dtype, Function function, Tensor& gate,
-                          Tensor& up, Tensor& grad) {
-  switch (dtype) {
-    case Dtype::kFloat32:
-      return activate_backward<float>(scope, function, gate, up, grad);
-    case Dtype::kBfloat16:
-      return activate_backward<Bf16>(scope, function, gate, up, grad);
-    case Dtype::kFloat16:
-      return activate_backward<Fp16>(scope, function, gate, up, grad);
+// Launches over the elements of gate and up: start(type, size, blocks, vectors) takes vectors of `size` elements. ATen's
+// own results, which is what all else here is, are aligned to far more than 16 bytes.
+template <typename Start>
+void over_vectors(const CudaScope& scope, const Kept& products, const Start& start) {
+  const int64_t count = products.gate.numel();
+  const bool aligned = is_aligned(products.gate) && is_aligned(products.up);
+  const auto launch = [&](auto type, auto size) {
+    const int64_t vectors = count / decltype(size)::value;
+    const int64_t blocks = std::min<int64_t>((vectors + kActivateThreads - 1) / kActivateThreads,
+                                             16 * scope.attribute(cudaDevAttrMultiProcessorCount));
+    start(type, size, static_cast<unsigned>(blocks), vectors);
+    check_cuda(cudaGetLastError(), "the activation of an MLP that trains");
+  };
+  const auto launch_type = [&](auto type) {
+    constexpr int kSize = kVectorSize<decltype(type)>;
+    aligned && count % kSize == 0
+        ? launch(type, std::integral_constant<int, kSize>())
+        : launch(type, std::integral_constant<int, 1>());
+  };
+  if (count == 0) {
+    return;
   }
+  switch (dtype_of(products.gate)) {
+    case Dtype::kFloat32:
+      return launch_type(float());
+    case Dtype::kBfloat16:
+      return launch_type(Bf16());
+    case Dtype::kFloat16:
+      return launch_type(Fp16());
+  }
+}
+
+// Gate and up become their gradients in grad_gate and grad_up, their product's gradient becomes act(gate) * up.
+void activate_backward(const CudaScope& scope, Function function, const Kept& products,
+                       Tensor& grad_gate, Tensor& grad_up, Tensor& grad) {
+  over_vectors(scope, products,
+               [&](auto type, auto size, unsigned blocks, int64_t vectors) {
+                 using T = decltype(type);
+                 const ActivationGradients<T> at{
+                     static_cast<const T*>(products.gate.const_data_ptr()),
+                     static_cast<const T*>(products.up.const_data_ptr()),
+                     static_cast<T*>(grad_gate.mutable_data_ptr()),
+                     static_cast<T*>(grad_up.mutable_data_ptr()),
+                     static_cast<T*>(grad.mutable_data_ptr())};
+                 activate_backward_kernel<T, decltype(size)::value>
+                     <<<blocks, kActivateThreads, 0, scope.stream()>>>(function, at, vectors);
+               });
+}
+
+void activate(const CudaScope& scope, Function function, const Kept& products, Tensor& out) {
+  over_vectors(scope, products,
+               [&](auto type, auto size, unsigned blocks, int64_t vectors) {
+                 using T = decltype(type);
+                 activate_kept_kernel<T, decltype(size)::value>
+                     <<<blocks, kActivateThreads, 0, scope.stream()>>>(
+                         function, static_cast<const T*>(products.gate.const_data_ptr()),
+                         static_cast<const T*>(products.up.const_data_ptr()),
+                         static_cast<T*>(out.mutable_data_ptr()), vectors);
+               });
+}
+
+// out = x weight^T + bias, all of one dtype, matrices.
+void product_into(Tensor& out, const Tensor& x, const Tensor& weight,
+                  const std::optional<Tensor>& bias) {
+  if (bias) {
+    TORCH_ERROR_CODE_CHECK(aoti_torch_cuda_addmm_out(out.get(), bias->get(), x.get(),
+                                                     transposed(weight).get(), 1.0, 1.0));
+  } else {
+    aten_product(out, x, transposed(weight));
+  }
+}
+
+void train_cuda(Tensor& out, Tensor& gate, Tensor& up, const Arguments& arguments,
+                Function function) {
+  const CudaScope scope(out);
+  const int64_t rows = count_rows(arguments.x), hidden = arguments.down_weight.size(0);
+  const int64_t inner = arguments.down_weight.size(1);
+  const Tensor x = torch::stable::view(arguments.x, {rows, hidden});
+  Tensor gates = torch::stable::view(gate, {rows, inner});
+  Tensor ups = torch::stable::view(up, {rows, inner});
+  product_into(gates, x, arguments.gate_weight, arguments.gate_bias);
+  product_into(ups, x, arguments.up_weight, arguments.up_bias);
+  Tensor activated = torch::stable::new_empty(x, {rows, inner});
+  activate(scope, function, {gates, ups}, activated);
+  Tensor matrix = torch::stable::view(out, {rows, hidden});
+  product_into(matrix, activated, arguments.down_weight, arguments.down_bias);
 }
 
 // The gradients of a weight and its bias from the gradient of their product.
@@ -67,22 +126,26 @@ void store_gradients(std::optional<Tensor>& weight, std::optional<Tensor>& bias,
 }
 
 void run_backward_cuda(Gradients& gradients, const Tensor& grad_out, const Arguments& arguments,
-                       Function function) {
+                       const Kept* kept, Function function) {
   const CudaScope scope(grad_out);
   const int64_t rows = count_rows(arguments.x), hidden = arguments.down_weight.size(0);
   const int64_t inner = arguments.down_weight.size(1);
   const Tensor x = torch::stable::view(arguments.x, {rows, hidden});
   const Tensor incoming = torch::stable::view(grad_out, {rows, hidden});
-  Tensor gate = aten_linear(x, arguments.gate_weight, arguments.gate_bias);
-  Tensor up = aten_linear(x, arguments.up_weight, arguments.up_bias);
+  // What was kept stays; products that are made here become their gradients where they lie.
+  const auto inner_of = [&](const Tensor& weight, const std::optional<Tensor>& bias) {
+    return kept == nullptr ? aten_linear(x, weight, bias)
+                           : torch::stable::new_empty(x, {rows, inner});
+  };
+  Tensor gate = inner_of(arguments.gate_weight, arguments.gate_bias);
+  Tensor up = inner_of(arguments.up_weight, arguments.up_bias);
   Tensor activated = torch::stable::new_empty(x, {rows, inner});
   aten_product(activated, incoming, arguments.down_weight);
-  // Gate and up become their gradients, their gradient becomes act(gate) * up.
-  activate_backward_of(scope, dtype_of(x), function, gate, up, activated);
+  activate_backward(scope, function, kept == nullptr ? Kept{gate, up} : *kept, gate, up, activated);
   if (gradients.gate_weight) {
+    store_gradients(gradients.down_weight, gradients.down_bias, incoming, activated);
     store_gradients(gradients.gate_weight, gradients.gate_bias, gate, x);
     store_gradients(gradients.up_weight, gradients.up_bias, up, x);
-    store_gradients(gradients.down_weight, gradients.down_bias, incoming, activated);
   }
   Tensor grad_x = torch::stable::view(gradients.x, {rows, hidden});
   aten_product(grad_x, gate, arguments.gate_weight);
@@ -91,7 +154,7 @@ void run_backward_cuda(Gradients& gradients, const Tensor& grad_out, const Argum
 
 }  // namespace
 
-using CudaBackwardOps = BackwardOps<&run_backward_cuda>;
+using CudaBackwardOps = BackwardOps<&train_cuda, &run_backward_cuda>;
 
 }  // namespace graft_kernels::mlp
 

@@ -64,6 +64,17 @@ Tensors by_autograd(const Inputs& in, int64_t act) {
   return gradients;
 }
 
+// out, gate and up.
+Tensors by_steps(const Inputs& in, int64_t act) {
+  const auto product = [&](const at::Tensor& x, size_t i) {
+    return at::linear(x, in.leaves[i],
+                      in.leaves.size() > 4 ? std::optional<at::Tensor>(in.leaves[i + 3])
+                                           : std::nullopt);
+  };
+  const at::Tensor gate = product(in.leaves[0], 1), up = product(in.leaves[0], 2);
+  return {product(activate(gate, act) * up, 3), gate, up};
+}
+
 class MlpBackward : public ::testing::TestWithParam<Case> {
  protected:
   void SetUp() override {
@@ -71,6 +82,27 @@ class MlpBackward : public ::testing::TestWithParam<Case> {
       GTEST_SKIP() << testing::why_no_cuda();
     }
     at::manual_seed(0);
+  }
+
+  static double unit() {
+    return GetParam().dtype == at::kFloat  ? 0x1p-21
+           : GetParam().dtype == at::kHalf ? 0x1p-11
+                                           : 0x1p-8;
+  }
+
+  // The order and the roundings of float32 and 16-bit sums, over rows for the weights, are not eager's: one draw of such
+  // an error may be larger than two of another.
+  static void expect_close(const Tensors& own, const Tensors& eager, const Tensors& exact,
+                           int64_t rows) {
+    for (size_t i = 0; i < eager.size(); ++i) {
+      ASSERT_EQ(own[i].sizes(), eager[i].sizes()) << kNames[i];
+      ASSERT_EQ(own[i].scalar_type(), eager[i].scalar_type()) << kNames[i];
+      const double terms = i == 0 ? 1 : std::sqrt(static_cast<double>(rows));
+      EXPECT_LE(largest_error(own[i], exact[i]),
+                2 * largest_error(eager[i], exact[i]) +
+                    unit() * (exact[i].abs().max().item<double>() + terms))
+          << kNames[i];
+    }
   }
 
   Inputs random(int64_t rows, int64_t hidden, int64_t inner, bool with_bias) const {
@@ -87,42 +119,80 @@ class MlpBackward : public ::testing::TestWithParam<Case> {
     return in;
   }
 
-  Tensors ours(const Inputs& in, int64_t act, bool weights = true) const {
-    const auto bias = [&](size_t i) {
-      return in.leaves.size() > 4 ? c10::IValue(in.leaves[i]) : c10::IValue();
-    };
-    const auto stack = Package::for_device("mlp", GetParam().device)(
-        "mlp_backward", in.grad_out, in.leaves[0], in.leaves[1], in.leaves[2], in.leaves[3], act,
-        bias(4), bias(5), bias(6), weights);
-    Tensors gradients;
+  static c10::IValue bias_of(const Inputs& in, size_t i) {
+    return in.leaves.size() > 4 ? c10::IValue(in.leaves[i]) : c10::IValue();
+  }
+  static Tensors tensors(const std::vector<c10::IValue>& stack) {
+    Tensors all;
     for (const c10::IValue& value : stack) {
-      gradients.push_back(value.toTensor());
+      all.push_back(value.toTensor());
     }
-    return gradients;
+    return all;
+  }
+
+  Tensors ours(const Inputs& in, int64_t act, bool weights = true) const {
+    return tensors(Package::for_device("mlp", GetParam().device)(
+        "mlp_backward", in.grad_out, in.leaves[0], in.leaves[1], in.leaves[2], in.leaves[3], act,
+        bias_of(in, 4), bias_of(in, 5), bias_of(in, 6), weights));
+  }
+  // out, gate and up.
+  Tensors trained(const Inputs& in, int64_t act) const {
+    return tensors(Package::for_device("mlp", GetParam().device)(
+        "mlp_train", in.leaves[0], in.leaves[1], in.leaves[2], in.leaves[3], act, bias_of(in, 4),
+        bias_of(in, 5), bias_of(in, 6)));
+  }
+  // The gradients from what the forward kept.
+  Tensors from_kept(const Inputs& in, const Tensors& kept, int64_t act, bool weights = true) const {
+    return tensors(Package::for_device("mlp", GetParam().device)(
+        "mlp_train_backward", in.grad_out, in.leaves[0], kept[1], kept[2], in.leaves[1],
+        in.leaves[2], in.leaves[3], act, bias_of(in, 4), bias_of(in, 5), bias_of(in, 6), weights));
   }
 };
+
+TEST_P(MlpBackward, TheForwardThatTrainsIsNoWorseThanTwiceEager) {
+  for (const auto& [rows, hidden, inner] : {std::tuple{1, 5, 3}, {17, 64, 160}, {600, 257, 33}}) {
+    for (const int64_t act : {0, 1, 2}) {
+      const Inputs in = random(rows, hidden, inner, rows % 2 == 1);
+      const Tensors own = trained(in, act), eager = by_steps(in, act),
+                    exact = by_steps(in.to(at::kDouble), act);
+      for (size_t i = 0; i < eager.size(); ++i) {
+        ASSERT_EQ(own[i].sizes(), eager[i].sizes());
+        EXPECT_LE(largest_error(own[i], exact[i]),
+                  2 * largest_error(eager[i], exact[i]) +
+                      unit() * exact[i].abs().max().item<double>())
+            << "out, gate, up: " << i << ", act " << act << ", rows " << rows;
+      }
+    }
+  }
+}
+
+TEST_P(MlpBackward, WhatWasKeptStaysAndNeedNotBeAligned) {
+  const Inputs in = random(24, 64, 48, true);
+  Tensors kept = trained(in, 0);
+  const Tensors first = from_kept(in, kept, 0), before = {kept[0], kept[1].clone(), kept[2].clone()};
+  for (size_t i = 1; i < 3; ++i) {
+    EXPECT_TRUE(is_same_bits(kept[i], before[i]));
+    const at::Tensor room = at::empty({kept[i].numel() + 1}, kept[i].options());
+    kept[i] = room.narrow(0, 1, kept[i].numel()).view(kept[i].sizes()).copy_(kept[i]);
+  }
+  const Tensors second = from_kept(in, kept, 0), one = from_kept(in, kept, 0, /*weights=*/false);
+  for (size_t i = 0; i < first.size(); ++i) {
+    EXPECT_TRUE(is_same_bits(first[i], second[i])) << kNames[i];
+    EXPECT_EQ(one[i].numel(), i == 0 ? first[0].numel() : 0);
+  }
+}
 
 TEST_P(MlpBackward, IsNoWorseThanTwiceEager) {
   for (const auto& [hidden, inner] : {std::pair{1, 1}, {5, 3}, {64, 160}, {576, 1536}, {257, 33}}) {
     for (const int64_t rows : {1, 3, 17, 600, 1100}) {
       for (const int64_t act : {0, 1, 2}) {
         const Inputs in = random(rows, hidden, inner, rows % 2 == 1);
-        const Tensors own = ours(in, act), eager = by_autograd(in, act),
-                      exact = by_autograd(in.to(at::kDouble), act);
-        for (size_t i = 0; i < eager.size(); ++i) {
-          ASSERT_EQ(own[i].sizes(), eager[i].sizes()) << kNames[i];
-          ASSERT_EQ(own[i].scalar_type(), eager[i].scalar_type()) << kNames[i];
-          // The order and the roundings of float32 and 16-bit sums, over rows for the weights, are not eager's: one
-          // draw of such an error may be larger than two of another.
-          const double unit = GetParam().dtype == at::kFloat  ? 0x1p-21
-                              : GetParam().dtype == at::kHalf ? 0x1p-11
-                                                              : 0x1p-8;
-          const double terms = i == 0 ? 1 : std::sqrt(static_cast<double>(rows));
-          EXPECT_LE(largest_error(own[i], exact[i]),
-                    2 * largest_error(eager[i], exact[i]) +
-                        unit * (exact[i].abs().max().item<double>() + terms))
-              << kNames[i] << ", act " << act << ", rows " << rows << ", hidden " << hidden
-              << ", inner " << inner;
+        const Tensors eager = by_autograd(in, act), exact = by_autograd(in.to(at::kDouble), act);
+        for (const bool kept : {false, true}) {
+          SCOPED_TRACE(::testing::Message() << (kept ? "kept" : "made again") << ", act " << act
+                                            << ", rows " << rows << ", hidden " << hidden
+                                            << ", inner " << inner);
+          expect_close(kept ? from_kept(in, trained(in, act), act) : ours(in, act), eager, exact, rows);
         }
       }
     }
@@ -162,6 +232,19 @@ TEST_P(MlpBackward, TakesAnyLeadingDimensionsAndGivesTheSameBitsEveryTime) {
   EXPECT_TRUE(is_same_bits(nested[0].view({30, 64}), flat[0]));
   for (size_t i = 1; i < 7; ++i) {
     EXPECT_TRUE(is_same_bits(nested[i], flat[i])) << kNames[i];
+  }
+}
+
+TEST_P(MlpBackward, RefusalOfWhatWasKeptNamesTheArgument) {
+  const Inputs in = random(2, 8, 6, false);
+  Tensors kept = trained(in, 0);
+  kept[2] = kept[2].narrow(1, 0, 5);
+  try {
+    from_kept(in, kept, 0);
+    FAIL() << "no error";
+  } catch (const std::exception& error) {
+    EXPECT_THAT(error.what(),
+                ::testing::HasSubstr("[mlp_train_backward] up: expected 2 rows of 6"));
   }
 }
 

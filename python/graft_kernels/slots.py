@@ -12,7 +12,7 @@ from typing import Callable, Iterator, Optional
 import torch
 import torch.nn as nn
 
-from . import variants
+from . import loss, variants
 
 ACTIVATIONS = {
     "SiLUActivation": "SiLU", "GELUActivation": "GeLU", "GELUTanh": "GeluTanh", "PytorchGELUTanh": "GeluTanh",
@@ -28,7 +28,7 @@ class Slot:
     path: str
     module: nn.Module
     layer: str                    # the name that transformers' mapping knows: RMSNorm, SiLU, rotary_pos_emb ...
-    package: str                  # rms-norm, activation, rotary, mlp
+    package: str                  # rms-norm, activation, rotary, mlp, loss
     kernel: str                   # the class in the package's layers.py
     variant: str = ""             # numeric variant in words
     attributes: dict = dataclasses.field(default_factory=dict)   # what the class reads from the adopting module
@@ -54,6 +54,8 @@ def find(model: nn.Module) -> Iterator[Slot]:
         elif type(module) is nn.LayerNorm:
             yield Slot(path, module, "LayerNorm", "rms-norm", "LayerNorm",
                        refusal="" if len(module.normalized_shape) == 1 else "norms more than the last dimension")
+        elif loss.may_have_loss(module):
+            yield _loss_slot(path, module)
         if rotary_function(module) is not None:
             yield _rotary_slot(path, module)
 
@@ -111,6 +113,13 @@ def _mlp_slot(path: str, module: nn.Module) -> Slot:
         slot.refusal = "hooks on its parts would not be called"
     elif weight.device.type == "cpu" and weight.dtype != torch.float32:
         slot.refusal = "16-bit products of many rows on the CPU are torch's own"
+    return slot
+
+
+def _loss_slot(path: str, module: nn.Module) -> Slot:
+    slot = Slot(path, module, "ForCausalLMLoss", "loss", "ForCausalLMLoss", refusal=loss.refusal(module))
+    softcap = 0 if slot.refusal else loss.softcap_of(module)
+    slot.variant = f"soft cap {softcap:g}" if softcap else ""
     return slot
 
 

@@ -18,14 +18,40 @@ def _fake_backward(grad_out, x, gate_weight, up_weight, down_weight, act, gate_b
                                     for each in wanted))
 
 
-# Shapes for tracing, symbolic sizes included: the library's own Meta ops know numbers only.
-torch.library.register_fake(add_op_namespace_prefix("mlp"), lambda x, *arguments: x.new_empty(x.shape),
-                            allow_override=True)
-torch.library.register_fake(add_op_namespace_prefix("mlp_backward"), _fake_backward, allow_override=True)
+def _fake_train(x, gate_weight, *arguments):
+    inner = (*x.shape[:-1], gate_weight.shape[0])
+    return x.new_empty(x.shape), x.new_empty(inner), x.new_empty(inner)
+
+
+def _fake(name: str, function) -> None:
+    """Shapes for tracing, symbolic sizes included: the library's own Meta ops know numbers only."""
+    torch.library.register_fake(add_op_namespace_prefix(name), function, allow_override=True)
+
+
+_fake("mlp", lambda x, *arguments: x.new_empty(x.shape))
+_fake("mlp_backward", _fake_backward)
+_fake("mlp_train", _fake_train)
+_fake("mlp_train_backward", lambda grad_out, x, gate, up, *arguments: _fake_backward(grad_out, x, *arguments))
 
 
 class _Mlp(torch.autograd.Function):
-    """Keeps the input and the weights alone: the backward makes gate and up again."""
+    """Keeps gate and up; the backward makes their activated product again."""
+
+    @staticmethod
+    def forward(ctx, x, gate_weight, up_weight, down_weight, act, gate_bias, up_bias, down_bias):
+        out, gate, up = ops.mlp_train(x, gate_weight, up_weight, down_weight, act, gate_bias, up_bias, down_bias)
+        ctx.save_for_backward(x, gate, up, gate_weight, up_weight, down_weight, gate_bias, up_bias, down_bias)
+        ctx.act = act
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        return _gradients(ctx, ops.mlp_train_backward, grad)
+
+
+class _LeanMlp(torch.autograd.Function):
+    """Keeps the input and the weights alone: the backward makes gate and up again, a fifth more products."""
 
     @staticmethod
     def forward(ctx, x, gate_weight, up_weight, down_weight, act, gate_bias, up_bias, down_bias):
@@ -36,21 +62,26 @@ class _Mlp(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
-        x, gate_weight, up_weight, down_weight, *biases = ctx.saved_tensors
-        needs = ctx.needs_input_grad
-        grads = ops.mlp_backward(grad.contiguous(), x, gate_weight, up_weight, down_weight, ctx.act, *biases,
-                                 any(needs[1:]))
-        grads = (*grads[:4], None, *grads[4:])
-        return tuple(g if needed else None for g, needed in zip(grads, needs))
+        return _gradients(ctx, ops.mlp_backward, grad)
+
+
+def _gradients(ctx, op, grad):
+    *tensors, gate_bias, up_bias, down_bias = ctx.saved_tensors
+    needs = ctx.needs_input_grad
+    grads = op(grad.contiguous(), *tensors, ctx.act, gate_bias, up_bias, down_bias, any(needs[1:]))
+    grads = (*grads[:4], None, *grads[4:])
+    return tuple(g if needed else None for g, needed in zip(grads, needs))
 
 
 def mlp(x: torch.Tensor, gate_weight: torch.Tensor, up_weight: torch.Tensor, down_weight: torch.Tensor, act: str,
-        gate_bias=None, up_bias=None, down_bias=None) -> torch.Tensor:
-    """(act(x @ gate.T) * (x @ up.T)) @ down.T, with act one of silu, gelu and gelu_tanh. Differentiable."""
+        gate_bias=None, up_bias=None, down_bias=None, recompute: bool = False) -> torch.Tensor:
+    """(act(x @ gate.T) * (x @ up.T)) @ down.T, with act one of silu, gelu and gelu_tanh. Differentiable.
+
+    Where gradients are recorded, x @ gate.T and x @ up.T are kept for them; with recompute they are made again."""
     arguments = (x.contiguous(), gate_weight, up_weight, down_weight, number_of(act), gate_bias, up_bias, down_bias)
     tensors = (x, gate_weight, up_weight, down_weight, gate_bias, up_bias, down_bias)
     if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
-        return _Mlp.apply(*arguments)
+        return (_LeanMlp if recompute else _Mlp).apply(*arguments)
     return ops.mlp(*arguments)
 
 

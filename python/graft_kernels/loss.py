@@ -1,0 +1,167 @@
+"""A causal model's loss from its hidden states: the head's logits of all tokens never exist at once.
+
+transformers' forward multiplies with `lm_head` and hands the logits to `loss_function`. Here the same forward runs with
+a stand-in for both: the head puts its product off, and the loss makes it chunk by chunk. Whether nothing but a soft cap
+happens to the logits in between is tried on the class, as the numeric variants are.
+"""
+
+import functools
+import inspect
+import types
+import weakref
+from typing import Callable, Optional
+
+import torch
+import torch.nn as nn
+
+HEAD, LOSS = "lm_head", "loss_function"
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# What transformers' ForCausalLMLoss reads; it swallows every other argument.
+_LOSS_ARGUMENTS = ("num_items_in_batch", "ignore_index", "shift_labels")
+_forms: "weakref.WeakKeyDictionary" = weakref.WeakKeyDictionary()
+
+
+class _View:
+    """A model with some attributes of its own: what a forward takes for `self`."""
+
+    def __init__(self, model: nn.Module, /, **attributes):
+        self.__dict__.update(attributes, _model=model)
+
+    def __getattr__(self, name):
+        return getattr(self.__dict__["_model"], name)
+
+
+class _Deferred:
+    """Logits that were not made; a soft cap on the way to the loss leaves them so."""
+
+    def __init__(self, hidden: torch.Tensor):
+        self.hidden = hidden
+
+    def __truediv__(self, other):
+        return self
+
+    __mul__ = __truediv__
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        return args[0]
+
+
+class _BaseOutput:
+    """A base model's output of which only the last hidden state is there."""
+
+    def __init__(self, hidden: torch.Tensor):
+        self.last_hidden_state = hidden
+
+    def __getattr__(self, name):
+        return None
+
+    def __getitem__(self, index):
+        return (self.last_hidden_state,)[index]
+
+
+def may_have_loss(model: nn.Module) -> bool:
+    """Whether a module is a transformers model with a linear head and a loss over its logits."""
+    if type(getattr(model, HEAD, None)) is not nn.Linear or not hasattr(type(model), LOSS):
+        return False
+    names = inspect.unwrap(type(model).forward).__code__.co_names
+    return HEAD in names and LOSS in names and hasattr(model, "config") and hasattr(model, "base_model_prefix")
+
+
+def refusal(model: nn.Module) -> str:
+    """Returns why a model's loss stays its own, or nothing."""
+    function = inspect.unwrap(getattr(model, LOSS))
+    head = getattr(model, HEAD)
+    if getattr(function, "__name__", "") != "ForCausalLMLoss" or not function.__module__.startswith("transformers."):
+        return "its loss is not transformers' ForCausalLMLoss"
+    if head._forward_hooks or head._forward_pre_hooks or "forward" in head.__dict__:
+        return "hooks on its head would not be called"
+    if softcap_of(model) is None:
+        return "does more to its logits than a soft cap"
+    return ""
+
+
+def softcap_of(model: nn.Module) -> Optional[float]:
+    """Returns the soft cap between a model's head and its loss, 0 where there is none; None where there is more."""
+    cap = getattr(model.config, "final_logit_softcapping", None) or 0.0
+    forms = _forms.setdefault(type(model), {})
+    if cap not in forms:
+        forms[cap] = cap if _passes_on(model, cap) else None
+    return forms[cap]
+
+
+def _passes_on(model: nn.Module, cap: float) -> bool:
+    """Runs the class's forward with a small head and sees what the loss is given."""
+    generator = torch.Generator().manual_seed(7)
+    seen = {}
+    with torch.device("cpu"), torch.no_grad():
+        hidden, labels = torch.randn(2, 5, 8, generator=generator), torch.zeros(2, 5, dtype=torch.long)
+        head = nn.Linear(8, 12, bias=False)
+        head.weight.copy_(torch.randn(12, 8, generator=generator) * 20)
+
+        def run_head(x):
+            seen["all"] = x.shape == hidden.shape and torch.equal(x, hidden)
+            seen["made"] = head(x)
+            return seen["made"]
+
+        def take(logits, labels, vocab_size=None, **arguments):
+            seen["taken"] = logits
+            return logits.sum()
+
+        view = _View(model, **{HEAD: run_head, LOSS: take, model.base_model_prefix: lambda *_, **__: _BaseOutput(hidden)})
+        try:
+            inspect.unwrap(type(model).forward)(view, input_ids=labels, labels=labels)
+        except Exception:  # a forward that needs more than its base model, head and loss is no such model
+            return False
+        if not seen.get("all") or "taken" not in seen:
+            return False
+        expected = cap * torch.tanh(seen["made"] / cap) if cap else seen["made"]
+        return torch.allclose(seen["taken"], expected, rtol=1e-5, atol=1e-5)
+
+
+def forward(model: nn.Module, layer: type) -> Callable:
+    """Returns the forward that takes the class's place: with labels, while gradients are recorded in training, the
+    output has a loss and no logits; every other call is the class's own."""
+    own, softcap = type(model).forward, softcap_of(model)
+    names = list(inspect.signature(own).parameters)
+    position = names.index("labels") - 1 if "labels" in names else len(names)
+    loss = layer()
+
+    @functools.wraps(own)  # Trainer reads the signature
+    def fused(self, *args, **kwargs):
+        labels = kwargs.get("labels", args[position] if position < len(args) else None)
+        if labels is None or not _trains(self):
+            return own(self, *args, **kwargs)
+        view = _View(self, **{HEAD: _head_of(self), LOSS: functools.partial(_loss_of, self, loss, softcap)})
+        return _without_logits(own(view, *args, **kwargs))
+
+    return types.MethodType(fused, model)
+
+
+def _trains(model: nn.Module) -> bool:
+    device = model.lm_head.weight.device.type
+    return (model.training and torch.is_grad_enabled() and not torch.is_autocast_enabled(device)
+            and not torch.compiler.is_compiling())
+
+
+def _head_of(model: nn.Module) -> Callable:
+    def head(hidden):
+        weight = model.lm_head.weight
+        usual = hidden.dtype == weight.dtype and hidden.dtype in _DTYPES and hidden.device == weight.device
+        return _Deferred(hidden) if usual else model.lm_head(hidden)
+
+    return head
+
+
+def _loss_of(model: nn.Module, loss: nn.Module, softcap: float, logits, labels, vocab_size=None, **arguments):
+    if not isinstance(logits, _Deferred):
+        return model.loss_function(logits, labels, vocab_size, **arguments)
+    read = {name: arguments[name] for name in _LOSS_ARGUMENTS if name in arguments}
+    return loss(None, labels, vocab_size, hidden_states=logits.hidden, lm_head_weight=model.lm_head.weight,
+                lm_head_bias=model.lm_head.bias, final_logit_softcapping=softcap, **read)
+
+
+def _without_logits(output):
+    if isinstance(output, tuple):
+        return tuple(value for value in output if not isinstance(value, _Deferred))
+    return type(output)(**{name: value for name, value in output.items() if not isinstance(value, _Deferred)})
