@@ -80,10 +80,13 @@ class CanaryFixture : public testing::Test {
 
   static kernel::Resolution resolve_path(const std::filesystem::path& package,
                                          at::Device device = at::kCPU) {
-    return kernel::resolve(
-        {{package.string(), "", "Any"},
-         kernel::this_system(device.is_cuda() ? "cuda" : "cpu",
-                             device.is_cuda() ? tensor::torch_cuda_version() : 0)});
+    kernel::ResolveRequest request{{package.string(), "", "Any"}, kernel::this_system("cpu", 0)};
+    if (device.is_cuda()) {
+      tensor::ensure_device(device);
+      request.system = kernel::this_system("cuda", tensor::torch_cuda_version());
+      request.capability = tensor::capability(device);
+    }
+    return kernel::resolve(request);
   }
 
   kernel::SealedLibraries library_of(const kernel::Resolution& resolution) {

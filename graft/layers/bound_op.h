@@ -7,6 +7,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <tuple>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -34,8 +35,16 @@ std::vector<size_t> bind_arguments(const c10::FunctionSchema& schema,
                                    const kernel::LoadedKernel& kernel, const kernel::LayerOp& op,
                                    std::span<const ContractValue> values, size_t num_results);
 
+template <typename Result>
+inline constexpr size_t kNumResults = 1;
+template <>
+inline constexpr size_t kNumResults<void> = 0;
+template <typename... Results>
+inline constexpr size_t kNumResults<std::tuple<Results...>> = sizeof...(Results);
+
 // Args is the canonical signature, with the values in the contract's order: an op that has it is
-// called unboxed, another order boxed. Result is void where the op writes to `out`.
+// called unboxed, another order boxed. Result is void where the op writes to `out`, a tuple where it has
+// several.
 template <typename>
 class BoundOp;
 
@@ -46,8 +55,7 @@ class BoundOp<Result(Args...)> {
 
   BoundOp(const kernel::LoadedKernel& kernel, const kernel::LayerOp& op, const Values& values)
       : handle_(kernel.op(op.op)),
-        order_(
-            bind_arguments(handle_.schema(), kernel, op, values, std::is_void_v<Result> ? 0 : 1)) {
+        order_(bind_arguments(handle_.schema(), kernel, op, values, kNumResults<Result>)) {
     bool canonical = order_.size() == values.size();
     for (size_t i = 0; canonical && i < order_.size(); ++i) {
       canonical = order_[i] == i;
@@ -69,14 +77,21 @@ class BoundOp<Result(Args...)> {
       stack.push_back(values[index]);
     }
     handle_.callBoxed(&stack);
-    if constexpr (!std::is_void_v<Result>) {
-      return std::move(stack.back()).to<Result>();
-    }
+    return take<Result>(stack, std::make_index_sequence<kNumResults<Result>>());
   }
 
   const c10::OperatorHandle& handle() const { return handle_; }
 
  private:
+  template <typename Taken, size_t... kPlaces>
+  static Taken take(torch::jit::Stack& stack, std::index_sequence<kPlaces...>) {
+    if constexpr (kNumResults < Taken >> 1) {
+      return {std::move(stack[kPlaces]).template to<std::tuple_element_t<kPlaces, Taken>>()...};
+    } else if constexpr (kNumResults<Taken> == 1) {
+      return std::move(stack.back()).template to<Taken>();
+    }
+  }
+
   c10::OperatorHandle handle_;
   std::vector<size_t> order_;
   std::optional<c10::TypedOperatorHandle<Result(Args...)>> typed_;

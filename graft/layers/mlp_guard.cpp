@@ -53,42 +53,78 @@ double order_slack(const Mlp::Spec& spec, const at::Tensor& x, const Mlp::Weight
   return rounding_unit(at::kFloat) * largest(product(lost, weights.down.abs()));
 }
 
+class GuardOfMlp {
+ public:
+  GuardOfMlp(const Mlp::Spec& spec, const Mlp::Kernel& candidate, const Mlp::Kernel& reference,
+             at::ScalarType dtype, at::Device device)
+      : spec_(spec), candidate_(candidate), reference_(reference), inputs_(dtype, device) {}
+
+  std::string check_forward(const Shape& shape, bool with_nan = false) {
+    const std::string what = fmt::format("forward {}{}", text(shape), with_nan ? ", NaN" : "");
+    return attempt(what, [&] {
+      at::Tensor x = inputs_.normal(shape.x);
+      if (with_nan) {
+        x[1][5] = std::numeric_limits<double>::quiet_NaN();
+      }
+      const Mlp::Weights weights = make_weights(inputs_, shape), exact = exact_weights(weights);
+      return compare(what, candidate_.forward(x, weights), reference_.forward(x, weights),
+                     reference_.forward(to_exact(x), exact),
+                     order_slack(spec_, to_exact(x), exact));
+    });
+  }
+
+  std::string check_backward(const Shape& shape) {
+    const Mlp::Weights weights = make_weights(inputs_, shape);
+    std::vector<at::Tensor> tensors = {inputs_.normal(shape.x), weights.gate, weights.up,
+                                       weights.down};
+    if (shape.bias) {
+      tensors.insert(tensors.end(), {weights.gate_bias, weights.up_bias, weights.down_bias});
+    }
+    // Float32 sums of a few dozen products, in any order, through two products.
+    const double slack = 8 * rounding_unit(at::kFloat);
+    return compare_gradients(fmt::format("backward {}", text(shape)), tensors, call(candidate_),
+                             call(reference_), call(reference_), slack);
+  }
+
+ private:
+  static std::string text(const Shape& shape) {
+    return fmt::format("{} inner {}{}", c10::str(at::IntArrayRef(shape.x)), shape.inner,
+                       shape.bias ? ", biases" : "");
+  }
+  static GuardFunction call(const Mlp::Kernel& kernel) {
+    return [&kernel](const std::vector<at::Tensor>& in) -> std::vector<at::Tensor> {
+      const auto bias = [&](size_t index) { return index < in.size() ? in[index] : at::Tensor(); };
+      return {kernel.forward(in[0], {in[1], in[2], in[3], bias(4), bias(5), bias(6)})};
+    };
+  }
+
+  const Mlp::Spec& spec_;
+  const Mlp::Kernel& candidate_;
+  const Mlp::Kernel& reference_;
+  GuardInputs inputs_;
+};
+
 }  // namespace
 
 std::string guard(const Mlp::Spec& spec, const Mlp::Kernel& candidate, const Mlp::Kernel& reference,
                   at::ScalarType dtype, at::Device device) {
-  GuardInputs inputs(dtype, device);
-  const auto check = [&](const Shape& shape, bool with_nan) {
-    const std::string what =
-        fmt::format("forward {} inner {}{}{}", c10::str(at::IntArrayRef(shape.x)), shape.inner,
-                    shape.bias ? ", biases" : "", with_nan ? ", NaN" : "");
-    return attempt(what, [&] {
-      at::Tensor x = inputs.normal(shape.x);
-      if (with_nan) {
-        x[1][5] = std::numeric_limits<double>::quiet_NaN();
-      }
-      const Mlp::Weights weights = make_weights(inputs, shape), exact = exact_weights(weights);
-      return compare(what, candidate.forward(x, weights), reference.forward(x, weights),
-                     reference.forward(to_exact(x), exact), order_slack(spec, to_exact(x), exact));
-    });
-  };
+  GuardOfMlp guard(spec, candidate, reference, dtype, device);
+  for (const Shape& shape :
+       {Shape{{1, 64}, 48, false}, Shape{{1, 5, 99}, 33, true}, Shape{{40, 64}, 96, false},
+        Shape{{33, 24}, 40, true}, Shape{{0, 64}, 48, false}}) {
+    if (std::string refusal = guard.check_forward(shape); !refusal.empty()) {
+      return refusal;
+    }
+  }
+  if (std::string refusal = guard.check_forward({{3, 64}, 48, false}, /*with_nan=*/true);
+      !refusal.empty() || !candidate.has_backward()) {
+    return refusal;
+  }
   return first_refusal({[&] {
-                          return check({{1, 64}, 48, false}, false);
+                          return guard.check_backward({{3, 5, 64}, 48, false});
                         },
                         [&] {
-                          return check({{1, 5, 99}, 33, true}, false);
-                        },
-                        [&] {
-                          return check({{40, 64}, 96, false}, false);
-                        },
-                        [&] {
-                          return check({{33, 24}, 40, true}, false);
-                        },
-                        [&] {
-                          return check({{3, 64}, 48, false}, true);
-                        },
-                        [&] {
-                          return check({{0, 64}, 48, false}, false);
+                          return guard.check_backward({{7, 24}, 40, true});
                         }});
 }
 

@@ -5,6 +5,7 @@
 #include <ATen/core/grad_mode.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <torch/autograd.h>
 
 #include "graft/core/error.h"
 #include "graft/io/gguf.h"
@@ -214,8 +215,45 @@ TEST(MlpSlot, TrainingLeavesItToTheParts) {
   model.eval();
   EXPECT_TRUE(model.first->slot.module().swapped());
   EXPECT_EQ(trace_of(*kernelize_report(model), "first.act_and_mul").inside, "first");
-  EXPECT_THROW(model.forward(at::randn({5, 64})), IncompatibleError)
+  EXPECT_TRUE(model.first->forward(at::randn({5, 64})).requires_grad())
       << "no gradient is cut silently";
+}
+
+TEST(MlpSlot, TrainsLikeItsParts) {
+  Model model;
+  model.train();
+  const at::Tensor x = at::randn({3, 5, 64}), grad = at::randn({3, 5, 8});
+  std::vector<at::Tensor> leaves = model.parameters();
+  leaves.push_back(x);
+  for (const at::Tensor& leaf : leaves) {
+    leaf.requires_grad_();
+  }
+  const auto gradients = [&](const std::vector<at::Tensor>& wanted) {
+    return torch::autograd::grad({model.forward(x)}, wanted, {grad});
+  };
+  kernelize(model, {.config = mlp_config("", "SwiGLUMLP", Mode::kTraining)});
+  EXPECT_FALSE(model.first->slot.module().swapped());
+  const auto parts = gradients(leaves);
+  kernelize(model, {.config = mlp_config("graft-kernels/mlp:SwiGLUMLP")});
+  EXPECT_TRUE(model.first->slot.module().swapped());
+  const auto whole = gradients(leaves);
+  for (size_t i = 0; i < leaves.size(); ++i) {
+    EXPECT_LE((whole[i] - parts[i]).abs().max().item<double>(),
+              1e-5 * parts[i].abs().max().item<double>())
+        << i;
+  }
+  for (const at::Tensor& weight : model.parameters()) {
+    weight.requires_grad_(false);
+  }
+  EXPECT_TRUE(at::allclose(gradients({x})[0], parts.back(), 1e-5, 1e-5)) << "of x alone";
+}
+
+TEST(MlpSlot, HasNoSecondDerivative) {
+  Model model;
+  kernelize(model, {.config = mlp_config("graft-kernels/mlp:SwiGLUMLP")});
+  const at::Tensor x = at::randn({2, 64}).requires_grad_();
+  const at::Tensor y = model.first->forward(x).sum();
+  EXPECT_THROW(torch::autograd::grad({y}, {x}, {}, true, /*create_graph=*/true), IncompatibleError);
 }
 
 TEST(MlpSlot, TheUsersKernelForAPartComesBeforeTheDefaultOneForTheWhole) {

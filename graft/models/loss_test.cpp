@@ -14,6 +14,9 @@
 namespace graft::models {
 namespace {
 
+// Asked before anything else asks libtorch for a device.
+const bool kHasCuda = tensor::cuda_available();
+
 class Checkpoint {
  public:
   explicit Checkpoint(const std::string& family) {
@@ -75,7 +78,7 @@ struct FamilyOnDevice {
 class LossOfFamilies : public ::testing::TestWithParam<FamilyOnDevice> {
  protected:
   void SetUp() override {
-    if (GetParam().device.is_cuda() && !tensor::cuda_available()) {
+    if (GetParam().device.is_cuda() && !kHasCuda) {
       GTEST_SKIP() << "no CUDA device";
     }
   }
