@@ -48,6 +48,17 @@ TEST_P(CudaDecode, MergesAnyNumberOfParts) {
   }
 }
 
+TEST_P(CudaDecode, WorksThroughManyTilesInOneBlock) {
+  for (const int64_t head_dim : {64, 128, 192, 256}) {
+    expect_right({1, 1, 2500, 8, 2, head_dim}, {.splits = 1});
+    if (testing::is_small_run()) {
+      continue;
+    }
+    expect_right({4, 1, 8192, 16, 2, head_dim});
+    expect_right({1, 1, 32768, 8, 1, head_dim});  // a cluster's parts, and several clusters
+  }
+}
+
 TEST_P(CudaDecode, FillsTheDeviceWithManySequencesOfMixedLength) {
   std::vector<int32_t> lengths;
   for (int32_t i = 0; i < 40; ++i) {

@@ -6,8 +6,6 @@
 #include <atomic>
 #include <bit>
 #include <cstdint>
-#include <cstdlib>
-#include <cstring>
 #include <numeric>
 
 #include "kernels/attention/attention_decode_sm90.h"
@@ -169,25 +167,12 @@ CUtensorMap describe_cache(const DecodeProblem& problem, const void* from,
                         tile_keys);
 }
 
-// All of its parts were checked and measured on a card, but not yet in this arrangement of files: until the
-// tests have run there whole it serves those alone who ask for it.
-bool is_asked_for() {
-  static const bool asked = [] {
-    const char* name = std::getenv("GRAFT_ATTENTION_DECODE");
-    return name != nullptr && std::strcmp(name, "sm90") == 0;
-  }();
-  return asked;
-}
-
 }  // namespace
 
 const char* why_not_decode_sm90(const DecodeProblem& problem, int compute_capability) {
   const Problem& base = problem.base;
   if (compute_capability != 90) {
     return "needs compute capability 9.0";
-  }
-  if (!is_asked_for()) {
-    return "GRAFT_ATTENTION_DECODE does not name it";
   }
   if (base.dtype == Dtype::kFloat32 || base.head_dim % 8 != 0) {
     return "16-bit heads of a multiple of 8 alone";
@@ -227,6 +212,23 @@ int64_t row_blocks(const Problem& base, const DecodeShape& shape) {
   return (base.rows() + rows - 1) / rows;
 }
 
+// Two sets of warps hide more of one another's latency. A wait tells odd rounds of a stage from even ones alone, so a
+// set must wait for every round of the stages it comes to: their number is even, or there is one set.
+Instance choose_sets(const Problem& base, bool shared, DecodeShape& shape) {
+  if (shape.row_tiles == 1 && !shared) {
+    shape.sets = 2;
+    const Instance two = instance(base, shape);
+    shape.stages = stages_of(two, 1) / 2 * 2;
+    if (shape.stages >= two.least_stages) {
+      return two;
+    }
+    shape.sets = 1;
+  }
+  const Instance one = instance(base, shape);
+  shape.stages = stages_of(one, shared ? 2 : 1);
+  return one;
+}
+
 // The largest cluster with which all of `works` run at once.
 int choose_cluster(const Instance& instance, int64_t works, int64_t tiles) {
   int cluster = 1;
@@ -255,8 +257,7 @@ DecodeShape choose_decode_shape(const DecodeProblem& problem, int processors, in
   const bool crowded = works > processors;
   // Two blocks a processor where there is work for them: one computes while the other waits.
   const bool shared = crowded && shape.row_tiles == 1 && base.head_dim <= kMostShared;
-  shape.sets = shape.row_tiles == 1 && !shared ? 2 : 1;
-  const Instance chosen = instance(base, shape);
+  const Instance chosen = choose_sets(base, shared, shape);
   if (problem.splits > 0) {
     const bool clustered = problem.splits <= kMostCluster &&
                            std::has_single_bit(static_cast<unsigned>(problem.splits)) &&
@@ -268,7 +269,6 @@ DecodeShape choose_decode_shape(const DecodeProblem& problem, int processors, in
     shape.splits = static_cast<int>(std::clamp<int64_t>(
         std::min(together / works, tiles / (kLeastTilesPerSplit * shape.cluster)), 1, kMaxSplits));
   }
-  shape.stages = stages_of(chosen, shared ? 2 : 1);
   if (shape.stages < chosen.least_stages) {
     shape.stages = stages_of(chosen, 1);
   }

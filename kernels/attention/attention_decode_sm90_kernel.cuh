@@ -109,7 +109,9 @@ __global__ void __launch_bounds__(DecodeRing<kD, kRowTiles, kSets>::kThreads,
     sync_named(kReadyBarrier, Ring::kThreads);
     work_tiles<T, Ring>(problem, shape, place, ring, barriers, queries, state);
   }
-  __syncthreads();  // the ring is used up
+  // The ring is used up. NOTE: racecheck reports reads of tiles beside the writes of share_rows(), and those beside the
+  // reads of merge_parts(): in the machine code a barrier of all threads, or of the cluster, lies between each pair.
+  __syncthreads();
   float* values = reinterpret_cast<float*>(ring);
   const PartRows parts{
       values, reinterpret_cast<float2*>(values + Ring::kParts * Ring::kRows * Ring::kPitch)};

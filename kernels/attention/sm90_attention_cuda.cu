@@ -37,8 +37,10 @@ void launch(const DecodeProblem& problem, const Sm90Device& device, const Table&
   const int64_t head_bytes = base.keys * base.head_dim * 4;
   sm90::Order order;
   order.query_tiles = static_cast<int>((base.queries + L::kQueryTile - 1) / L::kQueryTile);
-  order.heads_together =
-      static_cast<int>(std::clamp<int64_t>(device.l2_bytes * 5 / 8 / head_bytes, 1, all_heads));
+  // Sections of as many heads each as they go: the device would wait for the long tasks of a small last one.
+  const int64_t fit = std::clamp<int64_t>(device.l2_bytes * 5 / 8 / head_bytes, 1, all_heads);
+  const int64_t sections = (all_heads + fit - 1) / fit;
+  order.heads_together = static_cast<int>((all_heads + sections - 1) / sections);
   const auto kernel = sm90::attention_fwd_sm90_kernel<T, L>;
   check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, L::kBytes),
              "cudaFuncSetAttribute");

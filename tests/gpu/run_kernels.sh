@@ -30,11 +30,6 @@ run_tests() {
     "$program" --gtest_brief=1 --gtest_output="xml:$out/$name.xml" > "$out/$name.log" 2>&1 || failed=1
     grep -vE 'Skipped$' "$out/$name.log" | tail -40
   done
-  name=kernels_attention_test-sm90
-  echo "== $name"
-  GRAFT_ATTENTION_DECODE=sm90 "$build/bin/kernels_attention_test" --gtest_brief=1 \
-    --gtest_output="xml:$out/$name.xml" > "$out/$name.log" 2>&1 || failed=1
-  grep -vE 'Skipped$' "$out/$name.log" | tail -40
 }
 
 run_sanitizer() {
