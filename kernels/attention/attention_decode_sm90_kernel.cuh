@@ -110,7 +110,7 @@ __global__ void __launch_bounds__(DecodeRing<kD, kRowTiles, kSets>::kThreads,
     work_tiles<T, Ring>(problem, shape, place, ring, barriers, queries, state);
   }
   // The ring is used up. NOTE: racecheck reports reads of tiles beside the writes of share_rows(), and those beside the
-  // reads of merge_parts(): in the machine code a barrier of all threads, or of the cluster, lies between each pair.
+  // reads of merge_parts(): this barrier and the one below lie between them, in the machine code too.
   __syncthreads();
   float* values = reinterpret_cast<float*>(ring);
   const PartRows parts{
