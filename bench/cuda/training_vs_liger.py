@@ -81,8 +81,22 @@ def top_kernels(step, path):
     events = [e for e in record.key_averages() if getattr(e, "device_type", None) and "CUDA" in str(e.device_type)]
     events.sort(key=lambda e: -e.self_device_time_total)
     lines = [f"{e.self_device_time_total / 2e3:9.3f} ms {e.count / 2:7.1f} x {e.key[:170]}" for e in events]
-    total = sum(e.self_device_time_total for e in events) / 2e3
-    pathlib.Path(path).write_text(f"{total:9.3f} ms in all\n" + "\n".join(lines) + "\n")
+    pathlib.Path(path).write_text(busy_time(record) + "\n" + "\n".join(lines) + "\n")
+
+
+def busy_time(record):
+    """How much of the time between the first and the last kernel the GPU worked, and its longest rests."""
+    spans = sorted((e.start_ns(), e.start_ns() + e.duration_ns(), e.name()[:60]) for e in
+                   record.profiler.kineto_results.events() if "CUDA" in str(e.device_type()) and "#" not in e.name())
+    end, busy, rests = spans[0][0], 0, []
+    for begin, until, name in spans:
+        rests.append((max(begin - end, 0) / 1e3, name))
+        busy += max(until - max(begin, end), 0)
+        end = max(end, until)
+    rests.sort(reverse=True)
+    longest = "; ".join(f"{us:.0f} us before {name}" for us, name in rests[:6])
+    return (f"busy {busy / 1e6:.3f} of {(end - spans[0][0]) / 1e6:.3f} ms in two steps, {len(spans)} kernels; rests: {longest}; "
+            f"median rest {rests[len(rests) // 2][0]:.2f} us")
 
 
 def measure(who, options):

@@ -2,33 +2,23 @@
 
 transformers' forward multiplies with `lm_head` and hands the logits to `loss_function`. Here the same forward runs with
 a stand-in for both: the head puts its product off, and the loss makes it chunk by chunk. Whether nothing but a soft cap
-happens to the logits in between is tried on the class, as the numeric variants are.
+happens to the logits in between is tried on the model's class, with the model's settings.
 """
 
 import functools
 import inspect
 import types
-import weakref
 from typing import Callable, Optional
 
 import torch
 import torch.nn as nn
 
+from .view import View
+
 HEAD, LOSS = "lm_head", "loss_function"
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # What transformers' ForCausalLMLoss reads; it swallows every other argument.
 _LOSS_ARGUMENTS = ("num_items_in_batch", "ignore_index", "shift_labels")
-_forms: "weakref.WeakKeyDictionary" = weakref.WeakKeyDictionary()
-
-
-class _View:
-    """A model with some attributes of its own: what a forward takes for `self`."""
-
-    def __init__(self, model: nn.Module, /, **attributes):
-        self.__dict__.update(attributes, _model=model)
-
-    def __getattr__(self, name):
-        return getattr(self.__dict__["_model"], name)
 
 
 class _Deferred:
@@ -84,10 +74,7 @@ def refusal(model: nn.Module) -> str:
 def softcap_of(model: nn.Module) -> Optional[float]:
     """Returns the soft cap between a model's head and its loss, 0 where there is none; None where there is more."""
     cap = getattr(model.config, "final_logit_softcapping", None) or 0.0
-    forms = _forms.setdefault(type(model), {})
-    if cap not in forms:
-        forms[cap] = cap if _passes_on(model, cap) else None
-    return forms[cap]
+    return cap if _passes_on(model, cap) else None
 
 
 def _passes_on(model: nn.Module, cap: float) -> bool:
@@ -108,7 +95,7 @@ def _passes_on(model: nn.Module, cap: float) -> bool:
             seen["taken"] = logits
             return logits.sum()
 
-        view = _View(model, **{HEAD: run_head, LOSS: take, model.base_model_prefix: lambda *_, **__: _BaseOutput(hidden)})
+        view = View(model, **{HEAD: run_head, LOSS: take, model.base_model_prefix: lambda *_, **__: _BaseOutput(hidden)})
         try:
             inspect.unwrap(type(model).forward)(view, input_ids=labels, labels=labels)
         except Exception:  # a forward that needs more than its base model, head and loss is no such model
@@ -132,7 +119,7 @@ def forward(model: nn.Module, layer: type) -> Callable:
         labels = kwargs.get("labels", args[position] if position < len(args) else None)
         if labels is None or not _trains(self):
             return own(self, *args, **kwargs)
-        view = _View(self, **{HEAD: _head_of(self), LOSS: functools.partial(_loss_of, self, loss, softcap)})
+        view = View(self, **{HEAD: _head_of(self), LOSS: functools.partial(_loss_of, self, loss, softcap)})
         return _without_logits(own(view, *args, **kwargs))
 
     return types.MethodType(fused, model)

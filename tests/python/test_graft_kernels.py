@@ -5,6 +5,7 @@
 """
 
 import copy
+import inspect
 import os
 import pathlib
 import shutil
@@ -247,6 +248,93 @@ class Gradients(unittest.TestCase):
             self.assertTrue(torch.autograd.gradcheck(
                 lambda q, k: place(q, k, angles.cos(), angles.sin()), (q, k), eps=0.5, atol=1e-4, rtol=1e-4,
                 nondet_tol=0.0))
+
+
+class Losses(Beside):
+    """A causal model in training answers with its loss and makes no logits."""
+
+    def loss_row(self, model):
+        (row,) = [row for row in graft_kernels.report(model).rows if row.slot.layer == "ForCausalLMLoss"]
+        return row
+
+    def test_every_family_has_its_loss_and_gradients(self):
+        labels = IDS.clone()
+        labels[0, :3] = -100
+        for name in FAMILIES:
+            for items in (None, torch.tensor(5)):
+                with self.subTest(name, items=items):
+                    model = load(name).train()
+                    arguments = dict(labels=labels, **({"num_items_in_batch": items} if items is not None else {}))
+                    expected = model(IDS, **arguments)
+                    expected.loss.backward()
+                    reference = {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
+                    model.zero_grad()
+                    graft_kernels.kernelize(model)
+                    self.assertEqual(self.loss_row(model).refusal, "")
+                    own = model(IDS, **arguments)
+                    self.assertIsNone(own.logits)
+                    torch.testing.assert_close(own.loss, expected.loss, rtol=1e-5, atol=1e-5)
+                    own.loss.backward()
+                    self.assert_gradients({key: p.grad for key, p in model.named_parameters() if p.grad is not None},
+                                          reference)
+        self.assertEqual(self.loss_row(graft_kernels.kernelize(load("gemma2").train())).slot.variant, "soft cap 8")
+
+    def test_logits_are_there_wherever_no_loss_trains(self):
+        model = load("llama").train()
+        expected = model(IDS, labels=IDS)
+        graft_kernels.kernelize(model)
+        self.assertEqual(model(IDS).logits.shape, expected.logits.shape)
+        with torch.no_grad():
+            self.assert_logits(model(IDS, labels=IDS).logits, expected.logits)
+        self.assert_logits(model.eval()(IDS, labels=IDS).logits, expected.logits)
+        graft_kernels.kernelize(model.train(), keep_logits=True)
+        self.assert_logits(model(IDS, labels=IDS).logits, expected.logits)
+        self.assertNotIn("ForCausalLMLoss", {row.slot.layer for row in graft_kernels.report(model).rows})
+        graft_kernels.unkernelize(model)
+        self.assertTrue(torch.equal(model(IDS, labels=IDS).logits, expected.logits))
+
+    def test_tuples_signatures_and_positions_are_the_class_s(self):
+        model = load("llama").train()
+        signature, expected = inspect.signature(model.forward), model(IDS, labels=IDS, use_cache=False)
+        graft_kernels.kernelize(model)
+        self.assertEqual(inspect.signature(model.forward), signature)   # Trainer keeps the columns that it names
+        loss, = model(IDS, labels=IDS, use_cache=False, return_dict=False)
+        torch.testing.assert_close(loss, expected.loss, rtol=1e-5, atol=1e-5)
+        place = list(signature.parameters).index("labels")
+        torch.testing.assert_close(model(IDS, *[None] * (place - 1), IDS).loss, expected.loss, rtol=1e-5, atol=1e-5)
+        shifted = torch.nn.functional.pad(IDS, (0, 1), value=-100)[:, 1:]
+        torch.testing.assert_close(model(IDS, labels=IDS, shift_labels=shifted).loss, expected.loss, rtol=1e-5, atol=1e-5)
+
+    def test_a_second_backward_through_one_graph(self):
+        model = graft_kernels.kernelize(load("llama").train())
+        loss = model(IDS, labels=IDS).loss
+        first = torch.autograd.grad(loss, model.lm_head.weight, retain_graph=True)[0].clone()
+        torch.testing.assert_close(torch.autograd.grad(3 * loss, model.lm_head.weight)[0], 3 * first)
+
+    def test_what_is_refused_says_why(self):
+        model = load("llama").train()
+        model.loss_function = lambda logits, labels, vocab_size, **arguments: logits.sum()
+        cases = [(model, "its loss is not transformers' ForCausalLMLoss")]
+        self.assertEqual(self.loss_row(graft_kernels.kernelize(build("granite").train())).refusal, "")   # divides by one
+        model = build("granite").train()
+        model.config.logits_scaling = 4.0
+        cases.append((model, "does more to its logits than a soft cap"))
+        model = load("llama").train()
+        model.lm_head.register_forward_hook(lambda *arguments: None)
+        cases.append((model, "hooks on its head would not be called"))
+        for model, reason in cases:
+            self.assertEqual(self.loss_row(graft_kernels.kernelize(model)).refusal, reason)
+            self.assertIsNotNone(model(IDS, labels=IDS).logits)
+        model = graft_kernels.kernelize(load("llama").train(), "training|torch_compile")
+        self.assertEqual(self.loss_row(model).refusal, "torch.compile makes its own of head and loss")
+
+    def test_autocast_keeps_the_class(self):
+        model = load("llama").train()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            expected = model(IDS, labels=IDS).loss
+            own = graft_kernels.kernelize(model)(IDS, labels=IDS)
+        self.assertIsNotNone(own.logits)
+        torch.testing.assert_close(own.loss, expected, rtol=1e-2, atol=1e-2)
 
 
 class Compiled(Beside):

@@ -147,10 +147,26 @@ class Function(unittest.TestCase):
         leaves = [torch.randn(*shape, requires_grad=True) for shape in
                   ((3, 5), (4, 5), (4, 5), (5, 4), (4,), (4,), (5,))]
         for act in ("silu", "gelu", "gelu_tanh"):
-            # Ops compute in float32 at most: wide steps, and no more digits than those leave.
-            self.assertTrue(torch.autograd.gradcheck(
-                lambda x, gate, up, down, *biases: KERNEL.mlp(x, gate, up, down, act, *biases), leaves,
-                eps=1e-2, atol=5e-3, rtol=2e-2, nondet_tol=0.0))
+            for recompute in (False, True):
+                # Ops compute in float32 at most: wide steps, and no more digits than those leave.
+                self.assertTrue(torch.autograd.gradcheck(
+                    lambda x, gate, up, down, *biases: KERNEL.mlp(x, gate, up, down, act, *biases, recompute=recompute),
+                    leaves, eps=1e-2, atol=5e-3, rtol=2e-2, nondet_tol=0.0))
+
+    def test_recomputing_keeps_less_and_gives_the_same(self):
+        torch.manual_seed(0)
+        results = []
+        for recompute in (False, True):
+            torch.manual_seed(0)
+            leaves = [torch.randn(*shape, requires_grad=True) for shape in ((40, 8), (16, 8), (16, 8), (8, 16))]
+            kept = []
+            with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
+                out = KERNEL.mlp(*leaves, "silu", recompute=recompute)
+            out.square().sum().backward()
+            results.append((sum(kept), [leaf.grad for leaf in leaves]))
+        self.assertEqual(results[0][0] - results[1][0], 2 * 40 * 16)
+        for one, other in zip(results[0][1], results[1][1]):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
 class Schemas(unittest.TestCase):
@@ -159,14 +175,16 @@ class Schemas(unittest.TestCase):
         x, bias = torch.randn(3, 8), torch.randn(6)
         weights = (torch.randn(6, 8), torch.randn(6, 8), torch.randn(8, 6))
         for biases in ((None, None, None), (bias, bias, torch.randn(8))):
-            for name, made in (("mlp", ()), ("mlp_out", (torch.empty_like(x),))):
+            for name, made in (("mlp", ()), ("mlp_train", ()), ("mlp_out", (torch.empty_like(x),))):
                 op = getattr(KERNEL.ops, name)
                 torch.library.opcheck(getattr(op, "default", op), (*made, x, *weights, 0, *biases),
                                       test_utils=("test_schema", "test_faketensor", "test_autograd_registration"))
             for wanted in (False, True):
-                op = KERNEL.ops.mlp_backward
-                torch.library.opcheck(getattr(op, "default", op), (x.clone(), x, *weights, 0, *biases, wanted),
-                                      test_utils=("test_schema", "test_faketensor", "test_autograd_registration"))
+                gate, up = (torch.randn(3, 6) for _ in range(2))
+                for name, made in (("mlp_backward", ()), ("mlp_train_backward", (gate, up))):
+                    op = getattr(KERNEL.ops, name)
+                    torch.library.opcheck(getattr(op, "default", op), (x.clone(), x, *made, *weights, 0, *biases, wanted),
+                                          test_utils=("test_schema", "test_faketensor", "test_autograd_registration"))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,13 @@
+"""A module seen with other parts: what a class's forward takes for `self`."""
+
+import torch.nn as nn
+
+
+class View:
+    """Has the attributes that it is given; all others are the module's."""
+
+    def __init__(self, module: nn.Module, /, **attributes):
+        self.__dict__.update(attributes, _module=module)
+
+    def __getattr__(self, name):
+        return getattr(self.__dict__["_module"], name)
