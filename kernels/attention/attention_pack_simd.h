@@ -35,7 +35,7 @@ inline void stage_row(const T* from, int64_t head_dim, typename Form::Word* to) 
 #if defined(__AVX512F__)
 
 // 16 rows of 16 words, turned.
-inline void turn_words(const void* from, int64_t stride_words, void* to) {
+inline void turn_words(const void* from, int64_t stride_words, void* to, int64_t to_stride = 16) {
   __m512i a[16], b[16];
   const int32_t* rows = static_cast<const int32_t*>(from);
 #pragma GCC unroll 16
@@ -64,10 +64,11 @@ inline void turn_words(const void* from, int64_t stride_words, void* to) {
   int32_t* out = static_cast<int32_t*>(to);
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) {
-    _mm512_storeu_si512(out + i * 16, _mm512_shuffle_i32x4(b[i], b[i + 8], 0x88));
-    _mm512_storeu_si512(out + (i + 4) * 16, _mm512_shuffle_i32x4(b[i + 4], b[i + 12], 0x88));
-    _mm512_storeu_si512(out + (i + 8) * 16, _mm512_shuffle_i32x4(b[i], b[i + 8], 0xdd));
-    _mm512_storeu_si512(out + (i + 12) * 16, _mm512_shuffle_i32x4(b[i + 4], b[i + 12], 0xdd));
+    _mm512_storeu_si512(out + i * to_stride, _mm512_shuffle_i32x4(b[i], b[i + 8], 0x88));
+    _mm512_storeu_si512(out + (i + 4) * to_stride, _mm512_shuffle_i32x4(b[i + 4], b[i + 12], 0x88));
+    _mm512_storeu_si512(out + (i + 8) * to_stride, _mm512_shuffle_i32x4(b[i], b[i + 8], 0xdd));
+    _mm512_storeu_si512(out + (i + 12) * to_stride,
+                        _mm512_shuffle_i32x4(b[i + 4], b[i + 12], 0xdd));
   }
 }
 
@@ -103,14 +104,7 @@ inline bool is_finite(Float value) {
   }
 #endif
   const Float difference = value - value;
-  const Int wrong = difference != Float{};
-#if defined(__AVX512F__)
-  return _mm512_test_epi32_mask((__m512i)wrong, (__m512i)wrong) == 0;
-#elif defined(__AVX2__)
-  return _mm256_movemask_ps((__m256)wrong) == 0;
-#else
-  return _mm_movemask_ps((__m128)wrong) == 0;
-#endif
+  return is_none(difference != Float{});
 }
 
 // kLanes items to be summed over, as words [item / kElements] of every panel. Returns whether all are finite.

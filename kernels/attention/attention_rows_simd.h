@@ -95,6 +95,37 @@ inline void scale_row(float* row, float factor, int64_t size) {
   }
 }
 
+// Whether a comparison holds in no lane.
+inline bool is_none(Int mask) {
+#if defined(__AVX512F__)
+  return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) == 0;
+#elif defined(__AVX2__)
+  return _mm256_movemask_ps((__m256)mask) == 0;
+#else
+  return _mm_movemask_ps((__m128)mask) == 0;
+#endif
+}
+
+// The largest lane of a vector without NaN, and the sum of all.
+inline float largest_lane(Float value) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps((__m512)value);
+#else
+  float largest = value[0];
+  for (int lane = 1; lane < kLanes; ++lane) {
+    largest = value[lane] > largest ? value[lane] : largest;
+  }
+  return largest;
+#endif
+}
+inline float sum_of_lanes(Float value) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps((__m512)value);
+#else
+  return sum_lanes(value);
+#endif
+}
+
 // Turns scores into weights against the row's running maximum and rescales what it holds.
 // partial: largest score, sum of weights, weighted values.
 inline void weigh(float* scores, float* partial, int64_t head_dim) {
@@ -103,10 +134,7 @@ inline void weigh(float* scores, float* partial, int64_t head_dim) {
     const Float score = load(scores + j);
     most = select(score > most, score, most);  // a NaN is not larger
   }
-  float largest = most[0];
-  for (int lane = 1; lane < kLanes; ++lane) {
-    largest = most[lane] > largest ? most[lane] : largest;
-  }
+  const float largest = largest_lane(most);
   // Where everything is masked so far, any finite reference gives zero weights.
   const float reference = largest == kMinusInfinity ? 0.0F : largest;
   Float sum = {};
@@ -118,7 +146,7 @@ inline void weigh(float* scores, float* partial, int64_t head_dim) {
   }
   const float old = partial[0] == largest ? 1.0F : exp(splat(partial[0] - reference))[0];
   partial[0] = largest;
-  partial[1] = partial[1] * old + sum_lanes(sum);
+  partial[1] = partial[1] * old + sum_of_lanes(sum);
   if (old != 1.0F) {
     scale_row(partial + 2, old, head_dim);
   }

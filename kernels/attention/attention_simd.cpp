@@ -1,12 +1,13 @@
 // Attention with the vectors of one instruction set. Compiled once per set: see common/simd.h.
 //
-// Few rows: keys and values are read once, where they lie, for all rows that share them
-// (attention_stream_simd.h). The softmax is the running one: a block's largest score
+// Few rows: keys and values are read once, where they lie, for all rows that share them, as float32
+// (attention_stream_simd.h) or in tiles of bfloat16 (attention_tiles_simd.h). The softmax is the running one: a block's largest score
 // rescales what was summed before (Milakov and Gimelshein 2018; Dao 2023).
 
 #include <type_traits>
 
-#include "kernels/attention/attention_stream_simd.h"
+#include "kernels/attention/attention_tiles_simd.h"
+#include "kernels/common/isa.h"
 
 namespace graft_kernels::GRAFT_ISA {
 
@@ -18,7 +19,6 @@ using attention::Problem;
 
 // What a block of rows works on. Vectors are padded with zeros to whole lanes.
 struct Scratch {
-  alignas(64) float query[kMaxTaskRows * kMaxHeadDim];
   alignas(64) float block[kBlockKeys * kMaxHeadDim];  // values that not every row sees
   alignas(64) float scores[kMaxTaskRows * kBlockKeys];
 };
@@ -59,15 +59,78 @@ Task task_of(const Problem& problem, int64_t index) {
 }
 
 template <typename T>
-void load_queries(const Problem& problem, const Task& task, float* query) {
-  const int64_t width = padded(problem.head_dim);
-  for (int64_t row = 0; row < task.rows; ++row) {
-    const RowPlace place = place_of(problem, task.key_head, task.first_row + row);
-    const T* from = static_cast<const T*>(problem.query) + task.batch * problem.query_stride[0] +
-                    place.position * problem.query_stride[1] + place.head * problem.query_stride[2];
-    widen_rows(from, 0, 1, problem.head_dim, query + row * width);
-  }
+const T* query_of(const Problem& problem, const Task& task, int64_t row) {
+  const RowPlace place = place_of(problem, task.key_head, task.first_row + row);
+  return static_cast<const T*>(problem.query) + task.batch * problem.query_stride[0] +
+         place.position * problem.query_stride[1] + place.head * problem.query_stride[2];
 }
+
+// Where a block of keys and values begins, and how many there are.
+template <typename T>
+struct Block {
+  const T* key;
+  int64_t key_stride;
+  const T* value;
+  int64_t value_stride;
+  int64_t keys;
+};
+
+// The two products of a block of keys, and the queries as they want them.
+struct WideProducts {
+  static constexpr bool kFetchesAhead = false;  // keys of the next block
+  alignas(64) float query[kMaxTaskRows * kMaxHeadDim];
+
+  template <typename T>
+  void load_queries(const Problem& problem, const Task& task) {
+    for (int64_t row = 0; row < task.rows; ++row) {
+      widen_rows(query_of<T>(problem, task, row), 0, 1, problem.head_dim,
+                 query + row * padded(problem.head_dim));
+    }
+  }
+  template <typename T>
+  void score(const Block<T>& block, int64_t rows, int64_t head_dim, float* scores) {
+    score_stream(query, rows, padded(head_dim), block.key, block.key_stride, block.value,
+                 block.value_stride, block.keys, head_dim, scores);
+  }
+  template <typename T>
+  void add(const float* weights, const Block<T>& block, int64_t rows, int64_t head_dim, float* sums,
+           int64_t sums_stride) {
+    add_stream(weights, rows, block.value, block.value_stride, block.keys, head_dim, sums,
+               sums_stride);
+  }
+};
+
+#if defined(__AVX512F__)
+
+struct TileProducts {
+  static constexpr bool kFetchesAhead = true;
+  TileScratch scratch;
+
+  template <typename T>
+  void load_queries(const Problem& problem, const Task& task) {
+    const Bf16* queries[kMaxTaskRows];
+    for (int64_t row = 0; row < task.rows; ++row) {
+      queries[row] = query_of<Bf16>(problem, task, row);
+    }
+    load_tile_queries(queries, task.rows, problem.head_dim, scratch);
+  }
+  void score(const Block<Bf16>& block, int64_t, int64_t head_dim, float* scores) {
+    score_tiles(block.key, block.key_stride, block.value, block.value_stride, block.keys, head_dim,
+                scratch, scores);
+  }
+  void add(const float* weights, const Block<Bf16>& block, int64_t rows, int64_t head_dim,
+           float* sums, int64_t sums_stride) {
+    if (head_dim % 32 == 0) {
+      add_tiles(weights, rows, block.value, block.value_stride, block.keys, head_dim, scratch, sums,
+                sums_stride);
+    } else {
+      add_stream(weights, rows, block.value, block.value_stride, block.keys, head_dim, sums,
+                 sums_stride);
+    }
+  }
+};
+
+#endif
 
 // Scale, cap and masks. Keys that a row does not see, and those beyond the end, become -infinity.
 template <typename T>
@@ -97,49 +160,46 @@ void finish_scores(const Problem& problem, const Task& task, int64_t row, int64_
   }
 }
 
-template <typename T>
+template <typename Products, typename T>
 void run_task(const Problem& problem, const Partial& partial, int64_t index) {
   Scratch scratch;
+  Products products;
   const Task task = task_of(problem, index);
-  const int64_t head_dim = problem.head_dim, width = padded(head_dim);
+  const int64_t head_dim = problem.head_dim;
+  products.template load_queries<T>(problem, task);
   for (int64_t row = 0; row < task.rows; ++row) {
     float* held = partial.row(problem, index, row);
     held[0] = kMinusInfinity;
     std::memset(held + 1, 0, static_cast<size_t>(head_dim + 1) * sizeof(float));
   }
-  load_queries<T>(problem, task, scratch.query);
   const T* key = static_cast<const T*>(problem.key) + task.batch * problem.key_stride[0] +
                  task.key_head * problem.key_stride[1];
   const T* value = static_cast<const T*>(problem.value) + task.batch * problem.value_stride[0] +
                    task.key_head * problem.value_stride[1];
   for (int64_t done = 0; done < task.keys; done += kBlockKeys) {
-    const int64_t first = task.first_key + done;
-    const int64_t keys = task.keys - done < kBlockKeys ? task.keys - done : kBlockKeys;
-    const T* values = value + first * problem.value_stride[2];
-    score_stream(scratch.query, task.rows, width, key + first * problem.key_stride[2],
-                 problem.key_stride[2], values, problem.value_stride[2], keys, head_dim,
-                 scratch.scores);
+    const int64_t first = task.first_key + done, left = task.keys - done - kBlockKeys;
+    const Block<T> block = {key + first * problem.key_stride[2], problem.key_stride[2],
+                            value + first * problem.value_stride[2], problem.value_stride[2],
+                            left < 0 ? task.keys - done : kBlockKeys};
+    products.score(block, task.rows, head_dim, scratch.scores);
     for (int64_t row = 0; row < task.rows; ++row) {
       float* scores = scratch.scores + row * kBlockKeys;
-      finish_scores<T>(problem, task, row, first, keys, scores);
+      finish_scores<T>(problem, task, row, first, block.keys, scores);
       weigh(scores, partial.row(problem, index, row), head_dim);
     }
-    if (task.keys - done > kBlockKeys) {
-      fetch_rows(
-          key + (first + kBlockKeys) * problem.key_stride[2],
-          problem.key_stride[2] * static_cast<int64_t>(sizeof(T)),
-          task.keys - done - kBlockKeys < kBlockKeys ? task.keys - done - kBlockKeys : kBlockKeys,
-          head_dim * static_cast<int64_t>(sizeof(T)));
+    if (left > 0 && !Products::kFetchesAhead) {
+      constexpr int64_t kSize = sizeof(T);
+      fetch_rows(block.key + kBlockKeys * block.key_stride, block.key_stride * kSize,
+                 left < kBlockKeys ? left : kBlockKeys, head_dim * kSize);
     }
     float* sums = partial.row(problem, index, 0) + 2;
-    if (are_all_seen(scratch.scores, task.rows, keys)) {
-      add_stream(scratch.scores, task.rows, values, problem.value_stride[2], keys, head_dim, sums,
-                 partial.stride(problem));
+    if (are_all_seen(scratch.scores, task.rows, block.keys)) {
+      products.add(scratch.scores, block, task.rows, head_dim, sums, partial.stride(problem));
       continue;
     }
-    widen_rows(values, problem.value_stride[2], keys, head_dim, scratch.block);
+    widen_rows(block.value, block.value_stride, block.keys, head_dim, scratch.block);
     for (int64_t row = 0; row < task.rows; ++row) {
-      add_values(scratch.scores + row * kBlockKeys, scratch.block, keys, head_dim,
+      add_values(scratch.scores + row * kBlockKeys, scratch.block, block.keys, head_dim,
                  sums + row * partial.stride(problem));
     }
   }
@@ -178,9 +238,20 @@ void merge_block(const Problem& problem, const Partial& partial, int64_t block) 
 }  // namespace
 
 void attention_tasks(const Problem& problem, const Partial& partial, int64_t begin, int64_t end) {
+#if defined(__AVX512F__)
+  // Fewer rows than this are bound by memory either way.
+  constexpr int64_t kTileRows = 8;
+  if (problem.dtype == Dtype::kBfloat16 && problem.rows() >= kTileRows && multiplies_tiles()) {
+    const TileScope tiles;
+    for (int64_t task = begin; task < end; ++task) {
+      run_task<TileProducts, Bf16>(problem, partial, task);
+    }
+    return;
+  }
+#endif
   with_type(problem.dtype, [&](auto* type) {
     for (int64_t task = begin; task < end; ++task) {
-      run_task<std::remove_pointer_t<decltype(type)>>(problem, partial, task);
+      run_task<WideProducts, std::remove_pointer_t<decltype(type)>>(problem, partial, task);
     }
   });
 }

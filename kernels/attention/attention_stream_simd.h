@@ -145,15 +145,18 @@ void add_stream(const float* weights, int64_t rows, const T* value, int64_t stri
 
 // Whether every row sees every key: no weight is kMaskedWeight.
 inline bool are_all_seen(const float* weights, int64_t rows, int64_t keys) {
-  bool seen = true;
-  for (int64_t row = 0; row < rows; ++row) {
-    for (int64_t j = 0; j < keys; ++j) {
-      int32_t bits;
-      std::memcpy(&bits, weights + row * kBlockKeys + j, sizeof bits);
-      seen &= bits != INT32_MIN;
+  Int hidden = {};
+  const Int masked = (Int)splat(kMaskedWeight);
+  for (int64_t row = 0; row < rows; ++row, weights += kBlockKeys) {
+    int64_t j = 0;
+    for (; j + kLanes <= keys; j += kLanes) {
+      hidden |= (Int)load(weights + j) == masked;
+    }
+    if (j < keys) {
+      hidden |= (Int)load_partial(weights + j, keys - j) == masked;
     }
   }
-  return seen;
+  return is_none(hidden);
 }
 
 }  // namespace
