@@ -98,6 +98,22 @@ def cuda_model_table():
     return "\n\n".join(parts) or "No results are committed."
 
 
+def training_table():
+    parts = []
+    for path in sorted(RESULTS.glob("*/training.jsonl")):
+        lines = rows(path)
+        first, liger = lines[0], next(line for line in lines if line["who"] == "liger")
+        body = [[line["who"], f"{line['step_ms']:.1f}", line["tokens_per_second"], f"{line['forward_backward_ms']:.1f}",
+                 line["forward_backward_tokens_per_second"], f"{line['peak_GB']:.2f}",
+                 f"{liger['step_ms'] / line['step_ms']:.2f}×", f"{line['losses'][-1]:.4f}"] for line in lines]
+        parts.append(f"{first['machine']}; {first['model']}, {first['shape']}, {first['dtype']}; torch {first['torch']}, "
+                     f"transformers {first['transformers']}; commit {first['commit']}; {first['rounds']} round of "
+                     f"{first['steps']} steps.\n\n"
+                     + table(["who", "step, ms", "tokens/s", "forward and backward, ms", "tokens/s", "peak, GB",
+                              "times Liger's rate", f"loss of step {len(first['losses'])}"], body))
+    return "\n\n".join(parts) or "No results are committed."
+
+
 def packed_files():
     return sorted(RESULTS.glob("*/packed_vs_llama_cpp*.jsonl"))
 
@@ -207,7 +223,7 @@ def main():
                                     "linear": work_table("linear", "h100"), "mlp": work_table("mlp", "h100"),
                                     "attention": work_table("attention"),
                                     "attention-training": work_table("attention", "h100", alone=True),
-                                    "cpu": cpu_table(), "cuda-model": cuda_model_table(),
+                                    "cpu": cpu_table(), "cuda-model": cuda_model_table(), "training": training_table(),
                                     "packed": packed_table(), "cpu-ops": cpu_ops_table(),
                                     "cpu-attention": cpu_attention_table(),
                                     "tokenizer": tokenizer_table()},

@@ -152,7 +152,7 @@ const Family kFamilies[] = {
     {"paged-attention",
      {"paged_attention_v1", "paged_attention_v2", "reshape_and_cache", "reshape_and_cache_flash",
       "copy_blocks", "swap_blocks"}},
-    {"mlp", {"mlp", "mlp_out", "mlp_backward"}},
+    {"mlp", {"mlp", "mlp_out", "mlp_backward", "mlp_train", "mlp_train_backward"}},
     {"loss",
      {"linear_cross_entropy_out", "linear_cross_entropy_train_out",
       "linear_cross_entropy_backward_out"},

@@ -1,5 +1,7 @@
 // The gated MLP in one call, with the schemas of graft-kernels/mlp (kernels/mlp/mlp.cpp).
 
+#include <functional>
+
 #include <ATen/core/grad_mode.h>
 #include <c10/core/InferenceMode.h>
 #include <fmt/format.h>
@@ -27,6 +29,15 @@ constexpr char kBackward[] =
     "down_weight, int act, Tensor? gate_bias, Tensor? up_bias, Tensor? down_bias, bool weights) -> "
     "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)";
 
+constexpr char kTrain[] =
+    "mlp_train(Tensor x, Tensor gate_weight, Tensor up_weight, Tensor down_weight, int act, "
+    "Tensor? "
+    "gate_bias, Tensor? up_bias, Tensor? down_bias) -> (Tensor, Tensor, Tensor)";
+constexpr char kTrainBackward[] =
+    "mlp_train_backward(Tensor grad_out, Tensor x, Tensor gate, Tensor up, Tensor gate_weight, "
+    "Tensor up_weight, Tensor down_weight, int act, Tensor? gate_bias, Tensor? up_bias, Tensor? "
+    "down_bias, bool weights) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)";
+
 constexpr OpChecks::Dtypes kAll = {at::kFloat, at::kBFloat16, at::kHalf};
 constexpr const char* kFunctions[] = {"silu", "gelu", "gelu_tanh"};  // by the op's numbers
 
@@ -47,12 +58,13 @@ Arguments make_arguments(OpChecks& checks, int64_t rows, bool biased) {
   return in;
 }
 
+at::Tensor product(const Arguments& in, const at::Tensor& x, size_t i) {
+  return at::linear(x, in[i], maybe(in[i + 3]));
+}
+
 // In float64, or step by step in the dtype of the arguments.
 at::Tensor run_mlp(const Arguments& in, int64_t act) {
-  const auto product = [&](const at::Tensor& x, size_t i) {
-    return at::linear(x, in[i], maybe(in[i + 3]));
-  };
-  return product(activate(product(in[0], 1), act) * product(in[0], 2), 3);
+  return product(in, activate(product(in, in[0], 1), act) * product(in, in[0], 2), 3);
 }
 
 Arguments widened(const Arguments& in) {
@@ -110,13 +122,14 @@ void check_forward(OpChecks& checks, const Form& form) {
                }));
 }
 
-void check_backward(OpChecks& checks, const Form& form) {
-  const PublishedOp backward(checks.kernel(), {kBackward});
-  checks.check("mlp_backward", form.name(), kAll, [&]() -> Answers {
+// Both forms of the backward: make_all(arguments, grad) gives the gradients, empty where there is nothing to differentiate.
+void check_gradients(
+    OpChecks& checks, const char* op, const Form& form,
+    const std::function<std::vector<at::Tensor>(const Arguments&, const at::Tensor&)>& make_all) {
+  checks.check(op, form.name(), kAll, [&]() -> Answers {
     const Arguments in = make_arguments(checks, form.rows, form.biased);
     const at::Tensor grad = checks.normal(in[0].sizes());
-    const auto all = backward(grad, in[0], in[1], in[2], in[3], form.act, maybe(in[4]),
-                              maybe(in[5]), maybe(in[6]), /*weights=*/true);
+    const auto all = make_all(in, grad);
     const auto exact = gradients(widened(in), to_exact(grad), form.act),
                eager = gradients(in, grad, form.act);
     Answers answers;
@@ -129,6 +142,35 @@ void check_backward(OpChecks& checks, const Form& form) {
   });
 }
 
+void check_backward(OpChecks& checks, const Form& form) {
+  const PublishedOp backward(checks.kernel(), {kBackward});
+  check_gradients(checks, "mlp_backward", form, [&](const Arguments& in, const at::Tensor& grad) {
+    return backward(grad, in[0], in[1], in[2], in[3], form.act, maybe(in[4]), maybe(in[5]),
+                    maybe(in[6]), /*weights=*/true);
+  });
+}
+
+void check_train(OpChecks& checks, const Form& form) {
+  const PublishedOp train(checks.kernel(), {kTrain}), backward(checks.kernel(), {kTrainBackward});
+  const auto run_train = [&](const Arguments& in) {
+    return train(in[0], in[1], in[2], in[3], form.act, maybe(in[4]), maybe(in[5]), maybe(in[6]));
+  };
+  checks.check("mlp_train", form.name(), kAll, [&]() -> Answers {
+    const Arguments in = make_arguments(checks, form.rows, form.biased), wide = widened(in);
+    const auto own = run_train(in);
+    return {{own.at(0), run_mlp(wide, form.act), run_mlp(in, form.act)},
+            {own.at(1), product(wide, wide[0], 1), product(in, in[0], 1)},
+            {own.at(2), product(wide, wide[0], 2), product(in, in[0], 2)}};
+  });
+  check_gradients(checks, "mlp_train_backward", form,
+                  [&](const Arguments& in, const at::Tensor& grad) {
+                    const auto kept = run_train(in);
+                    return backward(grad, in[0], kept.at(1), kept.at(2), in[1], in[2], in[3],
+                                    form.act, maybe(in[4]), maybe(in[5]), maybe(in[6]),
+                                    /*weights=*/true);
+                  });
+}
+
 }  // namespace
 
 void check_mlp(OpChecks& checks) {
@@ -139,6 +181,9 @@ void check_mlp(OpChecks& checks) {
     check_forward(checks, form);
     if (checks.has("mlp_backward")) {
       check_backward(checks, form);
+    }
+    if (checks.has("mlp_train") && checks.has("mlp_train_backward")) {
+      check_train(checks, form);
     }
   }
 }

@@ -58,7 +58,8 @@ void check_kept(const char* op, const Kept& kept, const Arguments& arguments) {
   const int64_t rows = count_rows(arguments.x), inner = arguments.gate_weight.size(0);
   for (const NamedTensor& value : {NamedTensor{"gate", kept.gate}, NamedTensor{"up", kept.up}}) {
     check_has_rows(op, value);
-    if (value.tensor.size(value.tensor.dim() - 1) != inner || value.tensor.numel() != rows * inner) {
+    if (value.tensor.size(value.tensor.dim() - 1) != inner ||
+        value.tensor.numel() != rows * inner) {
       fail(op, value.name, std::to_string(rows) + " rows of " + std::to_string(inner),
            shape_text(value.tensor));
     }

@@ -93,8 +93,8 @@ void train_cpu(Tensor& out, Tensor& gate, Tensor& up, const Arguments& arguments
   product(gate, arguments.x, arguments.gate_weight, arguments.gate_bias);
   product(up, arguments.x, arguments.up_weight, arguments.up_bias);
   Tensor activated = torch::stable::clone(gate);
-  const auto run = choose_isa<ActivateFunction>(plain::mlp_activate, avx2::mlp_activate,
-                                                avx512::mlp_activate);
+  const auto run =
+      choose_isa<ActivateFunction>(plain::mlp_activate, avx2::mlp_activate, avx512::mlp_activate);
   const int64_t bytes = bytes_of(dtype_of(gate));
   auto* values = static_cast<char*>(activated.mutable_data_ptr());
   const auto* factors = static_cast<const char*>(up.const_data_ptr());

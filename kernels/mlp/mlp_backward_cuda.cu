@@ -43,9 +43,8 @@ void over_vectors(const CudaScope& scope, const Kept& products, const Start& sta
   };
   const auto launch_type = [&](auto type) {
     constexpr int kSize = kVectorSize<decltype(type)>;
-    aligned && count % kSize == 0
-        ? launch(type, std::integral_constant<int, kSize>())
-        : launch(type, std::integral_constant<int, 1>());
+    aligned&& count % kSize == 0 ? launch(type, std::integral_constant<int, kSize>())
+                                 : launch(type, std::integral_constant<int, 1>());
   };
   if (count == 0) {
     return;
@@ -63,30 +62,26 @@ void over_vectors(const CudaScope& scope, const Kept& products, const Start& sta
 // Gate and up become their gradients in grad_gate and grad_up, their product's gradient becomes act(gate) * up.
 void activate_backward(const CudaScope& scope, Function function, const Kept& products,
                        Tensor& grad_gate, Tensor& grad_up, Tensor& grad) {
-  over_vectors(scope, products,
-               [&](auto type, auto size, unsigned blocks, int64_t vectors) {
-                 using T = decltype(type);
-                 const ActivationGradients<T> at{
-                     static_cast<const T*>(products.gate.const_data_ptr()),
-                     static_cast<const T*>(products.up.const_data_ptr()),
-                     static_cast<T*>(grad_gate.mutable_data_ptr()),
-                     static_cast<T*>(grad_up.mutable_data_ptr()),
-                     static_cast<T*>(grad.mutable_data_ptr())};
-                 activate_backward_kernel<T, decltype(size)::value>
-                     <<<blocks, kActivateThreads, 0, scope.stream()>>>(function, at, vectors);
-               });
+  over_vectors(scope, products, [&](auto type, auto size, unsigned blocks, int64_t vectors) {
+    using T = decltype(type);
+    const ActivationGradients<T> at{static_cast<const T*>(products.gate.const_data_ptr()),
+                                    static_cast<const T*>(products.up.const_data_ptr()),
+                                    static_cast<T*>(grad_gate.mutable_data_ptr()),
+                                    static_cast<T*>(grad_up.mutable_data_ptr()),
+                                    static_cast<T*>(grad.mutable_data_ptr())};
+    activate_backward_kernel<T, decltype(size)::value>
+        <<<blocks, kActivateThreads, 0, scope.stream()>>>(function, at, vectors);
+  });
 }
 
 void activate(const CudaScope& scope, Function function, const Kept& products, Tensor& out) {
-  over_vectors(scope, products,
-               [&](auto type, auto size, unsigned blocks, int64_t vectors) {
-                 using T = decltype(type);
-                 activate_kept_kernel<T, decltype(size)::value>
-                     <<<blocks, kActivateThreads, 0, scope.stream()>>>(
-                         function, static_cast<const T*>(products.gate.const_data_ptr()),
-                         static_cast<const T*>(products.up.const_data_ptr()),
-                         static_cast<T*>(out.mutable_data_ptr()), vectors);
-               });
+  over_vectors(scope, products, [&](auto type, auto size, unsigned blocks, int64_t vectors) {
+    using T = decltype(type);
+    activate_kept_kernel<T, decltype(size)::value><<<blocks, kActivateThreads, 0, scope.stream()>>>(
+        function, static_cast<const T*>(products.gate.const_data_ptr()),
+        static_cast<const T*>(products.up.const_data_ptr()),
+        static_cast<T*>(out.mutable_data_ptr()), vectors);
+  });
 }
 
 // out = x weight^T + bias, all of one dtype, matrices.

@@ -47,10 +47,12 @@ template <void (*kTrain)(Tensor& out, Tensor& gate, Tensor& up, const Arguments&
 struct BackwardOps {
   using Seven = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-  static std::tuple<Tensor, Tensor, Tensor> mlp_train(
-      const Tensor& x, const Tensor& gate_weight, const Tensor& up_weight,
-      const Tensor& down_weight, int64_t act, const std::optional<Tensor>& gate_bias,
-      const std::optional<Tensor>& up_bias, const std::optional<Tensor>& down_bias) {
+  static std::tuple<Tensor, Tensor, Tensor> mlp_train(const Tensor& x, const Tensor& gate_weight,
+                                                      const Tensor& up_weight,
+                                                      const Tensor& down_weight, int64_t act,
+                                                      const std::optional<Tensor>& gate_bias,
+                                                      const std::optional<Tensor>& up_bias,
+                                                      const std::optional<Tensor>& down_bias) {
     const Arguments arguments{x,   gate_weight, up_weight, down_weight,
                               act, gate_bias,   up_bias,   down_bias};
     Tensor out = new_output("mlp_train", x);

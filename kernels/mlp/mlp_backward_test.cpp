@@ -67,9 +67,9 @@ Tensors by_autograd(const Inputs& in, int64_t act) {
 // out, gate and up.
 Tensors by_steps(const Inputs& in, int64_t act) {
   const auto product = [&](const at::Tensor& x, size_t i) {
-    return at::linear(x, in.leaves[i],
-                      in.leaves.size() > 4 ? std::optional<at::Tensor>(in.leaves[i + 3])
-                                           : std::nullopt);
+    return at::linear(
+        x, in.leaves[i],
+        in.leaves.size() > 4 ? std::optional<at::Tensor>(in.leaves[i + 3]) : std::nullopt);
   };
   const at::Tensor gate = product(in.leaves[0], 1), up = product(in.leaves[0], 2);
   return {product(activate(gate, act) * up, 3), gate, up};
@@ -157,9 +157,8 @@ TEST_P(MlpBackward, TheForwardThatTrainsIsNoWorseThanTwiceEager) {
                     exact = by_steps(in.to(at::kDouble), act);
       for (size_t i = 0; i < eager.size(); ++i) {
         ASSERT_EQ(own[i].sizes(), eager[i].sizes());
-        EXPECT_LE(largest_error(own[i], exact[i]),
-                  2 * largest_error(eager[i], exact[i]) +
-                      unit() * exact[i].abs().max().item<double>())
+        EXPECT_LE(largest_error(own[i], exact[i]), 2 * largest_error(eager[i], exact[i]) +
+                                                       unit() * exact[i].abs().max().item<double>())
             << "out, gate, up: " << i << ", act " << act << ", rows " << rows;
       }
     }
@@ -169,7 +168,8 @@ TEST_P(MlpBackward, TheForwardThatTrainsIsNoWorseThanTwiceEager) {
 TEST_P(MlpBackward, WhatWasKeptStaysAndNeedNotBeAligned) {
   const Inputs in = random(24, 64, 48, true);
   Tensors kept = trained(in, 0);
-  const Tensors first = from_kept(in, kept, 0), before = {kept[0], kept[1].clone(), kept[2].clone()};
+  const Tensors first = from_kept(in, kept, 0),
+                before = {kept[0], kept[1].clone(), kept[2].clone()};
   for (size_t i = 1; i < 3; ++i) {
     EXPECT_TRUE(is_same_bits(kept[i], before[i]));
     const at::Tensor room = at::empty({kept[i].numel() + 1}, kept[i].options());
@@ -189,10 +189,11 @@ TEST_P(MlpBackward, IsNoWorseThanTwiceEager) {
         const Inputs in = random(rows, hidden, inner, rows % 2 == 1);
         const Tensors eager = by_autograd(in, act), exact = by_autograd(in.to(at::kDouble), act);
         for (const bool kept : {false, true}) {
-          SCOPED_TRACE(::testing::Message() << (kept ? "kept" : "made again") << ", act " << act
-                                            << ", rows " << rows << ", hidden " << hidden
-                                            << ", inner " << inner);
-          expect_close(kept ? from_kept(in, trained(in, act), act) : ours(in, act), eager, exact, rows);
+          SCOPED_TRACE(::testing::Message()
+                       << (kept ? "kept" : "made again") << ", act " << act << ", rows " << rows
+                       << ", hidden " << hidden << ", inner " << inner);
+          expect_close(kept ? from_kept(in, trained(in, act), act) : ours(in, act), eager, exact,
+                       rows);
         }
       }
     }

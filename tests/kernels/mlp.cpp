@@ -60,6 +60,23 @@ Gradients mlp_backward(const at::Tensor& grad, const at::Tensor& x, const at::Te
           sum(down_bias, out)};
 }
 
+std::tuple<at::Tensor, at::Tensor, at::Tensor> mlp_train(
+    const at::Tensor& x, const at::Tensor& gate, const at::Tensor& up, const at::Tensor& down,
+    int64_t act, const Maybe& gate_bias, const Maybe& up_bias, const Maybe& down_bias) {
+  return {mlp(x, gate, up, down, act, gate_bias, up_bias, down_bias),
+          at::linear(x, gate, gate_bias), at::linear(x, up, up_bias)};
+}
+
+// What was kept is made again: it is the same.
+Gradients mlp_train_backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor&,
+                             const at::Tensor&, const at::Tensor& gate_weight,
+                             const at::Tensor& up_weight, const at::Tensor& down_weight,
+                             int64_t act, const Maybe& gate_bias, const Maybe& up_bias,
+                             const Maybe& down_bias, bool weights) {
+  return mlp_backward(grad, x, gate_weight, up_weight, down_weight, act, gate_bias, up_bias,
+                      down_bias, weights);
+}
+
 }  // namespace
 
 CLASSIC_OPS(ops) {
@@ -73,10 +90,19 @@ CLASSIC_OPS(ops) {
       "mlp_backward(Tensor grad_out, Tensor x, Tensor gate_weight, Tensor up_weight, Tensor "
       "down_weight, int act, Tensor? gate_bias, Tensor? up_bias, Tensor? down_bias, bool weights) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  ops.def(
+      "mlp_train(Tensor x, Tensor gate_weight, Tensor up_weight, Tensor down_weight, int act, "
+      "Tensor? gate_bias, Tensor? up_bias, Tensor? down_bias) -> (Tensor, Tensor, Tensor)");
+  ops.def(
+      "mlp_train_backward(Tensor grad_out, Tensor x, Tensor gate, Tensor up, Tensor gate_weight, "
+      "Tensor up_weight, Tensor down_weight, int act, Tensor? gate_bias, Tensor? up_bias, Tensor? "
+      "down_bias, bool weights) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 
 CLASSIC_OPS_IMPL(CPU, ops) {
   ops.impl("mlp_out", &mlp_out);
   ops.impl("mlp", &mlp);
   ops.impl("mlp_backward", &mlp_backward);
+  ops.impl("mlp_train", &mlp_train);
+  ops.impl("mlp_train_backward", &mlp_train_backward);
 }

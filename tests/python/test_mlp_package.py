@@ -128,7 +128,7 @@ class InModels(unittest.TestCase):
         for module, reason in cases:
             self.assertEqual([row.refusal for row in self.rows(module)[1]], [reason])
         _, (row,) = self.rows(LlamaMLP(LlamaConfig(**SIZES)), "training")
-        self.assertEqual(row.refusal, "in training on the CPU, separate products and their gradients are as fast")
+        self.assertEqual(row.refusal, "in training on the CPU, separate products and their gradients are a tenth faster")
 
 
 class Function(unittest.TestCase):
