@@ -5,12 +5,13 @@ from .errors import GraftError
 from .table import Report, Row, record
 
 
-def kernel_config(inherit_mapping: bool = False):
+def kernel_config(inherit_mapping: bool = False, keep_logits: bool = False):
     """Returns a KernelConfig for `from_pretrained(..., use_kernels=True, kernel_config=...)`.
 
     Every layer that a package serves comes from the embedded hub through `kernels`' own loader, on the CPU and on
-    CUDA, in every mode. inherit_mapping=True leaves the other layers to transformers' default mapping, which asks
-    the Hub. One object serves any number of models. Throws GraftError where transformers has no KernelConfig or
+    CUDA, in every mode; places that transformers does not decorate (MLPs, Gemma's norms, Phi-3's rotary, the loss) are
+    exchanged beside its own mapping. inherit_mapping=True leaves the other layers to transformers' default mapping,
+    which asks the Hub; keep_logits=True the loss as it is (see kernelize). One object serves any number of models. Throws GraftError where transformers has no KernelConfig or
     refuses the installed `kernels`; `kernelize` works there."""
     try:
         from transformers.integrations.hub_kernels import is_kernels_available
@@ -21,42 +22,49 @@ def kernel_config(inherit_mapping: bool = False):
     if not is_kernels_available():
         raise GraftError("python.kernel_config", "kernels: expected a version that this transformers accepts",
                          "graft_kernels.kernelize(model) works without `kernels`")
-    return _config_class(KernelConfig)(inherit_mapping)
+    return _config_class(KernelConfig)(inherit_mapping, keep_logits)
 
 
 def _config_class(base: type) -> type:
     class GraftKernelConfig(base):
         """Names no repository by itself: what a layer computes is known when the model stands."""
 
-        def __init__(self, inherit_mapping):
+        def __init__(self, inherit_mapping, keep_logits):
             super().__init__({}, inherit_mapping=inherit_mapping)
+            self.keep_logits = keep_logits
 
         def sanitize_kernel_mapping(self, model):
             self.store_registered_layer_names(model)
 
         def create_compatible_mapping(self, model, compile=False):
-            own = GraftKernelConfig(self.inherit_mapping)
-            own.kernel_mapping = mapping_for(model)
+            own = GraftKernelConfig(self.inherit_mapping, self.keep_logits)
+            own.kernel_mapping = mapping_for(model, self.keep_logits)
             model.kernel_config = own  # one for each model: this object stays as it was
 
     return GraftKernelConfig
 
 
-def mapping_for(model) -> dict:
-    """Returns the mapping that `kernels.use_kernel_mapping` takes, for the decorated layers of one model.
+def mapping_for(model, keep_logits: bool = False) -> dict:
+    """Returns the mapping that `kernels.use_kernel_mapping` takes, for the decorated layers of one model, and exchanges
+    the places that are not decorated.
 
     Modules learn on the way which numeric variant they are (graft_variant and its like); what is refused is not in
     the mapping, or, where others of its name are served, keeps its own forward."""
-    device, mapping, rows = swap.device_of(model), {}, []
-    for slot in _decorated(model):
-        place = slot.module
+    device, mapping, rows, refused = swap.device_of(model), {}, [], set()
+    for slot in list(slots.find(model)):
+        is_decorated = _find_decorated(slot)
+        if slot.package == "loss" and keep_logits:
+            continue
+        if not is_decorated:
+            slot.refusal = slot.refusal or _exchange(slot, device)
+        elif slot.refusal:
+            refused.add(slot.layer)
+        else:
+            for name, value in slot.attributes.items():
+                setattr(slot.module, name, value)
+            mapping[slot.layer] = {device: _modes(_repository(slot, device))}
         build = hub.variant_dir(slot.package, _backend(slot.package, device)).name
         rows.append(Row(slot, build, slot.refusal))
-        if not slot.refusal:
-            for name, value in slot.attributes.items():
-                setattr(place, name, value)
-            mapping[slot.layer] = {device: _modes(_repository(slot, device))}
-    refused = {row.slot.layer for row in rows if row.refusal}
     if refused & set(mapping):
         raise GraftError("python.kernel_config", f"layer names {sorted(refused & set(mapping))}: expected one numeric "
                          "variant of ours for all their places, got some that are refused",
@@ -65,25 +73,30 @@ def mapping_for(model) -> dict:
     return mapping
 
 
-def _decorated(model):
-    """The slots that `kernels.kernelize` will visit, with the module that it will rebind."""
-    functions = {}
-    for slot in slots.find(model):
-        if slot.package != "rotary":
-            if hasattr(type(slot.module), "kernel_layer_name"):
-                slot.layer = type(slot.module).kernel_layer_name
-                yield slot
-            continue
-        function = next((place for place in getattr(slot.module, "_kernel_funcs", {}).values()
-                         if place is slot.function), None)
-        if function is None:
-            continue
-        form = variants.rotary_form(function)
-        slot.module, slot.layer = function, type(function).kernel_layer_name
-        slot.attributes = form or {}
-        slot.refusal = "" if form else "rotates as the package does not"
-        functions[id(function)] = function
-        yield slot
+def _find_decorated(slot: slots.Slot) -> bool:
+    """Whether `kernels.kernelize` will visit a slot; names the module that it will rebind."""
+    if slot.package != "rotary":
+        is_decorated = hasattr(type(slot.module), "kernel_layer_name")
+        slot.layer = type(slot.module).kernel_layer_name if is_decorated else slot.layer
+        return is_decorated
+    function = next((place for place in getattr(slot.module, "_kernel_funcs", {}).values()
+                     if place is slot.function), None)
+    if function is None:
+        return False
+    form = variants.rotary_form(function)
+    slot.module, slot.layer = function, type(function).kernel_layer_name
+    slot.attributes = form or {}
+    slot.refusal = "" if form else "rotates as the package does not"
+    return True
+
+
+def _exchange(slot: slots.Slot, device: str) -> str:
+    """Puts our layer into a place that is not decorated, for inference and training; returns why not, or nothing."""
+    swap.restore(slot.module)
+    refusal = swap.hooked(slot)
+    if not refusal:
+        swap.swap(slot, _repository(slot, device).load(), trains=slot.package != "mlp" or device != "cpu")
+    return refusal
 
 
 def _backend(package: str, device: str) -> str:

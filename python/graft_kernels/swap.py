@@ -1,6 +1,7 @@
 """kernelize and unkernelize: our layers in a model, with or without the library `kernels`."""
 
 import enum
+import functools
 import types
 from typing import Optional, Union
 
@@ -65,9 +66,9 @@ def kernelize(model: nn.Module, mode: Union[None, str, Mode, enum.Flag] = None,
         if slot.package == "loss" and (keep_logits or Mode.TRAINING not in wanted):
             continue
         layer = hub.layer_class(slot.package, slot.kernel, device)
-        refusal = slot.refusal or _lacks(layer, wanted) or _loses(slot, wanted, device) or _hooked(slot)
+        refusal = slot.refusal or _lacks(layer, wanted) or _loses(slot, wanted, device) or hooked(slot)
         if not refusal:
-            _swap(slot, layer)
+            swap(slot, layer)
         rows.append(Row(slot, hub.variant_dir(slot.package, device).name, refusal))
     record(model, Report(rows, device, wanted))
     return model
@@ -90,11 +91,12 @@ def _loses(slot: slots.Slot, mode: Mode, device: str) -> str:
     return ""
 
 
-def _hooked(slot: slots.Slot) -> str:
+def hooked(slot: slots.Slot) -> str:
     return "another library rebound its forward" if "forward" in slot.module.__dict__ else ""
 
 
-def _swap(slot: slots.Slot, layer: type) -> None:
+def swap(slot: slots.Slot, layer: type, trains: bool = True) -> None:
+    """Puts a layer into its place; one that does not train leaves training to the module's own."""
     module = slot.module
     if slot.package == "rotary":
         module.forward = types.MethodType(_with_rotary(module, slot, layer), module)
@@ -103,8 +105,16 @@ def _swap(slot: slots.Slot, layer: type) -> None:
     else:
         for name, value in slot.attributes.items():
             setattr(module, name, value)
-        module.forward = types.MethodType(layer.forward, module)
+        module.forward = types.MethodType(layer.forward if trains else _untrained(layer.forward), module)
     module.__dict__["_graft_swapped"] = tuple(slot.attributes)
+
+
+def _untrained(forward: types.FunctionType) -> types.FunctionType:
+    @functools.wraps(forward)
+    def run(self, *args, **kwargs):
+        return type(self).forward(self, *args, **kwargs) if self.training else forward(self, *args, **kwargs)
+
+    return run
 
 
 def _with_rotary(module: nn.Module, slot: slots.Slot, layer: type) -> types.FunctionType:
@@ -145,14 +155,14 @@ def unkernelize(model: nn.Module) -> nn.Module:
     """Restores the model's own layers bit for bit, whether kernelize or `kernels` put ours in."""
     for module in model.modules():
         for place in (module, *getattr(module, "_kernel_funcs", {}).values()):
-            _restore(place)
+            restore(place)
     if getattr(model, "_use_kernels", False) and hasattr(model, "kernel_config"):
         model._use_kernels = False
     record(model, None)
     return model
 
 
-def _restore(module: nn.Module) -> None:
+def restore(module: nn.Module) -> None:
     forward = module.__dict__.get("forward")
     if "_graft_swapped" in module.__dict__:
         names = (*module.__dict__["_graft_swapped"], "_graft_swapped", "forward")

@@ -435,6 +435,29 @@ class ThroughKernels(Beside):
                 self.assert_gradients(gradients(model), expected)
                 graft_kernels.unkernelize(model)
 
+    def test_places_that_are_not_decorated_are_served_beside_it(self):
+        for name, layers in (("gemma2", {"RMSNorm", "MLP", "ForCausalLMLoss"}), ("phi3", {"rotary_pos_emb"}),
+                             ("llama", {"MLP", "ForCausalLMLoss"})):
+            with self.subTest(name):
+                model = load(name).train()
+                expected, output = gradients(model), model(IDS, labels=IDS)
+                model = self.served(name)
+                self.assert_all_swapped(model, *layers)
+                self.assert_logits(logits(model), logits(load(name)))
+                self.assertIsNotNone(model(IDS, labels=IDS).logits)
+                own = model.train()(IDS, labels=IDS)
+                self.assertIsNone(own.logits)
+                torch.testing.assert_close(own.loss, output.loss, rtol=1e-5, atol=1e-5)
+                self.assert_gradients(gradients(model), expected)
+                self.assert_logits(logits(model.eval()), logits(load(name)))
+                graft_kernels.unkernelize(model)
+                self.assertTrue(torch.equal(model.train()(IDS, labels=IDS).loss, output.loss))
+
+    def test_logits_are_kept_where_asked(self):
+        model = self.served("llama", graft_kernels.kernel_config(keep_logits=True)).train()
+        self.assertIsNotNone(model(IDS, labels=IDS).logits)
+        self.assertNotIn("ForCausalLMLoss", {row.slot.layer for row in graft_kernels.report(model).rows})
+
     def test_nanochat_turns_its_own_way(self):
         model = build("nanochat")
         expected = logits(model)
@@ -450,6 +473,14 @@ class ThroughKernels(Beside):
         compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
         with torch.no_grad():
             self.assert_logits(compiled(IDS, use_cache=False).logits, expected)
+
+    def test_training_compiles_in_one_graph(self):
+        expected = gradients(load("llama").train())
+        model = self.served("llama").train()
+        torch._dynamo.reset()
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        compiled(IDS, labels=IDS, use_cache=False).loss.backward()
+        self.assert_gradients({name: p.grad for name, p in model.named_parameters() if p.grad is not None}, expected)
 
 
 if __name__ == "__main__":
