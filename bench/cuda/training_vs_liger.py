@@ -88,6 +88,8 @@ def busy_time(record):
     """How much of the time between the first and the last kernel the GPU worked, and its longest rests."""
     spans = sorted((e.start_ns(), e.start_ns() + e.duration_ns(), e.name()[:60]) for e in
                    record.profiler.kineto_results.events() if "CUDA" in str(e.device_type()) and "#" not in e.name())
+    if not spans:
+        return "no kernels"
     end, busy, rests = spans[0][0], 0, []
     for begin, until, name in spans:
         rests.append((max(begin - end, 0) / 1e3, name))

@@ -12,12 +12,13 @@ from typing import Callable, Iterator, Optional
 import torch
 import torch.nn as nn
 
-from . import loss, variants
+from . import loss, residual, variants
 
 ACTIVATIONS = {
     "SiLUActivation": "SiLU", "GELUActivation": "GeLU", "GELUTanh": "GeluTanh", "PytorchGELUTanh": "GeluTanh",
     "NewGELUActivation": "NewGELU", "FastGELUActivation": "FastGELU", "QuickGELUActivation": "QuickGELU"}
 MLP_LAYERS = {"silu": "SwiGLUMLP", "gelu_tanh": "GeGLUMLP"}
+RESIDUAL_LAYER = "residual sums"   # of a decoder layer, joined to its norms
 ROTARY_FUNCTION = "apply_rotary_pos_emb"
 
 
@@ -56,6 +57,8 @@ def find(model: nn.Module) -> Iterator[Slot]:
                        refusal="" if len(module.normalized_shape) == 1 else "norms more than the last dimension")
         elif loss.may_have_loss(module):
             yield _loss_slot(path, module)
+        elif residual.may_join(module):
+            yield Slot(path, module, RESIDUAL_LAYER, "rms-norm", "AddRMSNorm")
         if rotary_function(module) is not None:
             yield _rotary_slot(path, module)
 

@@ -8,7 +8,7 @@ from typing import Optional, Union
 import torch
 import torch.nn as nn
 
-from . import hub, loss, slots, variants
+from . import hub, loss, residual, slots, variants
 from .errors import GraftError
 from .table import Report, Row, record
 
@@ -63,7 +63,7 @@ def kernelize(model: nn.Module, mode: Union[None, str, Mode, enum.Flag] = None,
     unkernelize(model)
     rows = []
     for slot in slots.find(model):
-        if slot.package == "loss" and (keep_logits or Mode.TRAINING not in wanted):
+        if _only_trains(slot) and (Mode.TRAINING not in wanted or (keep_logits and slot.package == "loss")):
             continue
         layer = hub.layer_class(slot.package, slot.kernel, device)
         refusal = slot.refusal or _lacks(layer, wanted) or _loses(slot, wanted, device) or hooked(slot)
@@ -72,6 +72,10 @@ def kernelize(model: nn.Module, mode: Union[None, str, Mode, enum.Flag] = None,
         rows.append(Row(slot, hub.variant_dir(slot.package, device).name, refusal))
     record(model, Report(rows, device, wanted))
     return model
+
+
+def _only_trains(slot: slots.Slot) -> bool:
+    return slot.package == "loss" or slot.layer == slots.RESIDUAL_LAYER
 
 
 def _lacks(layer: type, mode: Mode) -> str:
@@ -84,8 +88,8 @@ def _lacks(layer: type, mode: Mode) -> str:
 
 def _loses(slot: slots.Slot, mode: Mode, device: str) -> str:
     """What is right and would still be a loss."""
-    if slot.package == "loss" and Mode.TORCH_COMPILE in mode:
-        return "torch.compile makes its own of head and loss"
+    if _only_trains(slot) and Mode.TORCH_COMPILE in mode:
+        return "torch.compile makes its own of it"
     if slot.package == "mlp" and Mode.TRAINING in mode and device == "cpu":
         return "in training on the CPU, separate products and their gradients are a tenth faster"
     return ""
@@ -102,6 +106,8 @@ def swap(slot: slots.Slot, layer: type, trains: bool = True) -> None:
         module.forward = types.MethodType(_with_rotary(module, slot, layer), module)
     elif slot.package == "loss":
         module.forward = loss.forward(module, layer)
+    elif slot.layer == slots.RESIDUAL_LAYER:
+        module.forward = residual.forward(module, layer)
     else:
         for name, value in slot.attributes.items():
             setattr(module, name, value)

@@ -326,7 +326,7 @@ class Losses(Beside):
             self.assertEqual(self.loss_row(graft_kernels.kernelize(model)).refusal, reason)
             self.assertIsNotNone(model(IDS, labels=IDS).logits)
         model = graft_kernels.kernelize(load("llama").train(), "training|torch_compile")
-        self.assertEqual(self.loss_row(model).refusal, "torch.compile makes its own of head and loss")
+        self.assertEqual(self.loss_row(model).refusal, "torch.compile makes its own of it")
 
     def test_autocast_keeps_the_class(self):
         model = load("llama").train()
@@ -335,6 +335,54 @@ class Losses(Beside):
             own = graft_kernels.kernelize(model)(IDS, labels=IDS)
         self.assertIsNotNone(own.logits)
         torch.testing.assert_close(own.loss, expected, rtol=1e-2, atol=1e-2)
+
+
+class ResidualSums(Beside):
+    """The sums of Llama's order of work join the norms, in training."""
+
+    def rows(self, model):
+        return [row for row in graft_kernels.report(model).rows if row.slot.layer == "residual sums"]
+
+    def test_only_layers_of_that_order_are_taken(self):
+        for name, taken in (("llama", True), ("mistral", True), ("qwen2", True), ("qwen3", True), ("smollm3", True),
+                            ("gemma2", False), ("gemma3", False), ("olmo2", False), ("phi3", False)):
+            model = graft_kernels.kernelize(load(name).train())
+            self.assertEqual(len(self.rows(model)), model.config.num_hidden_layers if taken else 0, name)
+            self.assertEqual([row.refusal for row in self.rows(model) if row.refusal], [])
+        self.assertEqual(self.rows(graft_kernels.kernelize(load("llama"))), [])
+        granite = build("granite").train()   # multiplies what it adds, by one unless its config says otherwise
+        self.assertEqual(self.rows(graft_kernels.kernelize(granite)), [])
+
+    def test_sums_are_rounded_as_before(self):
+        """In bfloat16, with the norms' own package on both sides: the same bits forward, gradients no further from float64
+        than twice those of separate sums."""
+        results = []
+        for joined in (False, True):
+            model = graft_kernels.kernelize(load("llama", torch.bfloat16).train())
+            for module in model.modules():
+                if not joined and type(module).__name__ == "LlamaDecoderLayer":
+                    module.__dict__.pop("forward")
+            hidden = model.model(IDS).last_hidden_state
+            results.append((hidden, gradients(model)))
+        self.assertTrue(torch.equal(results[0][0], results[1][0]))
+        exact = gradients(load("llama").double().train())
+        for name, value in exact.items():
+            apart, joined = ((grads[name].double() - value).norm() for _, grads in results)
+            self.assertLessEqual(joined, 2 * apart + 1e-3 * value.norm(), name)
+
+    def test_hooks_of_a_norm_keep_the_layer(self):
+        model = load("llama").train()
+        model.model.layers[0].input_layernorm.register_forward_hook(lambda *arguments: None)
+        self.assertEqual(len(self.rows(graft_kernels.kernelize(model))), model.config.num_hidden_layers - 1)
+
+    def test_checkpointing_and_hidden_states(self):
+        expected = gradients(load("llama").train())
+        model = graft_kernels.kernelize(load("llama").train())
+        states = load("llama").train()(IDS, output_hidden_states=True).hidden_states
+        for own, other in zip(model(IDS, output_hidden_states=True).hidden_states, states):
+            self.assert_logits(own, other)
+        model.gradient_checkpointing_enable()
+        self.assert_gradients(gradients(model), expected)
 
 
 class Compiled(Beside):

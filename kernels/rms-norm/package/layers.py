@@ -52,6 +52,38 @@ class _RMSNorm(torch.autograd.Function):
         return grad_x, grad_weight, None, None
 
 
+class _Beside(torch.autograd.Function):
+    """The norm of x, and x itself, whose gradient from elsewhere is added where the norm's is written."""
+
+    @staticmethod
+    def forward(ctx, x, weight, eps, variant):
+        ctx.save_for_backward(x, weight)
+        ctx.eps, ctx.variant = eps, variant
+        return ops.rms_norm(x, weight, eps, variant), x
+
+    @staticmethod
+    def backward(ctx, grad, grad_x):
+        x, weight = ctx.saved_tensors
+        grad_x, grad_weight = ops.add_rms_norm_backward(_rows(grad), _rows(grad_x), x, weight, ctx.eps, ctx.variant)
+        return grad_x, grad_weight, None, None
+
+
+class _AddRMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, residual, weight, eps, variant):
+        normed, total = ops.add_rms_norm(x, residual, weight, eps, variant)
+        ctx.save_for_backward(total, weight)
+        ctx.eps, ctx.variant = eps, variant
+        return normed, total
+
+    @staticmethod
+    def backward(ctx, grad, grad_total):
+        total, weight = ctx.saved_tensors
+        grad_x, grad_weight = ops.add_rms_norm_backward(_rows(grad), _rows(grad_total), total, weight, ctx.eps,
+                                                        ctx.variant)
+        return grad_x, grad_x, grad_weight, None, None
+
+
 class _GatedRMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, gate, weight, *options):
@@ -161,6 +193,30 @@ class RMSNormZeroCentered(nn.Module):
         return _forward(self, hidden_states, 3)
 
 
+class AddRMSNorm(nn.Module):
+    """RMSNorm of a sum: gives the norm and the sum. `join` and `beside` take the norm's module from elsewhere."""
+
+    weight: torch.Tensor
+    variance_epsilon: float
+    graft_variant: int
+
+    can_torch_compile = True
+    has_backward = True
+
+    def forward(self, hidden_states: torch.Tensor, residual: torch.Tensor):
+        return AddRMSNorm.join(hidden_states, residual, self)
+
+    @staticmethod
+    def join(x: torch.Tensor, residual: torch.Tensor, norm: nn.Module):
+        """Returns (norm(x + residual), x + residual), with gradients."""
+        return _AddRMSNorm.apply(_rows(x), _rows(residual), norm.weight, _eps_of(norm), getattr(norm, "graft_variant", 0))
+
+    @staticmethod
+    def beside(x: torch.Tensor, norm: nn.Module):
+        """Returns (norm(x), x), with gradients."""
+        return _Beside.apply(_rows(x), norm.weight, _eps_of(norm), getattr(norm, "graft_variant", 0))
+
+
 class RMSNormGated(nn.Module):
     """Qwen3NextRMSNormGated: the norm, times silu of the gate.
 
@@ -217,4 +273,4 @@ class LayerNorm(nn.Module):
         return layer_norm(input, weight, bias, self.eps)
 
 
-__all__ = ["RMSNorm", "RMSNormZeroCentered", "RMSNormGated", "LayerNorm", "gated_rms_norm", "layer_norm"]
+__all__ = ["RMSNorm", "AddRMSNorm", "RMSNormZeroCentered", "RMSNormGated", "LayerNorm", "gated_rms_norm", "layer_norm"]
