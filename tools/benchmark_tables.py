@@ -190,6 +190,12 @@ def headline():
             ratio = ours["decode_tokens_per_second"] / lines[(peer, context)]["decode_tokens_per_second"]
             body.append([f"Llama-3.2-1B shape, decode after {context} tokens, bfloat16, one CUDA graph", ours["machine"],
                          f"{ours['decode_tokens_per_second']:.0f} tokens/s", f"transformers compiled: {ratio:.2f}×"])
+    for path in sorted(RESULTS.glob("*/training.jsonl")):
+        lines = {line["who"]: line for line in rows(path)}
+        ours, liger = lines["graft"], lines["liger"]
+        body.append([f"Llama-3.2-1B shape, training step of {ours['tokens']} tokens in transformers, bfloat16", ours["machine"],
+                     f"{ours['tokens_per_second']} tokens/s, {ours['peak_GB']:.1f} GB",
+                     f"Liger: {liger['step_ms'] / ours['step_ms']:.2f}×, {liger['peak_GB']:.1f} GB"])
     for path in packed_files():
         for line in rows(path):
             # Prefill depends on instructions that the peer's build lacks (docs/benchmarks.md).
