@@ -1,0 +1,151 @@
+#!/usr/bin/env python3
+"""What graft_kernels does in training alone, in unmodified transformers: the loss from hidden states, sums joined to norms.
+
+    GRAFT_BUILD=<build folder> python tests/python/test_training_layers.py
+"""
+
+import inspect
+import unittest
+
+import torch
+
+from test_graft_kernels import FAMILIES, IDS, Beside, build, gradients, graft_kernels, load
+
+
+class Losses(Beside):
+    """A causal model in training answers with its loss and makes no logits."""
+
+    def loss_row(self, model):
+        (row,) = [row for row in graft_kernels.report(model).rows if row.slot.layer == "ForCausalLMLoss"]
+        return row
+
+    def test_every_family_has_its_loss_and_gradients(self):
+        labels = IDS.clone()
+        labels[0, :3] = -100
+        for name in FAMILIES:
+            for items in (None, torch.tensor(5)):
+                with self.subTest(name, items=items):
+                    model = load(name).train()
+                    arguments = dict(labels=labels, **({"num_items_in_batch": items} if items is not None else {}))
+                    expected = model(IDS, **arguments)
+                    expected.loss.backward()
+                    reference = {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
+                    model.zero_grad()
+                    graft_kernels.kernelize(model)
+                    self.assertEqual(self.loss_row(model).refusal, "")
+                    own = model(IDS, **arguments)
+                    self.assertIsNone(own.logits)
+                    torch.testing.assert_close(own.loss, expected.loss, rtol=1e-5, atol=1e-5)
+                    own.loss.backward()
+                    self.assert_gradients({key: p.grad for key, p in model.named_parameters() if p.grad is not None},
+                                          reference)
+        self.assertEqual(self.loss_row(graft_kernels.kernelize(load("gemma2").train())).slot.variant, "soft cap 8")
+
+    def test_logits_are_there_wherever_no_loss_trains(self):
+        model = load("llama").train()
+        expected = model(IDS, labels=IDS)
+        graft_kernels.kernelize(model)
+        self.assertEqual(model(IDS).logits.shape, expected.logits.shape)
+        with torch.no_grad():
+            self.assert_logits(model(IDS, labels=IDS).logits, expected.logits)
+        self.assert_logits(model.eval()(IDS, labels=IDS).logits, expected.logits)
+        graft_kernels.kernelize(model.train(), keep_logits=True)
+        self.assert_logits(model(IDS, labels=IDS).logits, expected.logits)
+        self.assertNotIn("ForCausalLMLoss", {row.slot.layer for row in graft_kernels.report(model).rows})
+        graft_kernels.unkernelize(model)
+        self.assertTrue(torch.equal(model(IDS, labels=IDS).logits, expected.logits))
+
+    def test_tuples_signatures_and_positions_are_the_class_s(self):
+        model = load("llama").train()
+        signature, expected = inspect.signature(model.forward), model(IDS, labels=IDS, use_cache=False)
+        graft_kernels.kernelize(model)
+        self.assertEqual(inspect.signature(model.forward), signature)   # Trainer keeps the columns that it names
+        loss, = model(IDS, labels=IDS, use_cache=False, return_dict=False)
+        torch.testing.assert_close(loss, expected.loss, rtol=1e-5, atol=1e-5)
+        place = list(signature.parameters).index("labels")
+        torch.testing.assert_close(model(IDS, *[None] * (place - 1), IDS).loss, expected.loss, rtol=1e-5, atol=1e-5)
+        shifted = torch.nn.functional.pad(IDS, (0, 1), value=-100)[:, 1:]
+        torch.testing.assert_close(model(IDS, labels=IDS, shift_labels=shifted).loss, expected.loss, rtol=1e-5, atol=1e-5)
+
+    def test_a_second_backward_through_one_graph(self):
+        model = graft_kernels.kernelize(load("llama").train())
+        loss = model(IDS, labels=IDS).loss
+        first = torch.autograd.grad(loss, model.lm_head.weight, retain_graph=True)[0].clone()
+        torch.testing.assert_close(torch.autograd.grad(3 * loss, model.lm_head.weight)[0], 3 * first)
+
+    def test_what_is_refused_says_why(self):
+        model = load("llama").train()
+        model.loss_function = lambda logits, labels, vocab_size, **arguments: logits.sum()
+        cases = [(model, "its loss is not transformers' ForCausalLMLoss")]
+        self.assertEqual(self.loss_row(graft_kernels.kernelize(build("granite").train())).refusal, "")   # divides by one
+        model = build("granite").train()
+        model.config.logits_scaling = 4.0
+        cases.append((model, "does more to its logits than a soft cap"))
+        model = load("llama").train()
+        model.lm_head.register_forward_hook(lambda *arguments: None)
+        cases.append((model, "hooks on its head would not be called"))
+        for model, reason in cases:
+            self.assertEqual(self.loss_row(graft_kernels.kernelize(model)).refusal, reason)
+            self.assertIsNotNone(model(IDS, labels=IDS).logits)
+        model = graft_kernels.kernelize(load("llama").train(), "training|torch_compile")
+        self.assertEqual(self.loss_row(model).refusal, "torch.compile makes its own of it")
+
+    def test_autocast_keeps_the_class(self):
+        model = load("llama").train()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            expected = model(IDS, labels=IDS).loss
+            own = graft_kernels.kernelize(model)(IDS, labels=IDS)
+        self.assertIsNotNone(own.logits)
+        torch.testing.assert_close(own.loss, expected, rtol=1e-2, atol=1e-2)
+
+
+class ResidualSums(Beside):
+    """The sums of Llama's order of work join the norms, in training."""
+
+    def rows(self, model):
+        return [row for row in graft_kernels.report(model).rows if row.slot.layer == "residual sums"]
+
+    def test_only_layers_of_that_order_are_taken(self):
+        for name, taken in (("llama", True), ("mistral", True), ("qwen2", True), ("qwen3", True), ("smollm3", True),
+                            ("gemma2", False), ("gemma3", False), ("olmo2", False), ("phi3", False)):
+            model = graft_kernels.kernelize(load(name).train())
+            self.assertEqual(len(self.rows(model)), model.config.num_hidden_layers if taken else 0, name)
+            self.assertEqual([row.refusal for row in self.rows(model) if row.refusal], [])
+        self.assertEqual(self.rows(graft_kernels.kernelize(load("llama"))), [])
+        granite = build("granite").train()   # multiplies what it adds, by one unless its config says otherwise
+        self.assertEqual(self.rows(graft_kernels.kernelize(granite)), [])
+
+    def test_sums_are_rounded_as_before(self):
+        """In bfloat16, with the norms' own package on both sides: the same bits forward, gradients no further from float64
+        than twice those of separate sums."""
+        results = []
+        for joined in (False, True):
+            model = graft_kernels.kernelize(load("llama", torch.bfloat16).train())
+            for module in model.modules():
+                if not joined and type(module).__name__ == "LlamaDecoderLayer":
+                    module.__dict__.pop("forward")
+            hidden = model.model(IDS).last_hidden_state
+            results.append((hidden, gradients(model)))
+        self.assertTrue(torch.equal(results[0][0], results[1][0]))
+        exact = gradients(load("llama").double().train())
+        for name, value in exact.items():
+            apart, joined = ((grads[name].double() - value).norm() for _, grads in results)
+            self.assertLessEqual(joined, 2 * apart + 1e-3 * value.norm(), name)
+
+    def test_hooks_of_a_norm_keep_the_layer(self):
+        model = load("llama").train()
+        model.model.layers[0].input_layernorm.register_forward_hook(lambda *arguments: None)
+        self.assertEqual(len(self.rows(graft_kernels.kernelize(model))), model.config.num_hidden_layers - 1)
+
+    def test_checkpointing_and_hidden_states(self):
+        expected = gradients(load("llama").train())
+        model = graft_kernels.kernelize(load("llama").train())
+        states = load("llama").train()(IDS, output_hidden_states=True).hidden_states
+        for own, other in zip(model(IDS, output_hidden_states=True).hidden_states, states):
+            self.assert_logits(own, other)
+        model.gradient_checkpointing_enable()
+        self.assert_gradients(gradients(model), expected)
+
+
+if __name__ == "__main__":
+    unittest.main()
