@@ -9,6 +9,7 @@
 
 #include "kernels/attention/attention.h"
 #include "kernels/common/cuda_launch.h"
+#include "kernels/common/sm90_tensor_map.h"
 
 namespace graft_kernels::attention::sm90 {
 
@@ -16,23 +17,6 @@ namespace graft_kernels::attention::sm90 {
 inline bool is_whole_vectors(const void* pointer, const int64_t (&stride)[3]) {
   return reinterpret_cast<uintptr_t>(pointer) % 16 == 0 && stride[0] % 8 == 0 &&
          stride[1] % 8 == 0 && stride[2] % 8 == 0;
-}
-
-using Encode = decltype(&cuTensorMapEncodeTiled);
-
-inline Encode encode_function() {
-  static const Encode found = [] {
-    void* function = nullptr;
-    cudaDriverEntryPointQueryResult result;
-    check_cuda(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000,
-                                                cudaEnableDefault, &result),
-               "cudaGetDriverEntryPointByVersion");
-    if (result != cudaDriverEntryPointSuccess) {
-      throw std::runtime_error("[cuda] cuTensorMapEncodeTiled: expected in the driver, got none");
-    }
-    return reinterpret_cast<Encode>(function);
-  }();
-  return found;
 }
 
 struct Extents {
@@ -59,7 +43,7 @@ inline CUtensorMap describe(const Problem& base, const void* from, const Extents
                                         ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
                                         : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
   const CUresult status =
-      encode_function()(&map, dtype, 4, const_cast<void*>(from), sizes, strides, box, steps,
+      graft_kernels::sm90::encode_function()(&map, dtype, 4, const_cast<void*>(from), sizes, strides, box, steps,
                         CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
                         CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (status != CUDA_SUCCESS) {
