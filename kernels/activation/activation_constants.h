@@ -8,7 +8,6 @@ namespace graft_kernels::activation {
 
 inline constexpr float kInverseSqrtTwoPi = 0.39894228040143267794;
 inline constexpr float kFastScale = 0.7978845608;
-inline constexpr float kQuickScale = 1.702;
 
 // Functions that exist as the gate of a product.
 template <Function kFunction>

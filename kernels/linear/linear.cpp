@@ -33,6 +33,8 @@ std::vector<int64_t> output_sizes(const Tensor& x, int64_t columns) {
   return sizes;
 }
 
+}  // namespace
+
 void check_weight(const char* op, const char* name, const Tensor& x, const Tensor& weight) {
   const int64_t depth = x.size(x.dim() - 1);
   if (weight.dim() != 2 || weight.size(1) != depth) {
@@ -45,8 +47,6 @@ void check_weight(const char* op, const char* name, const Tensor& x, const Tenso
   check_dtype(op, {name, weight}, x.scalar_type(), "that of x");
   check_same_device(op, {name, weight}, {"x", x});
 }
-
-}  // namespace
 
 void check_arguments(const char* op, const Tensor& out, const Tensor& x,
                      const std::vector<Part>& parts) {
@@ -129,6 +129,10 @@ GRAFT_OPS(ops) {
   ops.def(
       "linear_join_out(Tensor! out, Tensor x, Tensor first, Tensor second, Tensor? third, Tensor? "
       "first_bias, Tensor? second_bias, Tensor? third_bias) -> ()");
+  ops.def(
+      "linear_act_out(Tensor! out, Tensor x, Tensor weight, Tensor? bias, int act, Tensor? "
+      "residual) -> ()");
+  ops.def("linear_act(Tensor x, Tensor weight, Tensor? bias, int act, Tensor? residual) -> Tensor");
   ops.def("pack_weight(Tensor blocks, int type, int rows, int columns) -> Tensor");
   ops.def(
       "packed_linear_out(Tensor! out, Tensor x, Tensor packed, int type, int rows, Tensor? bias, "

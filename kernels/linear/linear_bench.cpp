@@ -1,4 +1,5 @@
-// The linear layer for few rows, with plain and with packed weights, beside ATen's product of plain ones.
+// The linear layer for few rows, with plain and with packed weights, beside ATen's product of plain ones; with an
+// activation or a residual for few and many rows, beside ATen's steps.
 
 #include "kernels/common/bench_harness.h"
 
@@ -26,6 +27,43 @@ void bench(Harness& harness, at::ScalarType dtype, int64_t rows, int64_t columns
   row.difference = [&] {
     row.work();
     const at::Tensor exact = at::linear(x.to(at::kFloat), weight.to(at::kFloat));
+    return (out - exact).abs().max().item<double>() / exact.abs().max().item<double>();
+  };
+  row.tolerance = dtype == at::kFloat ? 1e-5 : 0x1p-8;
+  harness.run(row);
+}
+
+// gelu of a product with bias (`residual` false), or a product added to a residual.
+void bench_act(Harness& harness, at::ScalarType dtype, int64_t rows, int64_t columns, int64_t depth,
+               bool residual) {
+  constexpr int64_t kNone = 0, kGeluTanh = 3;
+  const Package& package = Package::for_device("linear", harness.device());
+  const at::TensorOptions options = at::TensorOptions(harness.device()).dtype(dtype);
+  const at::Tensor x = at::randn({rows, depth}, options);
+  const at::Tensor weight = at::randn({columns, depth}, options) / 64;
+  const at::Tensor bias = at::randn({columns}, options);
+  const at::Tensor stream = at::randn({rows, columns}, options);
+  const at::Tensor out = at::empty({rows, columns}, options);
+  const auto eager = [&](const at::Tensor& from, const at::Tensor& by, const at::Tensor& added) {
+    return residual ? at::linear(from, by) + added : at::gelu(at::linear(from, by, added), "tanh");
+  };
+  Row row;
+  row.op = "linear_act";
+  row.variant = residual ? "residual" : "bias, gelu_tanh";
+  row.dtype = c10::toString(dtype);
+  row.shape = std::to_string(rows) + "x" + std::to_string(columns) + "x" + std::to_string(depth);
+  row.bytes = (x.numel() + weight.numel() + out.numel() * (residual ? 2 : 1)) *
+              static_cast<int64_t>(x.element_size());
+  row.flops = 2.0 * static_cast<double>(rows) * static_cast<double>(weight.numel());
+  row.work = [&] {
+    package("linear_act_out", out, x, weight, residual ? c10::IValue() : c10::IValue(bias),
+            residual ? kNone : kGeluTanh, residual ? c10::IValue(stream) : c10::IValue());
+  };
+  row.peers = {{"eager", [&] { eager(x, weight, residual ? stream : bias); }}};
+  row.difference = [&] {
+    row.work();
+    const at::Tensor exact =
+        eager(x.to(at::kFloat), weight.to(at::kFloat), (residual ? stream : bias).to(at::kFloat));
     return (out - exact).abs().max().item<double>() / exact.abs().max().item<double>();
   };
   row.tolerance = dtype == at::kFloat ? 1e-5 : 0x1p-8;
@@ -104,6 +142,11 @@ int main() {
       bench(harness, at::kBFloat16, 1, 1536, 576);
       bench(harness, at::kFloat, 1, 1536, 576);
       bench(harness, at::kBFloat16, 1, 49152, 576);
+      for (const int64_t rows : {1, 512}) {
+        bench_act(harness, at::kFloat, rows, 1536, 576, false);
+        bench_act(harness, at::kBFloat16, rows, 1536, 576, false);
+        bench_act(harness, at::kBFloat16, rows, 576, 1536, true);
+      }
       bench_packed(harness, kQ41, 1, 49152, 576);
       bench_packed(harness, kQ80, 1, 49152, 576);
     }

@@ -8,7 +8,7 @@
 #include "kernels/common/aten.h"
 #include "kernels/common/isa.h"
 #include "kernels/common/parallel.h"
-#include "kernels/linear/linear_ops.h"
+#include "kernels/linear/linear_act_ops.h"
 
 namespace graft_kernels::linear {
 
@@ -134,6 +134,10 @@ void run_cpu(const char*, Tensor& out, const Tensor& x, const std::vector<Part>&
 }
 
 }  // namespace
+
+void run_products_cpu(Tensor& out, const Tensor& x, const Part& part, int64_t rows) {
+  run_cpu("linear_act", out, x, {part}, rows);
+}
 
 using CpuOps = Ops<&run_cpu>;
 

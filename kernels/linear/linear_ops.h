@@ -23,6 +23,9 @@ struct Part {
 void check_arguments(const char* op, const Tensor& out, const Tensor& x,
                      const std::vector<Part>& parts);
 
+// A weight [M, K] that fits x.
+void check_weight(const char* op, const char* name, const Tensor& x, const Tensor& weight);
+
 // The arguments of linear_join_out as parts.
 std::vector<Part> join_parts(const Tensor& first, const Tensor& second,
                              const std::optional<Tensor>& third,

@@ -206,6 +206,31 @@ class Linear(unittest.TestCase):
         self.assertIs(kernel.linear(x, weight, bias, out=out), out)
         torch.testing.assert_close(out, expected.float(), rtol=1e-5, atol=1e-5)
 
+    def test_an_activation_and_a_residual_in_one_call(self):
+        kernel = load("linear")
+        functional = torch.nn.functional
+        functions = {"none": lambda v: v, "silu": functional.silu, "gelu": functional.gelu, "relu": functional.relu,
+                     "gelu_tanh": lambda v: functional.gelu(v, approximate="tanh"),
+                     "gelu_quick": lambda v: v * torch.sigmoid(1.702 * v)}
+        weight, bias = torch.randn(40, 96) / 10, torch.randn(40)
+        for rows in (3, 17, 600):
+            x, stream = torch.randn(2, rows, 96), torch.randn(2, rows, 40)
+            for act, function in functions.items():
+                expected = function(functional.linear(x.double(), weight.double(), bias.double())) + stream.double()
+                torch.testing.assert_close(kernel.linear_act(x, weight, bias, act, stream), expected.float(),
+                                           rtol=1e-5, atol=1e-5)
+        added = stream.clone()
+        self.assertIs(kernel.linear_act(x, weight, act="silu", residual=added, out=added), added)
+        torch.testing.assert_close(added, kernel.linear_act(x, weight, act="silu", residual=stream))
+        with self.assertRaisesRegex(ValueError, r"\[linear_act\] act: expected one of none, silu, .*, got tanh"):
+            kernel.linear_act(x, weight, act="tanh")
+        compiled = torch.compile(lambda v, r: kernel.linear_act(v, weight, bias, "gelu", r) * 2, fullgraph=True,
+                                 backend="eager", dynamic=True)
+        torch.testing.assert_close(compiled(x, stream), kernel.linear_act(x, weight, bias, "gelu", stream) * 2)
+        op = kernel.ops.linear_act
+        torch.library.opcheck(getattr(op, "default", op), (x, weight, bias, 1, stream),
+                              test_utils=("test_schema", "test_faketensor"))
+
     def test_replaces_the_linear_layers_of_a_model(self):
         @use_kernel_forward_from_hub("Linear")
         class OwnLinear(torch.nn.Linear):

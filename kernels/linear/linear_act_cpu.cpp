@@ -1,0 +1,79 @@
+// linear_act on the CPU: the products of the linear layer, a block of rows at a time, whose activation and residual
+// follow while the block is near.
+
+#include <algorithm>
+
+#include "kernels/common/isa.h"
+#include "kernels/common/parallel.h"
+#include "kernels/linear/linear_act_ops.h"
+
+namespace graft_kernels::linear {
+
+namespace {
+
+// Rows of many that are finished together: enough for a matrix product to be one.
+constexpr int64_t kBlockRows = 256;
+// Elements below which a second thread costs more than it saves.
+constexpr int64_t kGrain = 1 << 14;
+
+void finish(Tensor& values, Activation activation, const Tensor* residual) {
+  if (activation == Activation::kNone && residual == nullptr) {
+    return;
+  }
+  FinishProblem problem;
+  problem.dtype = dtype_of(values);
+  problem.activation = activation;
+  problem.values = values.mutable_data_ptr();
+  problem.residual = residual == nullptr ? nullptr : residual->const_data_ptr();
+  const auto run =
+      choose_isa<FinishFunction>(plain::linear_finish, avx2::linear_finish, avx512::linear_finish);
+  // Borders between threads fall on whole vectors: tails have the same bits, but cost more.
+  constexpr int64_t kPiece = 64;
+  const int64_t count = values.numel();
+  spread((count + kPiece - 1) / kPiece, kGrain / kPiece, [&](int64_t begin, int64_t end) {
+    run(problem, begin * kPiece, std::min(end * kPiece, count));
+  });
+}
+
+void run_cpu(const char*, Tensor& out, const ActArguments& arguments, Activation activation,
+             int64_t rows) {
+  const int64_t columns = arguments.weight.size(0), depth = arguments.weight.size(1);
+  const Part part{arguments.weight, arguments.bias};
+  Tensor all_x =
+      rows > kMaxVectorRows ? torch::stable::reshape(arguments.x, {rows, depth}) : arguments.x;
+  const bool whole = rows <= kBlockRows;
+  Tensor all_out = whole ? out : torch::stable::view(out, {rows, columns});
+  // The products are written where the results will be, so a residual that lies there is set aside.
+  std::optional<Tensor> residual = arguments.residual;
+  if (residual && residual->const_data_ptr() == out.const_data_ptr()) {
+    residual = torch::stable::clone(*residual);
+  }
+  if (whole) {
+    run_products_cpu(out, all_x, part, rows);
+    return finish(out, activation, residual ? &*residual : nullptr);
+  }
+  std::optional<Tensor> all_residual;
+  if (residual) {
+    all_residual = torch::stable::view(*residual, {rows, columns});
+  }
+  for (int64_t begin = 0; begin < rows; begin += kBlockRows) {
+    const int64_t count = std::min(kBlockRows, rows - begin);
+    Tensor block = torch::stable::narrow(all_out, 0, begin, count);
+    const Tensor block_x = torch::stable::narrow(all_x, 0, begin, count);
+    run_products_cpu(block, block_x, part, count);
+    if (all_residual) {
+      const Tensor block_residual = torch::stable::narrow(*all_residual, 0, begin, count);
+      finish(block, activation, &block_residual);
+    } else {
+      finish(block, activation, nullptr);
+    }
+  }
+}
+
+}  // namespace
+
+using ActCpuOps = ActOps<&run_cpu>;
+
+}  // namespace graft_kernels::linear
+
+GRAFT_OPS_IMPL(CPU, ops) { graft_kernels::linear::ActCpuOps::implement(ops); }
