@@ -16,7 +16,7 @@ constexpr int64_t kBlockRows = 256;
 // Elements below which a second thread costs more than it saves.
 constexpr int64_t kGrain = 1 << 14;
 
-void finish(Tensor& values, Activation activation, const Tensor* residual) {
+void finish(Tensor& values, Activation activation, const void* residual) {
   if (activation == Activation::kNone && residual == nullptr) {
     return;
   }
@@ -24,7 +24,7 @@ void finish(Tensor& values, Activation activation, const Tensor* residual) {
   problem.dtype = dtype_of(values);
   problem.activation = activation;
   problem.values = values.mutable_data_ptr();
-  problem.residual = residual == nullptr ? nullptr : residual->const_data_ptr();
+  problem.residual = residual;
   const auto run =
       choose_isa<FinishFunction>(plain::linear_finish, avx2::linear_finish, avx512::linear_finish);
   // Borders between threads fall on whole vectors: tails have the same bits, but cost more.
@@ -39,31 +39,24 @@ void run_cpu(const char*, Tensor& out, const ActArguments& arguments, Activation
              int64_t rows) {
   const int64_t columns = arguments.weight.size(0), depth = arguments.weight.size(1);
   const Part part{arguments.weight, arguments.bias};
-  Tensor all_x =
-      rows > kMaxVectorRows ? torch::stable::reshape(arguments.x, {rows, depth}) : arguments.x;
-  const bool whole = rows <= kBlockRows;
-  Tensor all_out = whole ? out : torch::stable::view(out, {rows, columns});
-  // The products are written where the results will be, so a residual that lies there is set aside.
-  std::optional<Tensor> residual = arguments.residual;
-  if (residual && residual->const_data_ptr() == out.const_data_ptr()) {
-    residual = torch::stable::clone(*residual);
-  }
-  if (whole) {
-    run_products_cpu(out, all_x, part, rows);
-    return finish(out, activation, residual ? &*residual : nullptr);
-  }
+  Tensor all_x = torch::stable::reshape(arguments.x, {rows, depth});
+  Tensor all_out = torch::stable::view(out, {rows, columns});
   std::optional<Tensor> all_residual;
-  if (residual) {
-    all_residual = torch::stable::view(*residual, {rows, columns});
+  if (arguments.residual) {
+    // The products are written where the results will be, so a residual that lies there is set aside.
+    const bool in_place = arguments.residual->const_data_ptr() == out.const_data_ptr();
+    all_residual = torch::stable::view(
+        in_place ? torch::stable::clone(*arguments.residual) : *arguments.residual,
+        {rows, columns});
   }
   for (int64_t begin = 0; begin < rows; begin += kBlockRows) {
     const int64_t count = std::min(kBlockRows, rows - begin);
+    const Tensor x = torch::stable::narrow(all_x, 0, begin, count);
     Tensor block = torch::stable::narrow(all_out, 0, begin, count);
-    const Tensor block_x = torch::stable::narrow(all_x, 0, begin, count);
-    run_products_cpu(block, block_x, part, count);
+    run_products_cpu(block, x, part, count);
     if (all_residual) {
-      const Tensor block_residual = torch::stable::narrow(*all_residual, 0, begin, count);
-      finish(block, activation, &block_residual);
+      const Tensor residual = torch::stable::narrow(*all_residual, 0, begin, count);
+      finish(block, activation, residual.const_data_ptr());
     } else {
       finish(block, activation, nullptr);
     }

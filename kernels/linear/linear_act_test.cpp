@@ -151,6 +151,12 @@ TEST_P(LinearAct, TakesViewsAndAddsToTheResidualInPlace) {
   in.x = random({5, 3, 64}).narrow(2, 8, 40).transpose(0, 1);
   in.residual = random({3, 5, 24});
   expect_as_good_as_eager(in, kRelu);
+  in.x = random({2, 150, 40});
+  in.residual = random({2, 150, 24});
+  expect_as_good_as_eager(in, kSilu);
+  in.x = random({2, 3, 128, 64}).narrow(3, 8, 40).transpose(1, 2);
+  in.residual = random({2, 128, 3, 24});
+  expect_as_good_as_eager(in, kSilu);
   in.x = random({40});
   in.residual = random({24});
   expect_as_good_as_eager(in, kGelu);
