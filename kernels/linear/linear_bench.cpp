@@ -66,7 +66,8 @@ void bench_act(Harness& harness, at::ScalarType dtype, int64_t rows, int64_t col
         eager(x.to(at::kFloat), weight.to(at::kFloat), (residual ? stream : bias).to(at::kFloat));
     return (out - exact).abs().max().item<double>() / exact.abs().max().item<double>();
   };
-  row.tolerance = dtype == at::kFloat ? 1e-5 : 0x1p-8;
+  // The sum is rounded, and what becomes of it.
+  row.tolerance = dtype == at::kFloat ? 1e-5 : 0x1p-7;
   harness.run(row);
 }
 
