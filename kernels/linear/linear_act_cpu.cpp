@@ -11,8 +11,8 @@ namespace graft_kernels::linear {
 
 namespace {
 
-// Rows of many that are finished together: enough for a matrix product to be one.
-constexpr int64_t kBlockRows = 256;
+// Rows of many that are finished together: ATen packs the weight again for every block.
+constexpr int64_t kBlockRows = 1024;
 // Elements below which a second thread costs more than it saves.
 constexpr int64_t kGrain = 1 << 14;
 
