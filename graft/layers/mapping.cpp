@@ -154,8 +154,7 @@ const KernelMapping& default_mapping() {
       made.set("Attention", {device},
                {{Mode::kInferenceCompile, reference("attention", "Attention")}});
     }
-    // In training the parts of an MLP are faster than a kernel that makes gate and up again, and on CUDA they have not
-    // been timed beside it (docs/benchmarks.md).
+    // In training on the CPU, and on CUDA in whole models, the parts of an MLP are as fast or faster (docs/benchmarks.md).
     for (const char* layer : {"SwiGLUMLP", "GeGLUMLP", "MLP"}) {
       made.set(layer, {"cpu"}, {{Mode::kInferenceCompile, reference("mlp", layer)}});
     }

@@ -2,7 +2,8 @@
 
 transformers' forward multiplies with `lm_head` and hands the logits to `loss_function`. Here the same forward runs with
 a stand-in for both: the head puts its product off, and the loss makes it chunk by chunk. Whether nothing but a soft cap
-happens to the logits in between is tried on the model's class, with the model's settings.
+happens to the logits in between is tried on the model's class, with the model's settings. An output still has logits:
+they are made when somebody reads them.
 """
 
 import functools
@@ -108,7 +109,7 @@ def _passes_on(model: nn.Module, cap: float) -> bool:
 
 def forward(model: nn.Module, layer: type) -> Callable:
     """Returns the forward that takes the class's place: with labels, while gradients are recorded in training, the
-    output has a loss and no logits; every other call is the class's own."""
+    output's logits wait until they are read; every other call is the class's own."""
     own, softcap = type(model).forward, softcap_of(model)
     names = list(inspect.signature(own).parameters)
     position = names.index("labels") - 1 if "labels" in names else len(names)
@@ -120,7 +121,7 @@ def forward(model: nn.Module, layer: type) -> Callable:
         if labels is None or not _trains(self):
             return own(self, *args, **kwargs)
         view = View(self, **{HEAD: _head_of(self), LOSS: functools.partial(_loss_of, self, loss, softcap)})
-        return _without_logits(own(view, *args, **kwargs))
+        return _finish(own(view, *args, **kwargs), functools.partial(_logits_of, self, softcap))
 
     return types.MethodType(fused, model)
 
@@ -148,7 +149,41 @@ def _loss_of(model: nn.Module, loss: nn.Module, softcap: float, logits, labels, 
                 lm_head_bias=model.lm_head.bias, final_logit_softcapping=softcap, **read)
 
 
-def _without_logits(output):
+def _logits_of(model: nn.Module, softcap: float, deferred: _Deferred) -> torch.Tensor:
+    logits = model.lm_head(deferred.hidden)
+    return softcap * torch.tanh(logits / softcap) if softcap else logits
+
+
+def _finish(output, make: Callable):
+    """The output as its class has it, with logits that wait; in a tuple they are made at once."""
     if isinstance(output, tuple):
-        return tuple(value for value in output if not isinstance(value, _Deferred))
-    return type(output)(**{name: value for name, value in output.items() if not isinstance(value, _Deferred)})
+        return tuple(make(value) if isinstance(value, _Deferred) else value for value in output)
+    values = dict(output.items())
+    deferred = values.pop("logits", None)
+    if not isinstance(deferred, _Deferred):
+        return output
+    late = _late_class(type(output))(**values)
+    late.__dict__["_make_logits"] = functools.partial(make, deferred)
+    return late
+
+
+@functools.cache
+def _late_class(output_class: type) -> type:
+    class Late(output_class):
+        @property
+        def logits(self):
+            make = self.__dict__.pop("_make_logits", None)
+            if make is not None:
+                self["logits"] = make()
+            return self.__dict__.get("logits")
+
+        @logits.setter
+        def logits(self, value):
+            self.__dict__.pop("_make_logits", None)
+            self.__dict__["logits"] = value
+
+        def __getitem__(self, key):
+            return self.logits if key == "logits" else super().__getitem__(key)
+
+    Late.__name__, Late.__qualname__ = output_class.__name__, output_class.__qualname__
+    return Late

@@ -56,8 +56,8 @@ def kernelize(model: nn.Module, mode: Union[None, str, Mode, enum.Flag] = None,
 
     Works in place and returns the model; needs no `kernels`, so it serves every transformers. A layer whose numeric
     variant is not ours stays as it is; `report(model)` says which and why. Rotary embedding is exchanged for this
-    model alone. In training, a causal model that is given labels answers with its loss and without logits, which are
-    then never made all at once; keep_logits=True leaves the loss as it is. `unkernelize(model)` restores the model's own
+    model alone. In training, a causal model that is given labels makes its loss without making all logits at once; the
+    output makes them when they are read. keep_logits=True leaves the loss as it is. `unkernelize(model)` restores the model's own
     layers. Throws GraftError where the embedded hub, the device or the mode has nothing for the model."""
     wanted, device = to_mode(mode, model), device_of(model)
     unkernelize(model)

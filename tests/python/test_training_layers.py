@@ -13,7 +13,7 @@ from test_graft_kernels import FAMILIES, IDS, Beside, build, gradients, graft_ke
 
 
 class Losses(Beside):
-    """A causal model in training answers with its loss and makes no logits."""
+    """A causal model in training makes its loss without logits, and these when somebody reads them."""
 
     def loss_row(self, model):
         (row,) = [row for row in graft_kernels.report(model).rows if row.slot.layer == "ForCausalLMLoss"]
@@ -34,7 +34,7 @@ class Losses(Beside):
                     graft_kernels.kernelize(model)
                     self.assertEqual(self.loss_row(model).refusal, "")
                     own = model(IDS, **arguments)
-                    self.assertIsNone(own.logits)
+                    self.assertNotIn("logits", own)
                     torch.testing.assert_close(own.loss, expected.loss, rtol=1e-5, atol=1e-5)
                     own.loss.backward()
                     self.assert_gradients({key: p.grad for key, p in model.named_parameters() if p.grad is not None},
@@ -55,12 +55,29 @@ class Losses(Beside):
         graft_kernels.unkernelize(model)
         self.assertTrue(torch.equal(model(IDS, labels=IDS).logits, expected.logits))
 
+    def test_logits_of_training_are_made_when_they_are_read(self):
+        for name in ("llama", "gemma2"):
+            model = load(name).train()
+            expected = model(IDS, labels=IDS)
+            own = graft_kernels.kernelize(model)(IDS, labels=IDS)
+            self.assertIsInstance(own, type(expected))
+            self.assertEqual(list(own.keys()), [key for key in expected.keys() if key != "logits"])
+            self.assert_logits(own.logits, expected.logits)
+            self.assertIs(own["logits"], own.logits)
+            self.assertIn("logits", own)
+            (own.loss + own.logits.square().mean()).backward()   # both have gradients
+            self.assertTrue(all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None))
+            own = model(IDS, labels=IDS)
+            own.logits = None
+            self.assertIsNone(own.logits)
+
     def test_tuples_signatures_and_positions_are_the_class_s(self):
         model = load("llama").train()
         signature, expected = inspect.signature(model.forward), model(IDS, labels=IDS, use_cache=False)
         graft_kernels.kernelize(model)
         self.assertEqual(inspect.signature(model.forward), signature)   # Trainer keeps the columns that it names
-        loss, = model(IDS, labels=IDS, use_cache=False, return_dict=False)
+        loss, logits = model(IDS, labels=IDS, use_cache=False, return_dict=False)
+        self.assert_logits(logits, expected.logits)
         torch.testing.assert_close(loss, expected.loss, rtol=1e-5, atol=1e-5)
         place = list(signature.parameters).index("labels")
         torch.testing.assert_close(model(IDS, *[None] * (place - 1), IDS).loss, expected.loss, rtol=1e-5, atol=1e-5)
