@@ -96,7 +96,7 @@ def forward(module: nn.Module, layer: type) -> Callable:
     @functools.wraps(own)
     def fused(self, hidden_states, *args, **kwargs):
         first, second = (getattr(self, name) for name in NORMS)
-        if not _trains(hidden_states, first, second):
+        if not _trains(hidden_states, first, second) or _checkpoints(self):
             return own(self, hidden_states, *args, **kwargs)
         normed, hidden_states = layer.beside(hidden_states, first)
         view = _joined_view(self, self.self_attn, lambda _: normed,
@@ -104,6 +104,11 @@ def forward(module: nn.Module, layer: type) -> Callable:
         return own(view, hidden_states, *args, **kwargs)
 
     return types.MethodType(fused, module)
+
+
+def _checkpoints(module: nn.Module) -> bool:
+    """Whether the class's forward may run its layer twice, of which a view knows nothing."""
+    return module.training and getattr(module, "gradient_checkpointing", False)
 
 
 def _trains(x: torch.Tensor, *norms: nn.Module) -> bool:

@@ -6,6 +6,9 @@ import torch.nn as nn
 class View:
     """Has the attributes that it is given; all others are the module's."""
 
+    # transformers 5.23 asks the type of `self` whether this call is the one that checkpoints: it is not.
+    forward = None
+
     def __init__(self, module: nn.Module, /, **attributes):
         self.__dict__.update(attributes, _module=module)
 

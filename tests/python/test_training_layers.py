@@ -154,6 +154,27 @@ class ResidualSums(Beside):
         model.model.layers[0].input_layernorm.register_forward_hook(lambda *arguments: None)
         self.assertEqual(len(self.rows(graft_kernels.kernelize(model))), model.config.num_hidden_layers - 1)
 
+    def test_a_forward_that_asks_for_the_type_of_its_layer(self):
+        """As from transformers 5.23 on, where the forward of a class checkpoints."""
+        expected = gradients(load("llama").train())
+        model, asked = load("llama").train(), []
+        own = type(model.model.layers[0]).forward
+
+        class Checkpointing(type(model.model.layers[0])):
+            def forward(self, *args, **kwargs):
+                asked.append(type(self).forward is Checkpointing.forward)
+                return own(self, *args, **kwargs)
+
+        for layer in model.model.layers:
+            layer.__class__ = Checkpointing
+        graft_kernels.kernelize(model)
+        self.assertEqual(len(self.rows(model)), model.config.num_hidden_layers)
+        self.assert_gradients(gradients(model), expected)
+        self.assertNotIn(True, asked[-model.config.num_hidden_layers:])
+        model.gradient_checkpointing_enable()
+        self.assert_gradients(gradients(model), expected)
+        self.assertTrue(all(asked[-model.config.num_hidden_layers:]))
+
     def test_checkpointing_and_hidden_states(self):
         expected = gradients(load("llama").train())
         model = graft_kernels.kernelize(load("llama").train())
