@@ -11,12 +11,12 @@
 #include <unistd.h>
 
 #include "graft/kernel/canary.h"
+#include "graft/kernel/get_kernel.h"
 #include "graft/kernel/open_kernel.h"
 #include "graft/kernel/resolver.h"
 #include "graft/kernel/test_library.h"
 #include "graft/layers/kernelize.h"
 #include "graft/layers/slot.h"
-#include "graft/tensor/device.h"
 
 namespace graft::canary {
 
@@ -80,13 +80,8 @@ class CanaryFixture : public testing::Test {
 
   static kernel::Resolution resolve_path(const std::filesystem::path& package,
                                          at::Device device = at::kCPU) {
-    kernel::ResolveRequest request{{package.string(), "", "Any"}, kernel::this_system("cpu", 0)};
-    if (device.is_cuda()) {
-      tensor::ensure_device(device);
-      request.system = kernel::this_system("cuda", tensor::torch_cuda_version());
-      request.capability = tensor::capability(device);
-    }
-    return kernel::resolve(request);
+    return kernel::resolve(
+        kernel::kernel_request(package.string(), {.device = device.str()}, /*is_locked=*/false));
   }
 
   kernel::SealedLibraries library_of(const kernel::Resolution& resolution) {

@@ -85,10 +85,10 @@ class BoundOp<Result(Args...)> {
  private:
   template <typename Taken, size_t... kPlaces>
   static Taken take(torch::jit::Stack& stack, std::index_sequence<kPlaces...>) {
-    if constexpr (kNumResults < Taken >> 1) {
-      return {std::move(stack[kPlaces]).template to<std::tuple_element_t<kPlaces, Taken>>()...};
-    } else if constexpr (kNumResults<Taken> == 1) {
+    if constexpr (kNumResults<Taken> == 1) {
       return std::move(stack.back()).template to<Taken>();
+    } else if constexpr (kNumResults<Taken> != 0) {
+      return {std::move(stack[kPlaces]).template to<std::tuple_element_t<kPlaces, Taken>>()...};
     }
   }
 

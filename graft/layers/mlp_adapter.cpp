@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <array>
 
 #include "graft/layers/adapter.h"
 #include "graft/layers/bound_op.h"
@@ -18,6 +19,22 @@ constexpr ContractValue optional(std::string_view name) {
 
 constexpr ContractValue kVariant = {"variant", c10::TypeKind::IntType};
 
+// What a forward is given, in this order.
+constexpr std::array<ContractValue, 8> kArguments = {{{"x"},
+                                                      {"gate_weight"},
+                                                      {"up_weight"},
+                                                      {"down_weight"},
+                                                      kVariant,
+                                                      optional("gate_bias"),
+                                                      optional("up_bias"),
+                                                      optional("down_bias")}};
+
+constexpr std::array<ContractValue, 9> out_and_arguments() {
+  std::array<ContractValue, 9> values = {{{"out"}}};
+  std::copy(kArguments.begin(), kArguments.end(), values.begin() + 1);
+  return values;
+}
+
 // A layer that trains names two more ops: `train`, a forward that also gives the products of x with gate's
 // and up's weight, and `backward`, which takes them back.
 class MlpAdapter final : public Mlp::Kernel, public std::enable_shared_from_this<MlpAdapter> {
@@ -26,16 +43,7 @@ class MlpAdapter final : public Mlp::Kernel, public std::enable_shared_from_this
              const kernel::PackageLayer& layer)
       : repository_(kernel.repository),
         variant_(variant_number(kernel, layer, Mlp::variant_name(spec))),
-        forward_(kernel, need_op(kernel, layer, "forward"),
-                 {{{"out"},
-                   {"x"},
-                   {"gate_weight"},
-                   {"up_weight"},
-                   {"down_weight"},
-                   kVariant,
-                   optional("gate_bias"),
-                   optional("up_bias"),
-                   optional("down_bias")}}),
+        forward_(kernel, need_op(kernel, layer, "forward"), out_and_arguments()),
         backward_(backward_op<Backward>(kernel, layer,
                                         {{{"grad_out"},
                                           {"x"},
@@ -50,15 +58,7 @@ class MlpAdapter final : public Mlp::Kernel, public std::enable_shared_from_this
                                           optional("down_bias"),
                                           {"weights", c10::TypeKind::BoolType}}})) {
     if (backward_) {
-      train_.emplace(kernel, need_op(kernel, layer, "train"),
-                     Train::Values{{{"x"},
-                                    {"gate_weight"},
-                                    {"up_weight"},
-                                    {"down_weight"},
-                                    kVariant,
-                                    optional("gate_bias"),
-                                    optional("up_bias"),
-                                    optional("down_bias")}});
+      train_.emplace(kernel, need_op(kernel, layer, "train"), kArguments);
     }
   }
 
@@ -100,17 +100,12 @@ class MlpAdapter final : public Mlp::Kernel, public std::enable_shared_from_this
     auto [out, gate, up] = (*train_)(
         dense, weights.gate, weights.up, weights.down, variant_, optional_tensor(weights.gate_bias),
         optional_tensor(weights.up_bias), optional_tensor(weights.down_bias));
-    const Tensors inputs = {x,
-                            weights.gate,
-                            weights.up,
-                            weights.down,
-                            weights.gate_bias,
-                            weights.up_bias,
-                            weights.down_bias};
-    const bool any_weight = std::any_of(inputs.begin() + 1, inputs.end(), [](const auto& input) {
-      return input.defined() && input.requires_grad();
-    });
-    record(repository_, {out}, inputs,
+    const bool any_weight =
+        needs_gradient({&weights.gate, &weights.up, &weights.down, &weights.gate_bias,
+                        &weights.up_bias, &weights.down_bias});
+    record(repository_, {out},
+           {x, weights.gate, weights.up, weights.down, weights.gate_bias, weights.up_bias,
+            weights.down_bias},
            {dense, gate, up, weights.gate, weights.up, weights.down, weights.gate_bias,
             weights.up_bias, weights.down_bias},
            [self = shared_from_this(), any_weight](const Tensors& saved, const Tensors& grads) {
