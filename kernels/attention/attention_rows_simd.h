@@ -106,7 +106,7 @@ inline bool is_none(Int mask) {
 #endif
 }
 
-// The largest lane of a vector without NaN, and the sum of all.
+// The largest lane of a vector without NaN.
 inline float largest_lane(Float value) {
 #if defined(__AVX512F__)
   return _mm512_reduce_max_ps((__m512)value);
@@ -116,13 +116,6 @@ inline float largest_lane(Float value) {
     largest = value[lane] > largest ? value[lane] : largest;
   }
   return largest;
-#endif
-}
-inline float sum_of_lanes(Float value) {
-#if defined(__AVX512F__)
-  return _mm512_reduce_add_ps((__m512)value);
-#else
-  return sum_lanes(value);
 #endif
 }
 
@@ -146,7 +139,7 @@ inline void weigh(float* scores, float* partial, int64_t head_dim) {
   }
   const float old = partial[0] == largest ? 1.0F : exp(splat(partial[0] - reference))[0];
   partial[0] = largest;
-  partial[1] = partial[1] * old + sum_of_lanes(sum);
+  partial[1] = partial[1] * old + sum_lanes(sum);
   if (old != 1.0F) {
     scale_row(partial + 2, old, head_dim);
   }

@@ -43,8 +43,11 @@ void over_vectors(const CudaScope& scope, const Kept& products, const Start& sta
   };
   const auto launch_type = [&](auto type) {
     constexpr int kSize = kVectorSize<decltype(type)>;
-    aligned&& count % kSize == 0 ? launch(type, std::integral_constant<int, kSize>())
-                                 : launch(type, std::integral_constant<int, 1>());
+    if (aligned && count % kSize == 0) {
+      launch(type, std::integral_constant<int, kSize>());
+    } else {
+      launch(type, std::integral_constant<int, 1>());
+    }
   };
   if (count == 0) {
     return;
