@@ -42,10 +42,10 @@ inline CUtensorMap describe(const Problem& base, const void* from, const Extents
   const CUtensorMapDataType dtype = base.dtype == Dtype::kBfloat16
                                         ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
                                         : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
-  const CUresult status =
-      graft_kernels::sm90::encode_function()(&map, dtype, 4, const_cast<void*>(from), sizes, strides, box, steps,
-                        CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                        CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult status = graft_kernels::sm90::encode_function()(
+      &map, dtype, 4, const_cast<void*>(from), sizes, strides, box, steps,
+      CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (status != CUDA_SUCCESS) {
     throw std::runtime_error("[cuda] cuTensorMapEncodeTiled: expected CUDA_SUCCESS, got " +
                              std::to_string(static_cast<int>(status)));

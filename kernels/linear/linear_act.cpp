@@ -6,10 +6,11 @@
 // bias      [M]       x's dtype                    may be absent
 // act       0 none, 1 silu, 2 gelu, 3 gelu_tanh, 4 gelu_quick, 5 relu
 // residual  [..., M]  x's dtype                    contiguous, may be absent
-// Sums, activation and the residual's addition are float32; the sums with their bias are rounded before.
+// Sums, activation and the residual's addition are float32. Where our own products run (few rows, Hopper's tiles)
+// the result is rounded once; where ATen's do, its sums are rounded before.
 // Throws   std::runtime_error `[op] argument: expected …, got …`
-// Devices  cpu
-// Autograd no, deterministic yes (independent of threads), thread-safe yes
+// Devices  cpu, cuda
+// Autograd no, deterministic yes (independent of threads), thread-safe yes, graph-capturable yes
 // Source   torch.nn.functional.linear, silu, gelu, relu; gelu_quick is transformers' QuickGELUActivation
 
 #include "kernels/linear/linear_act_ops.h"

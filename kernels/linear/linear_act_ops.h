@@ -49,7 +49,8 @@ struct ActOps {
   }
 };
 
-// Products and bias alone (linear_cpu.cpp).
+// Products and bias of a device on their own (linear_cpu.cpp, linear_cuda.cu).
 void run_products_cpu(Tensor& out, const Tensor& x, const Part& part, int64_t rows);
+void run_products_cuda(Tensor& out, const Tensor& x, const Part& part, int64_t rows);
 
 }  // namespace graft_kernels::linear

@@ -272,7 +272,7 @@ TEST_P(LinearAct, ReachesBeyond31BitsOnCuda) {
 
 std::vector<Case> cases() {
   std::vector<Case> all;
-  for (const at::DeviceType device : {at::kCPU}) {
+  for (const at::DeviceType device : {at::kCPU, at::kCUDA}) {
     for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16, at::kHalf}) {
       all.push_back({device, dtype});
     }

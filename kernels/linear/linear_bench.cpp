@@ -132,6 +132,12 @@ int main() {
         bench(harness, at::kBFloat16, rows, 4096, 14336);
       }
       bench(harness, at::kHalf, 1, 16384, 2048);
+      for (const int64_t rows : {1, 16, 512, 8192}) {
+        bench_act(harness, at::kBFloat16, rows, 8192, 2048, false);
+        bench_act(harness, at::kBFloat16, rows, 2048, 8192, true);
+        bench_act(harness, at::kBFloat16, rows, 14336, 4096, false);
+        bench_act(harness, at::kBFloat16, rows, 4096, 14336, true);
+      }
       for (const PackedType& type : {kQ40, kQ41, kQ80, kQ4K}) {
         bench_packed(harness, type, 1, 16384, 2048);
         bench_packed(harness, type, 1, 4096, 14336);

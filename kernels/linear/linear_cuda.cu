@@ -5,7 +5,7 @@
 
 #include "kernels/common/aten.h"
 #include "kernels/common/few_rows_launch.h"
-#include "kernels/linear/linear_ops.h"
+#include "kernels/linear/linear_act_ops.h"
 
 namespace graft_kernels::linear {
 
@@ -65,6 +65,10 @@ void run_cuda(const char* op, Tensor& out, const Tensor& x, const std::vector<Pa
 }
 
 }  // namespace
+
+void run_products_cuda(Tensor& out, const Tensor& x, const Part& part, int64_t rows) {
+  run_cuda("linear_act", out, x, {part}, rows);
+}
 
 using CudaOps = Ops<&run_cuda>;
 

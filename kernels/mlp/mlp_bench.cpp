@@ -92,7 +92,7 @@ int main() {
   return graft_kernels::testing::run_benchmarks([](Harness& harness) {
     at::NoGradGuard no_grad;
     if (harness.device().is_cuda()) {
-      for (const int64_t rows : {1, 4, 16, 8192}) {
+      for (const int64_t rows : {1, 4, 16, 512, 8192}) {
         bench(harness, at::kBFloat16, rows, 2048, 8192);
         bench(harness, at::kBFloat16, rows, 4096, 14336);
       }

@@ -1,5 +1,6 @@
 // The gated MLP on CUDA. Few rows of a 16-bit dtype: our own products, bound by reading the weights once,
-// in two launches. All else: ATen's products with our activation between them.
+// in two launches. Many rows of it on Hopper: gate and up as one product of tiles that activates them. All else:
+// ATen's products with our activation between them.
 
 #include <algorithm>
 
@@ -7,6 +8,7 @@
 #include "kernels/common/few_rows_launch.h"
 #include "kernels/mlp/mlp_kernel.cuh"
 #include "kernels/mlp/mlp_ops.h"
+#include "kernels/mlp/sm90_gate_up.h"
 
 namespace graft_kernels::mlp {
 
@@ -26,8 +28,8 @@ bool takes_few_rows(const Arguments& arguments, int64_t rows) {
          few_rows::takes_weight(arguments.down_weight);
 }
 
-void run_gate_up(const CudaScope& scope, const Arguments& arguments, Function function,
-                 int64_t rows, const Tensor& activated) {
+GateUpProblem describe_gate_up(const Arguments& arguments, Function function, int64_t rows,
+                               void* out) {
   GateUpProblem problem;
   problem.function = function;
   problem.gate_weight = arguments.gate_weight.const_data_ptr();
@@ -38,7 +40,14 @@ void run_gate_up(const CudaScope& scope, const Arguments& arguments, Function fu
   problem.rows = static_cast<int>(rows);
   problem.depth = static_cast<int>(arguments.gate_weight.size(1));
   problem.inner = static_cast<int>(arguments.gate_weight.size(0));
-  problem.out = activated.mutable_data_ptr();
+  problem.out = out;
+  return problem;
+}
+
+void run_gate_up(const CudaScope& scope, const Arguments& arguments, Function function,
+                 int64_t rows, const Tensor& activated) {
+  const GateUpProblem problem =
+      describe_gate_up(arguments, function, rows, activated.mutable_data_ptr());
   const unsigned blocks =
       few_rows::grid_size(scope, (problem.inner + kTileColumns - 1) / kTileColumns);
   few_rows::with_half_type(dtype_of(arguments.x), [&](auto type) {
@@ -86,16 +95,27 @@ void activate_all(const CudaScope& scope, Function function, Tensor& gate, const
                                      : launch(std::integral_constant<int, 1>());
 }
 
-void run_many_rows(const CudaScope& scope, Tensor& out, const Arguments& arguments,
-                   Function function) {
-  if (arguments.gate_weight.size(0) == 0) {
-    torch::stable::copy_(out, aten_linear(torch::stable::new_empty(out, {count_rows(out), 0}),
-                                          arguments.down_weight, arguments.down_bias));
-    return;
+// act(x gate^T) * (x up^T) of many rows: one product on Hopper's tiles where they take it, else ATen's two with our
+// activation after them.
+Tensor activated_rows(const CudaScope& scope, const Arguments& arguments, Function function,
+                      int64_t rows) {
+  const Dtype dtype = dtype_of(arguments.x);
+  const int64_t inner = arguments.gate_weight.size(0);
+  if (std::max({rows, inner, arguments.gate_weight.size(1)}) < INT32_MAX) {
+    const Sm90Device device{10 * scope.attribute(cudaDevAttrComputeCapabilityMajor) +
+                                scope.attribute(cudaDevAttrComputeCapabilityMinor),
+                            scope.attribute(cudaDevAttrMultiProcessorCount), scope.stream()};
+    GateUpProblem problem = describe_gate_up(arguments, function, rows, nullptr);
+    if (*why_not_sm90(problem, dtype, device) == '\0') {
+      const Tensor activated = torch::stable::new_empty(arguments.x, {rows, inner});
+      problem.out = activated.mutable_data_ptr();
+      run_sm90(problem, dtype, device);
+      return activated;
+    }
   }
   Tensor gate = aten_linear(arguments.x, arguments.gate_weight, arguments.gate_bias);
   const Tensor up = aten_linear(arguments.x, arguments.up_weight, arguments.up_bias);
-  switch (dtype_of(arguments.x)) {
+  switch (dtype) {
     case Dtype::kFloat32:
       activate_all<float>(scope, function, gate, up);
       break;
@@ -106,14 +126,22 @@ void run_many_rows(const CudaScope& scope, Tensor& out, const Arguments& argumen
       activate_all<Fp16>(scope, function, gate, up);
       break;
   }
-  if (arguments.down_bias) {
-    torch::stable::copy_(out, aten_linear(gate, arguments.down_weight, arguments.down_bias));
+  return torch::stable::view(gate, {rows, inner});
+}
+
+void run_many_rows(const CudaScope& scope, Tensor& out, const Arguments& arguments,
+                   Function function, int64_t rows) {
+  const int64_t hidden = arguments.down_weight.size(0);
+  Tensor matrix = torch::stable::view(out, {rows, hidden});
+  const Tensor activated = arguments.gate_weight.size(0) == 0
+                               ? torch::stable::new_empty(out, {rows, 0})
+                               : activated_rows(scope, arguments, function, rows);
+  if (arguments.down_bias || arguments.gate_weight.size(0) == 0) {
+    torch::stable::copy_(matrix,
+                         aten_linear(activated, arguments.down_weight, arguments.down_bias));
     return;
   }
-  const int64_t hidden = arguments.down_weight.size(0), inner = arguments.down_weight.size(1);
-  Tensor matrix = torch::stable::view(out, {out.numel() / hidden, hidden});
-  aten_product(matrix, torch::stable::view(gate, {gate.numel() / inner, inner}),
-               transposed(arguments.down_weight));
+  aten_product(matrix, activated, transposed(arguments.down_weight));
 }
 
 void run_cuda(Tensor& out, const Arguments& arguments, Function function) {
@@ -123,7 +151,7 @@ void run_cuda(Tensor& out, const Arguments& arguments, Function function) {
   const int64_t rows = count_rows(arguments.x);
   const CudaScope scope(out);
   if (!takes_few_rows(arguments, rows)) {
-    return run_many_rows(scope, out, arguments, function);
+    return run_many_rows(scope, out, arguments, function, rows);
   }
   const Tensor activated = torch::stable::new_empty(out, {rows, arguments.gate_weight.size(0)});
   run_gate_up(scope, arguments, function, rows, activated);

@@ -2,9 +2,7 @@
 // activation of finished products. Device code, no Torch.
 #pragma once
 
-#include <type_traits>
-
-#include "kernels/common/activation_constants.h"
+#include "kernels/common/activate.cuh"
 #include "kernels/common/few_rows.cuh"
 #include "kernels/mlp/mlp.h"
 
@@ -23,16 +21,15 @@ struct GateUpProblem {
   void* out = nullptr;  // [rows, inner]
 };
 
-// In the 16-bit types the result is rounded next, so that a few units of float32 do not matter.
 template <typename T>
 __device__ __forceinline__ float activate(Function function, float x) {
   switch (function) {
     case Function::kSilu:
-      return std::is_same_v<T, float> ? x / (1.F + expf(-x)) : __fdividef(x, 1.F + __expf(-x));
+      return silu<T>(x);
     case Function::kGelu:
-      return 0.5F * x * (1.F + erff(x * kSqrtHalf));
+      return gelu<T>(x);
     default:
-      return 0.5F * x * (1.F + tanhf(kSqrtTwoOverPi * (x + kCubic * x * x * x)));
+      return gelu_tanh<T>(x);
   }
 }
 
