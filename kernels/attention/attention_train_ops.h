@@ -62,6 +62,17 @@ inline Tensor new_lse(const Tensor& query) {
   return torch::stable::new_empty(query, {query.size(1), query.size(0)}, ScalarType::Float);
 }
 
+// Room for the gradient of a key or value. Heads lie inside positions where they do in `tensor`: models pass such views
+// [B, Hk, T, D], whose gradient then needs no copy.
+inline Tensor new_like_view(const Tensor& tensor) {
+  if (tensor.dim() != 4 || tensor.stride(1) >= tensor.stride(2)) {
+    return torch::stable::new_empty(tensor, tensor.sizes());
+  }
+  Tensor room = torch::stable::new_empty(
+      tensor, {tensor.size(0), tensor.size(2), tensor.size(1), tensor.size(3)});
+  return torch::stable::transpose(room, 1, 2);
+}
+
 // The ops for a device whose work is done by kRun; sequences are absent for the dense ones, and the
 // problem says whether gradients are asked for.
 // `like` is a tensor of the call, for further memory and its device.
@@ -120,8 +131,7 @@ struct TrainOps {
                                                      const Sequences* sequences,
                                                      TrainProblem& problem) {
     Tensor grad_query = torch::stable::new_empty(inputs.query, inputs.query.sizes());
-    Tensor grad_key = torch::stable::new_empty(inputs.key, inputs.key.sizes());
-    Tensor grad_value = torch::stable::new_empty(inputs.value, inputs.value.sizes());
+    Tensor grad_key = new_like_view(inputs.key), grad_value = new_like_view(inputs.value);
     const Tensor delta = torch::stable::new_empty(inputs.lse, inputs.lse.sizes());
     check_gradients(op, inputs, {grad_out, grad_query, grad_key, grad_value, delta},
                     sequences != nullptr, problem);

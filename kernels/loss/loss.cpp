@@ -21,8 +21,8 @@
 // CUDA, 64 MiB on the CPU). `train` writes the gradients while the logits are there: 6 T H V
 // operations for a step, where forward and backward apart take 8 and need what lies above them not.
 // Its grad_loss must be known beforehand; gradients are linear in it, so that a common factor may
-// follow. Products sum in float32; grad_weight is kept in weight's dtype on CUDA, rounded once per
-// chunk, and in float32 on the CPU.
+// follow (scale_gradient_: in place, by one float32, on CUDA). Products sum in float32; grad_weight
+// is kept in weight's dtype on CUDA, rounded once per chunk, and in float32 on the CPU.
 // Throws   std::runtime_error `[op] argument: expected …, got …`
 // Devices  cpu, cuda sm_80+   graph-capturable yes, deterministic yes, thread-safe yes
 // Source   torch.nn.functional.cross_entropy; transformers' ForCausalLMLoss; Hsu et al. 2024 (Liger
@@ -31,6 +31,7 @@
 #include <algorithm>
 
 #include "kernels/loss/loss_ops.h"
+#include "kernels/loss/loss_scale.h"
 
 namespace graft_kernels::loss {
 
@@ -267,6 +268,7 @@ int64_t chunk_rows_for(const LinearProblem& linear, int64_t bytes, int64_t row_b
 }
 
 using MetaOps = Ops<&rows_meta, &linear_meta>;
+void scale_meta(Tensor gradient, const Tensor& factor) { check_scale(gradient, factor); }
 
 }  // namespace graft_kernels::loss
 
@@ -308,6 +310,11 @@ GRAFT_OPS(ops) {
       "linear_cross_entropy_train(Tensor grad_loss, Tensor hidden, Tensor weight, Tensor? bias, "
       "Tensor labels, int ignore_index, float softcap, float smoothing, int chunk_rows, bool "
       "with_weight) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  // On CUDA alone: elsewhere the factor can be asked for.
+  ops.def("scale_gradient_(Tensor(a!) gradient, Tensor factor) -> ()");
 }
 
-GRAFT_OPS_IMPL(Meta, ops) { graft_kernels::loss::MetaOps::implement(ops); }
+GRAFT_OPS_IMPL(Meta, ops) {
+  graft_kernels::loss::MetaOps::implement(ops);
+  ops.impl("scale_gradient_", TORCH_BOX(&graft_kernels::loss::scale_meta));
+}

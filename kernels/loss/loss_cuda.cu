@@ -8,7 +8,7 @@
 
 #include "kernels/common/cuda_launch.h"
 #include "kernels/loss/loss_aten.h"
-#include "kernels/loss/loss_kernel.cuh"
+#include "kernels/loss/loss_cluster_kernel.cuh"
 #include "kernels/loss/loss_ops.h"
 
 namespace graft_kernels::loss {
@@ -55,6 +55,46 @@ void launch(const Problem& problem, const CudaScope& scope) {
   check_cuda(cudaGetLastError(), "cross_entropy_kernel");
 }
 
+// The smallest cluster whose blocks keep a whole row of `bytes`, or the largest there is.
+int cluster_for(int64_t bytes) {
+  int cluster = 1;
+  while (cluster < kMaxCluster && bytes > int64_t{cluster} * kClusterBytes) {
+    cluster *= 2;
+  }
+  return cluster;
+}
+
+// Long rows that train, on Hopper. Returns false where it is not for the call.
+template <typename T, int kSize>
+bool launch_cluster(const Problem& problem, const CudaScope& scope) {
+  const int64_t vectors = problem.columns / kSize;
+  const int vector_bytes = static_cast<int>(sizeof(T)) * kSize;
+  const int cluster = cluster_for(vectors * vector_bytes);
+  if (cluster == 1 || problem.rows > kMaxGrid / cluster ||
+      scope.attribute(cudaDevAttrComputeCapabilityMajor) < 9) {
+    return false;
+  }
+  const auto kernel = cross_entropy_cluster_kernel<T, kSize>;
+  const int64_t share = (vectors + cluster - 1) / cluster;
+  const int cached = static_cast<int>(std::min<int64_t>(share, kClusterBytes / vector_bytes));
+  check_cuda(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kClusterBytes),
+      "cudaFuncSetAttribute");
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(problem.rows * cluster));
+  config.blockDim = dim3(kClusterThreads);
+  config.dynamicSmemBytes = static_cast<size_t>(cached) * vector_bytes;
+  config.stream = scope.stream();
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  check_cuda(cudaLaunchKernelEx(&config, kernel, problem, cached, cluster),
+             "cross_entropy_cluster_kernel");
+  return true;
+}
+
 template <typename T, int kSize>
 void launch_mode(const Problem& problem, const CudaScope& scope) {
   switch (problem.mode) {
@@ -63,6 +103,11 @@ void launch_mode(const Problem& problem, const CudaScope& scope) {
     case Mode::kBackward:
       return launch<T, kSize, Mode::kBackward>(problem, scope);
     case Mode::kTrain:
+      if constexpr (kSize > 1) {
+        if (launch_cluster<T, kSize>(problem, scope)) {
+          return;
+        }
+      }
       return launch<T, kSize, Mode::kTrain>(problem, scope);
   }
 }

@@ -1,5 +1,5 @@
-// Rows of cross-entropy on CUDA: one block per row, which reads the logits once and keeps what fits
-// in shared memory for the gradient; the rest of a long row comes from the second-level cache.
+// Rows of cross-entropy on CUDA: one block per row, or on Hopper a cluster (loss_cluster_kernel.cuh), which reads the
+// logits once and keeps what fits in shared memory for the gradient; the rest comes from the second-level cache.
 // Device code, no Torch.
 #pragma once
 
@@ -151,31 +151,36 @@ struct RowGradient {
   int64_t label;
   Cap cap;
 
+  // `target` is taken off where the label is.
   template <bool kCapped>
-  __device__ __forceinline__ float at(float logit, int64_t column) const {
+  __device__ __forceinline__ float at(float logit, float off) const {
     const float z = kCapped ? cap.apply(logit) : logit;
-    float share = __expf(z - lse) - spread;
-    if (column == label) {
-      share -= target;
-    }
+    const float share = __expf(z - lse) - spread - off;
     return factor * (kCapped ? share * cap.slope(z) : share);
   }
-  // One question about the soft cap per vector, none per element.
-  template <typename T, int kSize>
-  __device__ __forceinline__ Vec<T, kSize> of(const Vec<T, kSize>& vector, int64_t column) const {
+  template <bool kCapped, typename T, int kSize>
+  __device__ __forceinline__ Vec<T, kSize> every(const Vec<T, kSize>& vector,
+                                                 int64_t column) const {
     Vec<T, kSize> result;
-    if (cap.is_set()) {
+    const int64_t place = label - column;
+    if (place < 0 || place >= kSize) {
 #pragma unroll
       for (int i = 0; i < kSize; ++i) {
-        result.data[i] = from_float<T>(at<true>(to_float(vector.data[i]), column + i));
+        result.data[i] = from_float<T>(at<kCapped>(to_float(vector.data[i]), 0.0F));
       }
-    } else {
+      return result;
+    }
 #pragma unroll
-      for (int i = 0; i < kSize; ++i) {
-        result.data[i] = from_float<T>(at<false>(to_float(vector.data[i]), column + i));
-      }
+    for (int i = 0; i < kSize; ++i) {
+      const float off = static_cast<int>(place) == i ? target : 0.0F;
+      result.data[i] = from_float<T>(at<kCapped>(to_float(vector.data[i]), off));
     }
     return result;
+  }
+  // One question about the soft cap and one about the label per vector, none per element.
+  template <typename T, int kSize>
+  __device__ __forceinline__ Vec<T, kSize> of(const Vec<T, kSize>& vector, int64_t column) const {
+    return cap.is_set() ? every<true>(vector, column) : every<false>(vector, column);
   }
 };
 
@@ -248,25 +253,49 @@ __device__ __forceinline__ void write_row(const T* row, T* grad, int64_t columns
   }
 }
 
-// One block per row. `cached` is how many vectors of a row the dynamic shared memory holds.
-template <typename T, int kSize, Mode kMode>
-__global__ void __launch_bounds__(kMaxThreads)
-    cross_entropy_kernel(const Problem problem, const int cached) {
+// A row that one block has for itself.
+struct WholeRow {
+  static __device__ __forceinline__ int rank() { return 0; }
+  static __device__ __forceinline__ int count() { return 1; }
+  static __device__ __forceinline__ Online join(Online own, float*) { return own; }
+  static __device__ __forceinline__ void leave() {}
+};
+
+// The share of a row that block `rank` of `count` takes: whole vectors, and for the last one what is left of them.
+struct Share {
+  int64_t begin, columns;
+
+  template <int kSize>
+  static __device__ __forceinline__ Share of(int64_t columns, int rank, int count) {
+    const int64_t vectors = columns / kSize, most = (vectors + count - 1) / count;
+    const int64_t first = min(rank * most, vectors), last = min(first + most, vectors);
+    const int64_t rest = rank == count - 1 ? columns % kSize : 0;
+    return {first * kSize, (last - first) * kSize + rest};
+  }
+};
+
+// One row, or a block's share of it; `cached` is how many vectors the block's dynamic shared memory holds.
+template <typename T, int kSize, Mode kMode, typename Group>
+__device__ __forceinline__ void compute_row(const Problem& problem, int64_t row, int cached,
+                                            Group group) {
   extern __shared__ uint4 shared[];
   Vec<T, kSize>* cache = reinterpret_cast<Vec<T, kSize>*>(shared);
-  const int64_t row = blockIdx.x, columns = problem.columns;
-  const T* logits = static_cast<const T*>(problem.logits) + problem.logits_rows.offset(row);
-  T* grad = static_cast<T*>(problem.grad) + problem.grad_rows.offset(row);
+  const int64_t columns = problem.columns;
+  const Share share = Share::of<kSize>(columns, group.rank(), group.count());
+  const T* whole_row = static_cast<const T*>(problem.logits) + problem.logits_rows.offset(row);
+  const T* logits = whole_row + share.begin;
+  T* grad = static_cast<T*>(problem.grad) + problem.grad_rows.offset(row) + share.begin;
   const int64_t label = problem.labels[problem.label_rows.offset(row)];
+  const bool is_first = group.rank() == 0 && threadIdx.x == 0;
   if (label == problem.options.ignore_index || label < 0 || label >= columns) {
     // Nothing may wait for the device here: a label out of range shows as NaN.
     const float value = label == problem.options.ignore_index ? 0.0F : NAN;
-    if (kMode != Mode::kBackward && threadIdx.x == 0) {
+    if (kMode != Mode::kBackward && is_first) {
       problem.loss[row] = value;
       problem.lse[row] = value;
     }
     if constexpr (kMode != Mode::kForward) {
-      fill_row(grad, columns, value);
+      fill_row(grad, share.columns, value);
     }
     return;
   }
@@ -276,16 +305,16 @@ __global__ void __launch_bounds__(kMaxThreads)
   if constexpr (kMode == Mode::kBackward) {
     lse = problem.lse[row];
   } else {
-    const float label_z = cap.apply(to_float(logits[label]));
+    const float label_z = cap.apply(to_float(whole_row[label]));
     Running running;
-    read_row<T, kSize>(logits, columns, cache, cached, cap, smoothing > 0.0F, running);
+    read_row<T, kSize>(logits, share.columns, cache, cached, cap, smoothing > 0.0F, running);
     const Online own = running.total();
     float plain = running.plain();
     // Every thread has read the label's logit when the row may be overwritten: a barrier lies in
     // between.
-    const Online whole = merge_over_block(own, &plain);
+    const Online whole = group.join(merge_over_block(own, &plain), &plain);
     lse = shift_of(whole.top) + logf(whole.sum);
-    if (threadIdx.x == 0) {
+    if (is_first) {
       const float mean = plain / static_cast<float>(columns);
       problem.lse[row] = lse;
       problem.loss[row] =
@@ -295,9 +324,18 @@ __global__ void __launch_bounds__(kMaxThreads)
   if constexpr (kMode != Mode::kForward) {
     const float factor = problem.grad_loss[problem.grad_loss_rows.offset(row)];
     const RowGradient gradient{
-        lse, factor, smoothing / static_cast<float>(columns), 1.0F - smoothing, label, cap};
-    write_row<T, kSize>(logits, grad, columns, cache, kMode == Mode::kTrain ? cached : 0, gradient);
+        lse, factor, smoothing / static_cast<float>(columns), 1.0F - smoothing, label - share.begin,
+        cap};
+    write_row<T, kSize>(logits, grad, share.columns, cache, kMode == Mode::kTrain ? cached : 0,
+                        gradient);
   }
+  group.leave();
+}
+
+template <typename T, int kSize, Mode kMode>
+__global__ void __launch_bounds__(kMaxThreads)
+    cross_entropy_kernel(const Problem problem, const int cached) {
+  compute_row<T, kSize, kMode>(problem, blockIdx.x, cached, WholeRow());
 }
 
 }  // namespace graft_kernels::loss

@@ -50,15 +50,34 @@ class _TrainedLinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, labels, scale, options):
-        loss, _, *grads = ops.linear_cross_entropy_train(
+        loss, lse, *grads = ops.linear_cross_entropy_train(
             scale.expand(hidden.shape[:-1]), hidden, weight, bias, labels, *options, ctx.needs_input_grad[1])
-        ctx.save_for_backward(*grads)
+        ctx.options = options
+        if hidden.is_cuda and not torch.compiler.is_compiling():
+            ctx.grads = grads
+            ctx.save_for_backward(hidden, weight, bias, labels, lse, scale)
+        else:
+            ctx.save_for_backward(*grads)
         return loss.sum() * scale
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
-        return _wanted(ctx, [g * grad.to(g.dtype) for g in ctx.saved_tensors]) + (None, None, None)
+        grads = _handed_over(ctx, grad) if hasattr(ctx, "grads") else [
+            g * grad.to(g.dtype) for g in ctx.saved_tensors]
+        return _wanted(ctx, grads) + (None, None, None)
+
+
+def _handed_over(ctx, grad):
+    """The gradients themselves, scaled where they lie; a second backward through the same graph makes them again."""
+    grads, ctx.grads = ctx.grads, None
+    hidden, weight, bias, labels, lse, scale = ctx.saved_tensors
+    if grads is None:
+        return ops.linear_cross_entropy_backward((grad * scale).expand(hidden.shape[:-1]), hidden, weight, bias, labels,
+                                                 lse, *ctx.options, ctx.needs_input_grad[1])
+    for g in grads:
+        ops.scale_gradient_(g, grad)
+    return grads
 
 
 def _wanted(ctx, grads):
