@@ -7,7 +7,7 @@
 
 namespace graft_kernels::loss {
 
-inline constexpr int kClusterThreads = 384;
+inline constexpr int kClusterThreads = 320;
 inline constexpr int kBlocksPerProcessor = 3;
 // The largest cluster that every Hopper device launches.
 inline constexpr int kMaxCluster = 8;
