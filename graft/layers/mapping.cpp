@@ -151,6 +151,8 @@ const KernelMapping& default_mapping() {
     // No backward here.
     for (const char* device : {"cpu", "cuda"}) {
       made.set("Linear", {device}, {{Mode::kInferenceCompile, reference("linear", "Linear")}});
+      made.set("PackedLinear", {device},
+               {{Mode::kInferenceCompile, reference("linear", "PackedLinear")}});
       made.set("Attention", {device},
                {{Mode::kInferenceCompile, reference("attention", "Attention")}});
     }
@@ -158,8 +160,6 @@ const KernelMapping& default_mapping() {
     for (const char* layer : {"SwiGLUMLP", "GeGLUMLP", "MLP"}) {
       made.set(layer, {"cpu"}, {{Mode::kInferenceCompile, reference("mlp", layer)}});
     }
-    made.set("PackedLinear", {"cpu"},
-             {{Mode::kInferenceCompile, reference("linear", "PackedLinear")}});
     return made;
   }();
   return mapping;

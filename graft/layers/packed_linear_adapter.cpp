@@ -114,7 +114,8 @@ class PackedLinearAdapter final : public PackedLinear::Kernel {
 
   at::Tensor layout(const PackedWeight& weight) const {
     return weight.layout(layout_name_, [&] {
-      return pack_(weight.blocks(), number(weight), weight.rows(), weight.columns());
+      return pack_(weight.blocks(), number(weight), weight.rows(), weight.columns())
+          .to(weight.device());
     });
   }
 

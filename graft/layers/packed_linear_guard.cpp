@@ -29,7 +29,7 @@ std::vector<size_t> factor_places(io::GgmlType type) {
 }
 
 // A weight of random blocks with factors around 0.01.
-PackedWeight random_weight(io::GgmlType type, int64_t rows, int64_t columns) {
+PackedWeight random_weight(io::GgmlType type, int64_t rows, int64_t columns, at::Device device) {
   const io::GgmlTypeInfo& facts = io::info(type);
   const int64_t num_blocks = rows * columns / facts.block_elements;
   at::Generator generator = at::detail::createCPUGenerator(20261);
@@ -49,6 +49,7 @@ PackedWeight random_weight(io::GgmlType type, int64_t rows, int64_t columns) {
                                  static_cast<size_t>(bytes.numel())},
                        .owner = std::make_shared<at::Tensor>(bytes),
                        .release = {},
+                       .device = device,
                        .interleaved_heads = 0});
 }
 
@@ -140,8 +141,8 @@ std::string guard(const PackedLinear::Spec& spec, const PackedLinear::Kernel& ca
                   const PackedLinear::Kernel&, at::ScalarType dtype, at::Device device) {
   // The error is held against the contract's own bound: the reference does not round x.
   PackedGuard guard(candidate, dtype, device);
-  const PackedWeight even = random_weight(spec.type, 48, 256);
-  const PackedWeight odd = random_weight(spec.type, 19, 256);
+  const PackedWeight even = random_weight(spec.type, 48, 256, device);
+  const PackedWeight odd = random_weight(spec.type, 19, 256, device);
   return first_refusal({[&] { return guard.check_joined(even, odd); },
                         [&] { return guard.check(even, 1, false, false); },
                         [&] { return guard.check(odd, 5, true, false); },

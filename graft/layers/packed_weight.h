@@ -31,6 +31,8 @@ class PackedWeight {
     std::shared_ptr<const void> owner;  // keeps `bytes`
     // Gives the pages of `bytes` back once a kernel has its own layout; absent: they stay.
     std::function<void()> release;
+    // Where products with it are made. Blocks stay in host memory; a kernel's layout lies there.
+    at::Device device = at::kCPU;
     // Heads whose rows are stored with their two halves interleaved (llama.cpp's query and key
     // weights); 0: rows are stored in their order.
     int64_t interleaved_heads = 0;
@@ -43,6 +45,7 @@ class PackedWeight {
   explicit PackedWeight(Source source);
 
   io::GgmlType type() const { return source_.type; }
+  at::Device device() const { return source_.device; }
   int64_t rows() const { return source_.rows; }
   int64_t columns() const { return source_.columns; }
   size_t size_bytes() const { return source_.bytes.size(); }

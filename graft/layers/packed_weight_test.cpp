@@ -30,6 +30,7 @@ PackedWeight::Source numbered_rows(int64_t rows, int64_t heads = 0) {
                     static_cast<size_t>(bytes.numel())},
           .owner = std::make_shared<at::Tensor>(bytes),
           .release = {},
+          .device = at::kCPU,
           .interleaved_heads = heads};
 }
 

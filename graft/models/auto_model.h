@@ -22,7 +22,8 @@ namespace graft::models {
 // Whether the matrices of a quantized .gguf file stay in its packed blocks (layers/packed_weight.h).
 //   kAuto      packed where kernels are on, the device is the CPU, no dtype is named and nothing
 //              trains; else unpacked
-//   kPacked    packed; `dtype` is then that of everything else, float32 by itself
+//   kPacked    packed; `dtype` is then that of everything else, float32 by itself. On CUDA the rows that an
+//              embedding looks up lie there in that dtype beside the packed ones of a tied head
 //   kUnpacked  unpacked to `dtype` at loading
 enum class WeightFormat { kAuto, kPacked, kUnpacked };
 
@@ -65,8 +66,8 @@ class AutoModelForCausalLM {
   // Throws   FormatError when config or weights break their format or do not fit each other
   // Throws   IncompatibleError for a model_type that graft does not know
   // Throws   InvalidArgument for an unknown attn_implementation, `models.device-map.uncovered`, and
-  //          `models.auto_model.packed` for packed weights of another file, on another device or to
-  //          train
+  //          `models.auto_model.packed` for packed weights of another file, on other devices than the
+  //          CPU and CUDA, or to train
   // Throws   IncompatibleError `models.attn_implementation.refused` for a kernel that cannot do what the
   //          model asks, before weights are read
   // Throws   DeviceError when the device is missing

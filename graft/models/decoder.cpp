@@ -167,7 +167,7 @@ void DecoderForCausalLM::finish_loading(const std::string& folder, const std::st
   if (tied()) {
     tie_head();
   }
-  model_->embed_tokens->packed_dtype = dtype();
+  model_->embed_tokens->set_packed_dtype(dtype());
   info_.folder = folder;
   info_.weights_file = weights_file;
   info_.config_json = config_json;

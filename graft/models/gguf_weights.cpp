@@ -133,7 +133,8 @@ class GgufWeights final : public WeightSource {
     return value.to(at::TensorOptions().dtype(dtype).device(device));
   }
 
-  std::shared_ptr<const layers::PackedWeight> load_packed(const std::string& key) override {
+  std::shared_ptr<const layers::PackedWeight> load_packed(const std::string& key,
+                                                          at::Device device) override {
     const Stored& stored = stored_.at(key);
     const io::GgufTensor& tensor = *stored.tensor;
     if (tensor.shape.size() != 2 || stored.target.shifted ||
@@ -150,6 +151,7 @@ class GgufWeights final : public WeightSource {
         .bytes = tensor.bytes,
         .owner = file_.file(),
         .release = [file = file_.file(), bytes = tensor.bytes] { file->release(bytes); },
+        .device = device,
         .interleaved_heads = heads});
   }
 

@@ -78,19 +78,21 @@ ModelFiles open_model_files(const ModelLocation& location) {
 
 bool stays_packed(const LoadOptions& options, const ModelLocation& location,
                   const at::Device& device) {
-  const bool can = !location.gguf_file.empty() && device.is_cpu() && !options.trainable;
+  const bool can =
+      !location.gguf_file.empty() && (device.is_cpu() || device.is_cuda()) && !options.trainable;
   if (options.weights == WeightFormat::kPacked && !can) {
-    throw InvalidArgument(
-        "models.auto_model", "packed",
-        fmt::format(
-            "packed weights: expected a .gguf file, on the CPU, not to train, got `{}` on {}{}",
-            location.gguf_file.empty() ? location.folder.string() : location.gguf_file.string(),
-            device.str(), options.trainable ? ", to train" : ""));
+    throw InvalidArgument("models.auto_model", "packed",
+                          fmt::format("packed weights: expected a .gguf file, on the CPU or CUDA, "
+                                      "not to train, got `{}` on {}{}",
+                                      location.gguf_file.empty() ? location.folder.string()
+                                                                 : location.gguf_file.string(),
+                                      device.str(), options.trainable ? ", to train" : ""));
   }
   const bool kernels = (options.use_kernels || options.kernel_config) && env::use_hub_kernels() &&
                        !env::disable_kernel_mapping();
   return options.weights == WeightFormat::kPacked ||
-         (options.weights == WeightFormat::kAuto && can && kernels && !options.dtype);
+         (options.weights == WeightFormat::kAuto && can && device.is_cpu() && kernels &&
+          !options.dtype);
 }
 
 }  // namespace graft::models

@@ -9,6 +9,7 @@
 #include "graft/models/auto_model.h"
 #include "graft/models/save_pretrained.h"
 #include "graft/models/test_gguf.h"
+#include "graft/tensor/device.h"
 
 namespace graft::models {
 namespace {
@@ -21,7 +22,7 @@ at::Tensor some_ids(int64_t count) {
 
 at::Tensor logits_of(CausalLM& model, int64_t count = 12) {
   const at::NoGradGuard no_grad;
-  return model.forward({.input_ids = some_ids(count)});
+  return model.forward({.input_ids = some_ids(count).to(model.device())});
 }
 
 // A tiny model in blocks of Q8_0.
@@ -144,6 +145,32 @@ TEST(PackedModels, AreRefusedWhereTheyCannotBe) {
                                           {.weights = WeightFormat::kPacked});
   });
   EXPECT_THROW(parse_weight_format("squeezed"), InvalidArgument);
+}
+
+TEST(PackedModels, StayPackedOnCuda) {
+  if (!tensor::cuda_available()) {
+    GTEST_SKIP() << "no CUDA device";
+  }
+  for (const char* name : {"llama", "gemma2"}) {  // with a head of its own, and a tied one
+    const PackedModel files(name, name);
+    const DeviceMap cuda("cuda");
+    const auto unpacked = files.load({.device_map = cuda, .weights = WeightFormat::kUnpacked});
+    const auto packed =
+        files.load({.use_kernels = true, .device_map = cuda, .weights = WeightFormat::kPacked});
+    EXPECT_GT(nn::packed_bytes(*packed), 0);
+    const auto report = layers::kernelize_report(*packed);
+    ASSERT_TRUE(report.has_value());
+    for (const auto& slot : report->slots) {
+      EXPECT_TRUE(slot.layer != "PackedLinear" || !slot.chosen.empty()) << slot.slot;
+    }
+    for (const int64_t count : {1, 12, 24}) {
+      const at::Tensor want = logits_of(*unpacked, count);
+      const double error = (logits_of(*packed, count) - want).abs().max().item<double>();
+      EXPECT_LT(error, 3e-2 * want.abs().max().item<double>()) << name << " " << count;
+    }
+    layers::unkernelize(*packed);
+    EXPECT_TRUE(at::equal(logits_of(*packed), logits_of(*unpacked))) << name;
+  }
 }
 
 TEST(PackedModels, AreSavedUnpacked) {

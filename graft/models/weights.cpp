@@ -126,11 +126,11 @@ std::vector<nn::WeightSlot> match(DecoderForCausalLM& model, const WeightSource&
 namespace {
 
 // Whether the weight stays in its blocks, and is in its place now.
-bool assign_packed(const nn::WeightSlot& slot, WeightSource& source) {
+bool assign_packed(const nn::WeightSlot& slot, WeightSource& source, at::Device device) {
   if (!slot.owner->takes_packed(slot.name)) {
     return false;
   }
-  auto packed = source.load_packed(slot.key);
+  auto packed = source.load_packed(slot.key, device);
   if (packed == nullptr) {
     return false;
   }
@@ -152,7 +152,7 @@ void load_weights(DecoderForCausalLM& model, WeightSource& source, const WeightO
   const std::vector<nn::WeightSlot> wanted = match(model, source);
   int64_t done = 0;
   for (const nn::WeightSlot& slot : wanted) {
-    if (!options.packed || !assign_packed(slot, source)) {
+    if (!options.packed || !assign_packed(slot, source, options.device)) {
       assign_values(slot, source, options);
     }
     if (options.progress) {

@@ -31,8 +31,8 @@ class WeightSource {
   virtual std::vector<StoredTensor> list() const = 0;
   // The tensor under `key`. Aliases the file's mapping where device and dtype allow it.
   virtual at::Tensor load(const std::string& key, at::ScalarType dtype, at::Device device) = 0;
-  // The tensor under `key` in its packed blocks; null where it is stored otherwise.
-  virtual std::shared_ptr<const layers::PackedWeight> load_packed(const std::string&) {
+  // The tensor under `key` in its packed blocks, for products on the device; null where it is stored otherwise.
+  virtual std::shared_ptr<const layers::PackedWeight> load_packed(const std::string&, at::Device) {
     return nullptr;
   }
   // The floating dtype that most of the file is stored in; float32 for quantized files.

@@ -68,13 +68,23 @@ Embedding::Embedding(int64_t num_embeddings, int64_t embedding_dim) {
 }
 
 at::Tensor Embedding::forward(const at::Tensor& ids) const {
-  return packed_ ? packed_->unpacked_rows(ids, packed_dtype) : at::embedding(weight, ids);
+  if (packed_ && !rows_.defined()) {
+    return packed_->unpacked_rows(ids, packed_dtype_);
+  }
+  return at::embedding(packed_ ? rows_ : weight, ids);
 }
 
 void Embedding::assign_packed(const std::string& name,
                               std::shared_ptr<const layers::PackedWeight> value) {
   replace_weight(name, *value);
   packed_ = std::move(value);
+}
+
+void Embedding::set_packed_dtype(at::ScalarType dtype) {
+  packed_dtype_ = dtype;
+  if (packed_ && !packed_->device().is_cpu()) {
+    rows_ = packed_->unpacked(dtype).to(packed_->device());
+  }
 }
 
 void prepare_packed(const torch::nn::Module& root) {

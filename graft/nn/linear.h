@@ -52,7 +52,7 @@ class Embedding : public Block {
  public:
   Embedding(int64_t num_embeddings, int64_t embedding_dim);
 
-  // ids [B, S] int64 -> [B, S, H], in the dtype of the weight; of a packed one, in `packed_dtype`.
+  // ids [B, S] int64 -> [B, S, H], in the dtype of the weight; of a packed one, as set_packed_dtype() says.
   at::Tensor forward(const at::Tensor& ids) const;
 
   bool takes_packed(const std::string& name) const override { return name == "weight"; }
@@ -62,11 +62,16 @@ class Embedding : public Block {
     return packed_;
   }
 
+  // The dtype of what a packed weight's lookups give; on a GPU the rows to look up are unpacked to it now. Without a
+  // packed weight nothing happens.
+  void set_packed_dtype(at::ScalarType dtype);
+
   at::Tensor weight;  // [V, H]; undefined where it is packed
-  at::ScalarType packed_dtype = at::kFloat;
 
  private:
   std::shared_ptr<const layers::PackedWeight> packed_;
+  at::ScalarType packed_dtype_ = at::kFloat;
+  at::Tensor rows_;  // [V, H] of a packed weight on a GPU, where blocks cannot be read
 };
 
 // Lets the kernels of all packed weights below `root` make their layouts now.

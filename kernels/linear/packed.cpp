@@ -16,7 +16,7 @@
 // infinities. On CUDA up to 16 rows are rounded to bytes, where a row with a value that is not finite
 // gives NaN; more rows, not rounded, take the product of the weight's values in x's dtype.
 // Throws   std::runtime_error `[op] argument: expected …, got …`
-// Devices  cpu, cuda; pack_weight: cpu (pack, then move); packed_linear_join_out: cpu
+// Devices  cpu, cuda; pack_weight: cpu (pack, then move)
 // Autograd no, deterministic yes (independent of threads), thread-safe yes
 // Source   ggml's block formats; torch.nn.functional.linear on the unpacked weight
 
@@ -94,13 +94,6 @@ void check_packed_parts(const char* op, const Tensor& out, const Tensor& x,
   check_same_device(op, {"out", out}, {"x", x});
 }
 
-const PackedFormat& check_packed_arguments(const char* op, const Tensor& out, const Tensor& x,
-                                           const Tensor& packed, int64_t type, int64_t rows,
-                                           const std::optional<Tensor>& bias) {
-  check_packed_parts(op, out, x, {{packed, type, rows, bias}});
-  return *find_packed_format(type);
-}
-
 std::vector<PackedPart> packed_join_parts(
     const Tensor& first, const Tensor& second, const std::optional<Tensor>& third,
     int64_t first_type, int64_t second_type, int64_t third_type, int64_t first_rows,
@@ -117,30 +110,7 @@ std::vector<PackedPart> packed_join_parts(
 
 namespace {
 
-void packed_linear_join_out_meta(Tensor out, const Tensor& x, const Tensor& first,
-                                 const Tensor& second, const std::optional<Tensor>& third,
-                                 int64_t first_type, int64_t second_type, int64_t third_type,
-                                 int64_t first_rows, int64_t second_rows, int64_t third_rows,
-                                 const std::optional<Tensor>& first_bias,
-                                 const std::optional<Tensor>& second_bias,
-                                 const std::optional<Tensor>& third_bias, bool) {
-  check_packed_parts(
-      "packed_linear_join_out", out, x,
-      packed_join_parts(first, second, third, first_type, second_type, third_type, first_rows,
-                        second_rows, third_rows, first_bias, second_bias, third_bias));
-}
-
-void packed_linear_out_meta(Tensor out, const Tensor& x, const Tensor& packed, int64_t type,
-                            int64_t rows, const std::optional<Tensor>& bias, bool) {
-  check_packed_parts("packed_linear_out", out, x, {{packed, type, rows, bias}});
-}
-
-Tensor packed_linear_meta(const Tensor& x, const Tensor& packed, int64_t type, int64_t rows,
-                          const std::optional<Tensor>& bias, bool) {
-  Tensor out = new_packed_output("packed_linear", x, rows);
-  check_packed_parts("packed_linear", out, x, {{packed, type, rows, bias}});
-  return out;
-}
+void run_meta(const char*, Tensor&, const Tensor&, const std::vector<PackedPart>&, bool) {}
 
 Tensor pack_weight_meta(const Tensor& blocks, int64_t type, int64_t rows, int64_t columns) {
   const PackedFormat& format = check_packed_shape("pack_weight", type, rows, columns);
@@ -150,12 +120,11 @@ Tensor pack_weight_meta(const Tensor& blocks, int64_t type, int64_t rows, int64_
 
 }  // namespace
 
+using PackedMetaOps = PackedOps<&run_meta>;
+
 }  // namespace graft_kernels::linear
 
 GRAFT_OPS_IMPL(Meta, ops) {
-  ops.impl("packed_linear_out", TORCH_BOX(&graft_kernels::linear::packed_linear_out_meta));
-  ops.impl("packed_linear_join_out",
-           TORCH_BOX(&graft_kernels::linear::packed_linear_join_out_meta));
-  ops.impl("packed_linear", TORCH_BOX(&graft_kernels::linear::packed_linear_meta));
+  graft_kernels::linear::PackedMetaOps::implement(ops);
   ops.impl("pack_weight", TORCH_BOX(&graft_kernels::linear::pack_weight_meta));
 }

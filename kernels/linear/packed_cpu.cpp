@@ -131,12 +131,8 @@ std::vector<PartTasks> describe_parts(const Tensor& out, const std::vector<Packe
   return described;
 }
 
-void run(const char* op, Tensor& out, const Tensor& x, const std::vector<PackedPart>& parts,
-         bool round_x) {
-  check_packed_parts(op, out, x, parts);
-  if (out.numel() == 0) {
-    return;
-  }
+void run_cpu(const char* op, Tensor& out, const Tensor& x, const std::vector<PackedPart>& parts,
+             bool round_x) {
   const PreparedRows x_rows(op, x, round_x);
   const bool tiles = x_rows.path == Path::kTiles;
   const std::vector<PartTasks> described =
@@ -171,31 +167,6 @@ void run(const char* op, Tensor& out, const Tensor& x, const std::vector<PackedP
   });
 }
 
-void packed_linear_out(Tensor out, const Tensor& x, const Tensor& packed, int64_t type,
-                       int64_t rows, const std::optional<Tensor>& bias, bool round_x) {
-  run("packed_linear_out", out, x, {{packed, type, rows, bias}}, round_x);
-}
-
-void packed_linear_join_out(Tensor out, const Tensor& x, const Tensor& first, const Tensor& second,
-                            const std::optional<Tensor>& third, int64_t first_type,
-                            int64_t second_type, int64_t third_type, int64_t first_rows,
-                            int64_t second_rows, int64_t third_rows,
-                            const std::optional<Tensor>& first_bias,
-                            const std::optional<Tensor>& second_bias,
-                            const std::optional<Tensor>& third_bias, bool round_x) {
-  run("packed_linear_join_out", out, x,
-      packed_join_parts(first, second, third, first_type, second_type, third_type, first_rows,
-                        second_rows, third_rows, first_bias, second_bias, third_bias),
-      round_x);
-}
-
-Tensor packed_linear(const Tensor& x, const Tensor& packed, int64_t type, int64_t rows,
-                     const std::optional<Tensor>& bias, bool round_x) {
-  Tensor out = new_packed_output("packed_linear", x, rows);
-  run("packed_linear", out, x, {{packed, type, rows, bias}}, round_x);
-  return out;
-}
-
 Tensor pack_weight(const Tensor& blocks, int64_t type, int64_t rows, int64_t columns) {
   const PackedFormat& format = check_packed_shape("pack_weight", type, rows, columns);
   check_bytes("pack_weight", {"blocks", blocks}, block_bytes(format, rows, columns));
@@ -211,11 +182,11 @@ Tensor pack_weight(const Tensor& blocks, int64_t type, int64_t rows, int64_t col
 
 }  // namespace
 
+using PackedCpuOps = PackedOps<&run_cpu>;
+
 }  // namespace graft_kernels::linear
 
 GRAFT_OPS_IMPL(CPU, ops) {
-  ops.impl("packed_linear_out", TORCH_BOX(&graft_kernels::linear::packed_linear_out));
-  ops.impl("packed_linear_join_out", TORCH_BOX(&graft_kernels::linear::packed_linear_join_out));
-  ops.impl("packed_linear", TORCH_BOX(&graft_kernels::linear::packed_linear));
+  graft_kernels::linear::PackedCpuOps::implement(ops);
   ops.impl("pack_weight", TORCH_BOX(&graft_kernels::linear::pack_weight));
 }

@@ -2,6 +2,7 @@
 // packed weight once. Many rows: panels of the weight are unpacked to x's dtype for ATen's product.
 
 #include <algorithm>
+#include <cstddef>
 #include <type_traits>
 
 #include "kernels/common/aten.h"
@@ -82,34 +83,43 @@ void launch_few_rows(const CudaScope& scope, const PackedCudaProblem& problem) {
                      kPackedThreads, 0, problem);
 }
 
-void run_few_rows(const CudaScope& scope, const PackedFormat& format, const Tensor& out,
-                  const Tensor& x, const Tensor& packed, const std::optional<Tensor>& bias,
-                  bool round_x) {
+// x is prepared once for all parts.
+void run_few_rows(const CudaScope& scope, const Tensor& matrix, const Tensor& x,
+                  const std::vector<PackedPart>& parts, bool round_x) {
   PackedCudaProblem problem;
   problem.dtype = dtype_of(x);
   problem.rows = static_cast<int>(x.size(0));
   problem.chunks = static_cast<int>(x.size(1) / kPackedColumns);
-  problem.columns = static_cast<int>(out.size(out.dim() - 1));
-  problem.packed = static_cast<const uint8_t*>(packed.const_data_ptr());
-  problem.bias = bias ? bias->const_data_ptr() : nullptr;
-  problem.out = out.mutable_data_ptr();
+  problem.out_stride = matrix.size(1);
   const Prepared prepared = prepare(scope, x, round_x, problem);
-  with_format(format, [&](auto index) {
-    constexpr int kFormat = decltype(index)::value;
-    round_x ? launch_few_rows<kFormat, true>(scope, problem)
-            : launch_few_rows<kFormat, false>(scope, problem);
-  });
+  auto* out = static_cast<std::byte*>(matrix.mutable_data_ptr());
+  for (const PackedPart& part : parts) {
+    if (part.rows == 0) {
+      continue;
+    }
+    problem.columns = static_cast<int>(part.rows);
+    problem.packed = static_cast<const uint8_t*>(part.packed.const_data_ptr());
+    problem.bias = part.bias ? part.bias->const_data_ptr() : nullptr;
+    problem.out = out;
+    with_format(*find_packed_format(part.type), [&](auto index) {
+      constexpr int kFormat = decltype(index)::value;
+      round_x ? launch_few_rows<kFormat, true>(scope, problem)
+              : launch_few_rows<kFormat, false>(scope, problem);
+    });
+    out += part.rows * matrix.element_size();
+  }
 }
 
-void run_many_rows(const CudaScope& scope, const PackedFormat& format, Tensor& out, const Tensor& x,
-                   const Tensor& packed, const std::optional<Tensor>& bias) {
-  const int64_t depth = x.size(1), columns = out.size(out.dim() - 1);
+// Writes columns [first_column, first_column + part.rows) of `matrix`.
+void run_many_rows(const CudaScope& scope, Tensor& matrix, int64_t first_column, const Tensor& x,
+                   const PackedPart& part) {
+  const PackedFormat& format = *find_packed_format(part.type);
+  const int64_t depth = x.size(1), columns = part.rows;
   const int64_t chunks = depth / kPackedColumns;
   const int64_t panel_rows =
       std::max(kPanelElements / depth / kPackedRows, int64_t{1}) * kPackedRows;
   const Tensor panel = torch::stable::new_empty(x, {std::min(panel_rows, columns), depth});
-  Tensor matrix = torch::stable::view(out, {x.size(0), columns});
-  const auto* bytes = static_cast<const uint8_t*>(packed.const_data_ptr());
+  const auto* bytes = static_cast<const uint8_t*>(part.packed.const_data_ptr());
   for (int64_t begin = 0; begin < columns; begin += panel_rows) {
     const int64_t count = std::min(panel_rows, columns - begin);
     const uint8_t* from = bytes + begin / kPackedRows * chunks * format.chunk_bytes();
@@ -123,52 +133,38 @@ void run_many_rows(const CudaScope& scope, const PackedFormat& format, Tensor& o
         check_cuda(cudaGetLastError(), "unpack_kernel");
       });
     });
-    Tensor weight = panel, target = torch::stable::narrow(matrix, 1, begin, count);
-    std::optional<Tensor> part_bias;
-    if (bias) {
-      Tensor whole = *bias;
-      part_bias = torch::stable::narrow(whole, 0, begin, count);
+    Tensor weight = panel, target = torch::stable::narrow(matrix, 1, first_column + begin, count);
+    std::optional<Tensor> bias;
+    if (part.bias) {
+      Tensor whole = *part.bias;
+      bias = torch::stable::narrow(whole, 0, begin, count);
     }
-    torch::stable::copy_(target,
-                         aten_linear(x, torch::stable::narrow(weight, 0, 0, count), part_bias));
+    torch::stable::copy_(target, aten_linear(x, torch::stable::narrow(weight, 0, 0, count), bias));
   }
 }
 
-void run(const PackedFormat& format, Tensor& out, const Tensor& x, const Tensor& packed,
-         const std::optional<Tensor>& bias, bool round_x) {
-  if (out.numel() == 0) {
-    return;
-  }
+void run_cuda(const char*, Tensor& out, const Tensor& x, const std::vector<PackedPart>& parts,
+              bool round_x) {
   const CudaScope scope(x);
   const Tensor rows = torch::stable::reshape(x, {count_rows(x), x.size(x.dim() - 1)});
-  if (rows.size(0) <= kMaxPackedRows &&
-      reinterpret_cast<uintptr_t>(read_pointer(packed)) % 16 == 0) {
-    return run_few_rows(scope, format, out, rows, packed, bias, round_x);
+  Tensor matrix = torch::stable::view(out, {rows.size(0), out.size(out.dim() - 1)});
+  const bool aligned = std::all_of(parts.begin(), parts.end(), [](const PackedPart& part) {
+    return reinterpret_cast<uintptr_t>(read_pointer(part.packed)) % 16 == 0;
+  });
+  if (rows.size(0) <= kMaxPackedRows && aligned) {
+    return run_few_rows(scope, matrix, rows, parts, round_x);
   }
-  run_many_rows(scope, format, out, rows, packed, bias);
-}
-
-void packed_linear_out(Tensor out, const Tensor& x, const Tensor& packed, int64_t type,
-                       int64_t rows, const std::optional<Tensor>& bias, bool round_x) {
-  const PackedFormat& format =
-      check_packed_arguments("packed_linear_out", out, x, packed, type, rows, bias);
-  run(format, out, x, packed, bias, round_x);
-}
-
-Tensor packed_linear(const Tensor& x, const Tensor& packed, int64_t type, int64_t rows,
-                     const std::optional<Tensor>& bias, bool round_x) {
-  Tensor out = new_packed_output("packed_linear", x, rows);
-  const PackedFormat& format =
-      check_packed_arguments("packed_linear", out, x, packed, type, rows, bias);
-  run(format, out, x, packed, bias, round_x);
-  return out;
+  int64_t column = 0;
+  for (const PackedPart& part : parts) {
+    run_many_rows(scope, matrix, column, rows, part);
+    column += part.rows;
+  }
 }
 
 }  // namespace
 
+using PackedCudaOps = PackedOps<&run_cuda>;
+
 }  // namespace graft_kernels::linear
 
-GRAFT_OPS_IMPL(CUDA, ops) {
-  ops.impl("packed_linear_out", TORCH_BOX(&graft_kernels::linear::packed_linear_out));
-  ops.impl("packed_linear", TORCH_BOX(&graft_kernels::linear::packed_linear));
-}
+GRAFT_OPS_IMPL(CUDA, ops) { graft_kernels::linear::PackedCudaOps::implement(ops); }

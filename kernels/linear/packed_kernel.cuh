@@ -28,6 +28,7 @@ struct PackedCudaProblem {
   const uint8_t* packed = nullptr;
   const void* bias = nullptr;  // [M] or absent
   void* out = nullptr;         // [N, M]
+  int64_t out_stride = 0;      // elements from row to row of out
   // x, prepared by a kernel before: bytes and their scales, or float32.
   const int8_t* codes = nullptr;  // [N, K]
   const float* scales = nullptr;  // [N, K / 32]
@@ -195,7 +196,7 @@ __device__ __forceinline__ void store_result(const PackedCudaProblem& problem, i
     if (problem.bias != nullptr) {
       sum += to_float(static_cast<const T*>(problem.bias)[column]);
     }
-    static_cast<T*>(problem.out)[int64_t{n} * problem.columns + column] = from_float<T>(sum);
+    static_cast<T*>(problem.out)[n * problem.out_stride + column] = from_float<T>(sum);
   };
   switch (problem.dtype) {
     case Dtype::kFloat32:

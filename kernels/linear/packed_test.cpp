@@ -131,6 +131,38 @@ TEST_P(PackedLinear, WithRoundedInputsStaysWithinTheWrittenBound) {
   }
 }
 
+TEST_P(PackedLinear, JoinedWeightsGiveTheBitsOfSeparateOnes) {
+  // The second weight is of another type: files mix them.
+  const Weight first = draw(37, 8 * 256 / block_columns());
+  const Weight third = draw(8, 8 * 256 / block_columns());
+  const int64_t depth = first.values.size(1);
+  const at::Tensor q8 = stored("Q8_0.packed")
+                            .view({9, -1})
+                            .index_select(0, at::randint(9, {20 * depth / 32}))
+                            .flatten();
+  const at::Device device(GetParam().device);
+  const at::Tensor second =
+      package()("pack_weight", q8, int64_t{8}, int64_t{20}, depth)[0].toTensor().to(device);
+  const at::Tensor one = first.packed.to(device), three = third.packed.to(device);
+  for (const int64_t rows : {0, 1, 5, 16, 17, 40}) {
+    const at::Tensor x = at::randn({rows, depth}).to(device), bias = at::randn({20}).to(device);
+    const at::Tensor out = at::empty({rows, 65}, x.options());
+    package()("packed_linear_join_out", out, x, one, second, three, GetParam().number, int64_t{8},
+              GetParam().number, int64_t{37}, int64_t{20}, int64_t{8}, c10::IValue(), bias,
+              c10::IValue(), true);
+    const at::Tensor middle =
+        package()("packed_linear", x, second, int64_t{8}, int64_t{20}, bias, true)[0].toTensor();
+    const at::Tensor separate =
+        at::cat({apply(x, first, true), middle.cpu(), apply(x, third, true)}, 1);
+    EXPECT_TRUE(is_same_bits(out.cpu(), separate)) << rows;
+    const at::Tensor two = at::empty({rows, 57}, x.options());
+    package()("packed_linear_join_out", two, x, one, second, c10::IValue(), GetParam().number,
+              int64_t{8}, int64_t{8}, int64_t{37}, int64_t{20}, int64_t{0}, c10::IValue(), bias,
+              c10::IValue(), true);
+    EXPECT_TRUE(is_same_bits(two.cpu(), separate.narrow(1, 0, 57))) << rows;
+  }
+}
+
 // Few rows are whole numbers of 15 bits: 256 times closer than the bound that every device keeps.
 TEST_P(PackedOnTheCpu, OfFewRowsIsNearlyExact) {
   for (const int64_t rows : {1, 4, 5, 16}) {
@@ -149,35 +181,6 @@ TEST_P(PackedOnTheCpu, OfFewRowsIsNearlyExact) {
     const at::Tensor error =
         (apply(x, weight, true).to(at::kDouble) - at::matmul(wide, values.t())).abs();
     EXPECT_TRUE(error.le(bound + slack).all().item<bool>()) << rows;
-  }
-}
-
-TEST_P(PackedOnTheCpu, JoinedWeightsGiveTheBitsOfSeparateOnes) {
-  // The second weight is of another type: files mix them.
-  const Weight first = draw(37, 8 * 256 / block_columns());
-  const Weight third = draw(8, 8 * 256 / block_columns());
-  const int64_t depth = first.values.size(1);
-  const at::Tensor q8 = stored("Q8_0.packed")
-                            .view({9, -1})
-                            .index_select(0, at::randint(9, {20 * depth / 32}))
-                            .flatten();
-  const at::Tensor second =
-      package()("pack_weight", q8, int64_t{8}, int64_t{20}, depth)[0].toTensor();
-  for (const int64_t rows : {0, 1, 5, 16, 17, 40}) {
-    const at::Tensor x = at::randn({rows, depth}), bias = at::randn({20});
-    const at::Tensor out = at::empty({rows, 65});
-    package()("packed_linear_join_out", out, x, first.packed, second, third.packed,
-              GetParam().number, int64_t{8}, GetParam().number, int64_t{37}, int64_t{20},
-              int64_t{8}, c10::IValue(), bias, c10::IValue(), true);
-    const at::Tensor middle =
-        package()("packed_linear", x, second, int64_t{8}, int64_t{20}, bias, true)[0].toTensor();
-    const at::Tensor separate = at::cat({apply(x, first, true), middle, apply(x, third, true)}, 1);
-    EXPECT_TRUE(is_same_bits(out, separate)) << rows;
-    const at::Tensor two = at::empty({rows, 57});
-    package()("packed_linear_join_out", two, x, first.packed, second, c10::IValue(),
-              GetParam().number, int64_t{8}, int64_t{8}, int64_t{37}, int64_t{20}, int64_t{0},
-              c10::IValue(), bias, c10::IValue(), true);
-    EXPECT_TRUE(is_same_bits(two, separate.narrow(1, 0, 57))) << rows;
   }
 }
 
