@@ -58,6 +58,27 @@ __device__ __forceinline__ int row_of(int index, int lane) { return lane / 4 + i
 // Where its two sums are, counted from the box's first column.
 __device__ __forceinline__ constexpr int sum_of(int index) { return index * 2; }
 
+// Values at a thread's columns of a box from `column` on, for pairs 2i and 2i + 1 at i; zeros without values and beyond
+// their end. All loads are under way before the first is waited for.
+template <typename T>
+struct BoxValues {
+  uint32_t pairs[kResultPairs / 2];
+
+  __device__ __forceinline__ BoxValues(const T* values, int columns, int column, int lane) {
+    const auto* bits = reinterpret_cast<const unsigned short*>(values);
+#pragma unroll
+    for (int block = 0; block < kResultPairs / 2; ++block) {
+      const int at = column + column_of(block * 2, lane);
+      const uint32_t low = values != nullptr && at < columns ? __ldg(bits + at) : 0;
+      const uint32_t high = values != nullptr && at + 1 < columns ? __ldg(bits + at + 1) : 0;
+      pairs[block] = low | high << 16;
+    }
+  }
+  __device__ __forceinline__ float2 of_pair(int index) const {
+    return unpack_pair<T>(pairs[index / 2]);
+  }
+};
+
 __device__ __forceinline__ void fill_box(unsigned char* box, int lane,
                                          const uint32_t (&pairs)[kResultPairs]) {
 #pragma unroll

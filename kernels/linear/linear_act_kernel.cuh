@@ -117,20 +117,14 @@ struct LinearEpilogue {
     }
   }
 
-  __device__ __forceinline__ float2 bias_at(int column) const {
-    const auto one = [&](int at) {
-      return bias == nullptr || at >= matrix.columns ? 0.F : to_float(bias[at]);
-    };
-    return {one(column), one(column + 1)};
-  }
-
   template <Activation kActivation>
   __device__ __forceinline__ void fill(const float* sums, int column, int lane,
                                        unsigned char* box) const {
+    const sm90::BoxValues<T> offsets(bias, matrix.columns, column, lane);
     uint32_t pairs[sm90::kResultPairs];
 #pragma unroll
     for (int index = 0; index < sm90::kResultPairs; ++index) {
-      const float2 offset = bias_at(column + sm90::column_of(index, lane));
+      const float2 offset = offsets.of_pair(index);
       const int at = sm90::sum_of(index);
       float2 value{activate<kActivation, T>(sums[at] + offset.x),
                    activate<kActivation, T>(sums[at + 1] + offset.y)};

@@ -1,22 +1,19 @@
-// The gated MLP that trains on CUDA: ATen's products with one kernel of ours between them, which activates, or turns gate
-// and up into their gradients.
+// The gated MLP that trains on CUDA. Forward: gate and up as one product of Hopper's tiles where they take it, else
+// ATen's two with our activation after them. Backward: ATen's products, and one kernel of ours between them that turns
+// gate and up into their gradients.
 
-#include <algorithm>
 #include <cstdint>
-#include <type_traits>
 
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cuda.h>
 
 #include "kernels/common/aten.h"
-#include "kernels/common/cuda_launch.h"
 #include "kernels/mlp/mlp_backward_kernel.cuh"
 #include "kernels/mlp/mlp_backward_ops.h"
+#include "kernels/mlp/mlp_cuda.h"
 
 namespace graft_kernels::mlp {
 
 namespace {
-
-constexpr unsigned kActivateThreads = 256;
 
 // out = out + a b
 void add_product(Tensor& out, const Tensor& a, const Tensor& b) {
@@ -24,67 +21,21 @@ void add_product(Tensor& out, const Tensor& a, const Tensor& b) {
       aoti_torch_cuda_addmm_out(out.get(), out.get(), a.get(), b.get(), 1.0, 1.0));
 }
 
-bool is_aligned(const Tensor& tensor) {
-  return reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 16 == 0;
-}
-
-// Launches over the elements of gate and up: start(type, size, blocks, vectors) takes vectors of `size` elements. ATen's
-// own results, which is what all else here is, are aligned to far more than 16 bytes.
-template <typename Start>
-void over_vectors(const CudaScope& scope, const Kept& products, const Start& start) {
-  const int64_t count = products.gate.numel();
-  const bool aligned = is_aligned(products.gate) && is_aligned(products.up);
-  const auto launch = [&](auto type, auto size) {
-    const int64_t vectors = count / decltype(size)::value;
-    const int64_t blocks = std::min<int64_t>((vectors + kActivateThreads - 1) / kActivateThreads,
-                                             16 * scope.attribute(cudaDevAttrMultiProcessorCount));
-    start(type, size, static_cast<unsigned>(blocks), vectors);
-    check_cuda(cudaGetLastError(), "the activation of an MLP that trains");
-  };
-  const auto launch_type = [&](auto type) {
-    constexpr int kSize = kVectorSize<decltype(type)>;
-    if (aligned && count % kSize == 0) {
-      launch(type, std::integral_constant<int, kSize>());
-    } else {
-      launch(type, std::integral_constant<int, 1>());
-    }
-  };
-  if (count == 0) {
-    return;
-  }
-  switch (dtype_of(products.gate)) {
-    case Dtype::kFloat32:
-      return launch_type(float());
-    case Dtype::kBfloat16:
-      return launch_type(Bf16());
-    case Dtype::kFloat16:
-      return launch_type(Fp16());
-  }
-}
-
 // Gate and up become their gradients in grad_gate and grad_up, their product's gradient becomes act(gate) * up.
 void activate_backward(const CudaScope& scope, Function function, const Kept& products,
                        Tensor& grad_gate, Tensor& grad_up, Tensor& grad) {
-  over_vectors(scope, products, [&](auto type, auto size, unsigned blocks, int64_t vectors) {
-    using T = decltype(type);
-    const ActivationGradients<T> at{static_cast<const T*>(products.gate.const_data_ptr()),
-                                    static_cast<const T*>(products.up.const_data_ptr()),
-                                    static_cast<T*>(grad_gate.mutable_data_ptr()),
-                                    static_cast<T*>(grad_up.mutable_data_ptr()),
-                                    static_cast<T*>(grad.mutable_data_ptr())};
-    activate_backward_kernel<T, decltype(size)::value>
-        <<<blocks, kActivateThreads, 0, scope.stream()>>>(function, at, vectors);
-  });
-}
-
-void activate(const CudaScope& scope, Function function, const Kept& products, Tensor& out) {
-  over_vectors(scope, products, [&](auto type, auto size, unsigned blocks, int64_t vectors) {
-    using T = decltype(type);
-    activate_kept_kernel<T, decltype(size)::value><<<blocks, kActivateThreads, 0, scope.stream()>>>(
-        function, static_cast<const T*>(products.gate.const_data_ptr()),
-        static_cast<const T*>(products.up.const_data_ptr()),
-        static_cast<T*>(out.mutable_data_ptr()), vectors);
-  });
+  over_vectors(scope, products.gate, products.up,
+               [&](auto type, auto size, unsigned blocks, int64_t vectors) {
+                 using T = decltype(type);
+                 const ActivationGradients<T> at{
+                     static_cast<const T*>(products.gate.const_data_ptr()),
+                     static_cast<const T*>(products.up.const_data_ptr()),
+                     static_cast<T*>(grad_gate.mutable_data_ptr()),
+                     static_cast<T*>(grad_up.mutable_data_ptr()),
+                     static_cast<T*>(grad.mutable_data_ptr())};
+                 activate_backward_kernel<T, decltype(size)::value>
+                     <<<blocks, kActivateThreads, 0, scope.stream()>>>(function, at, vectors);
+               });
 }
 
 // out = x weight^T + bias, all of one dtype, matrices.
@@ -106,10 +57,17 @@ void train_cuda(Tensor& out, Tensor& gate, Tensor& up, const Arguments& argument
   const Tensor x = torch::stable::view(arguments.x, {rows, hidden});
   Tensor gates = torch::stable::view(gate, {rows, inner});
   Tensor ups = torch::stable::view(up, {rows, inner});
-  product_into(gates, x, arguments.gate_weight, arguments.gate_bias);
-  product_into(ups, x, arguments.up_weight, arguments.up_bias);
-  Tensor activated = torch::stable::new_empty(x, {rows, inner});
-  activate(scope, function, {gates, ups}, activated);
+  const Tensor activated = torch::stable::new_empty(x, {rows, inner});
+  if (takes_tiles(scope, arguments, rows)) {
+    GateUpProblem problem = describe_gate_up(arguments, function, rows, activated);
+    problem.gate = gates.mutable_data_ptr();
+    problem.up = ups.mutable_data_ptr();
+    run_tiles(scope, dtype_of(x), problem);
+  } else {
+    product_into(gates, x, arguments.gate_weight, arguments.gate_bias);
+    product_into(ups, x, arguments.up_weight, arguments.up_bias);
+    activate_all(scope, function, gates, ups, activated);
+  }
   Tensor matrix = torch::stable::view(out, {rows, hidden});
   product_into(matrix, activated, arguments.down_weight, arguments.down_bias);
 }

@@ -25,24 +25,6 @@ __device__ __forceinline__ float activation_slope(Function function, float x) {
   }
 }
 
-// out[i] = function(gate[i]) * up[i], each step rounded to T; vectors of kSize elements.
-template <typename T, int kSize>
-__global__ void activate_kept_kernel(Function function, const T* gate, const T* up, T* out,
-                                     int64_t num_vectors) {
-  const int64_t step = int64_t{gridDim.x} * blockDim.x;
-  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < num_vectors; i += step) {
-    Vec<T, kSize> values = load_streaming<T, kSize>(gate + i * kSize);
-    const Vec<T, kSize> factors = load_streaming<T, kSize>(up + i * kSize);
-#pragma unroll
-    for (int element = 0; element < kSize; ++element) {
-      const float activated = activate<T>(function, to_float(values.data[element]));
-      values.data[element] =
-          from_float<T>(round_to<T>(activated) * to_float(factors.data[element]));
-    }
-    store_vector(out + i * kSize, values);
-  }
-}
-
 // What the gradients of gate and up are made from, and where they go: the same memory where nobody keeps the products.
 template <typename T>
 struct ActivationGradients {

@@ -2,23 +2,13 @@
 // in two launches. Many rows of it on Hopper: gate and up as one product of tiles that activates them. All else:
 // ATen's products with our activation between them.
 
-#include <algorithm>
-
 #include "kernels/common/aten.h"
 #include "kernels/common/few_rows_launch.h"
-#include "kernels/mlp/mlp_kernel.cuh"
-#include "kernels/mlp/mlp_ops.h"
-#include "kernels/mlp/sm90_gate_up.h"
+#include "kernels/mlp/mlp_cuda.h"
 
 namespace graft_kernels::mlp {
 
 namespace {
-
-constexpr unsigned kActivateThreads = 256;
-
-const void* pointer_of(const std::optional<Tensor>& tensor) {
-  return tensor ? tensor->const_data_ptr() : nullptr;
-}
 
 bool takes_few_rows(const Arguments& arguments, int64_t rows) {
   const Tensor& x = arguments.x;
@@ -28,26 +18,9 @@ bool takes_few_rows(const Arguments& arguments, int64_t rows) {
          few_rows::takes_weight(arguments.down_weight);
 }
 
-GateUpProblem describe_gate_up(const Arguments& arguments, Function function, int64_t rows,
-                               void* out) {
-  GateUpProblem problem;
-  problem.function = function;
-  problem.gate_weight = arguments.gate_weight.const_data_ptr();
-  problem.up_weight = arguments.up_weight.const_data_ptr();
-  problem.gate_bias = pointer_of(arguments.gate_bias);
-  problem.up_bias = pointer_of(arguments.up_bias);
-  problem.x = arguments.x.const_data_ptr();
-  problem.rows = static_cast<int>(rows);
-  problem.depth = static_cast<int>(arguments.gate_weight.size(1));
-  problem.inner = static_cast<int>(arguments.gate_weight.size(0));
-  problem.out = out;
-  return problem;
-}
-
 void run_gate_up(const CudaScope& scope, const Arguments& arguments, Function function,
                  int64_t rows, const Tensor& activated) {
-  const GateUpProblem problem =
-      describe_gate_up(arguments, function, rows, activated.mutable_data_ptr());
+  const GateUpProblem problem = describe_gate_up(arguments, function, rows, activated);
   const unsigned blocks =
       few_rows::grid_size(scope, (problem.inner + kTileColumns - 1) / kTileColumns);
   few_rows::with_half_type(dtype_of(arguments.x), [&](auto type) {
@@ -75,58 +48,20 @@ void run_down(const CudaScope& scope, const Arguments& arguments, const Tensor& 
   few_rows::launch_linear(scope, dtype_of(out), problem);
 }
 
-// gate = function(gate) * up, both contiguous.
-template <typename T>
-void activate_all(const CudaScope& scope, Function function, Tensor& gate, const Tensor& up) {
-  auto* gates = static_cast<T*>(gate.mutable_data_ptr());
-  const auto* ups = static_cast<const T*>(up.const_data_ptr());
-  const auto launch = [&](auto size) {
-    constexpr int kSize = decltype(size)::value;
-    const int64_t vectors = gate.numel() / kSize;
-    const int64_t blocks = std::min<int64_t>((vectors + kActivateThreads - 1) / kActivateThreads,
-                                             16 * scope.attribute(cudaDevAttrMultiProcessorCount));
-    activate_kernel<T, kSize>
-        <<<static_cast<unsigned>(blocks), kActivateThreads, 0, scope.stream()>>>(function, gates,
-                                                                                 ups, vectors);
-    check_cuda(cudaGetLastError(), "activate_kernel");
-  };
-  // ATen's own results are aligned to far more than 16 bytes.
-  gate.numel() % kVectorSize<T> == 0 ? launch(std::integral_constant<int, kVectorSize<T>>())
-                                     : launch(std::integral_constant<int, 1>());
-}
-
 // act(x gate^T) * (x up^T) of many rows: one product on Hopper's tiles where they take it, else ATen's two with our
 // activation after them.
 Tensor activated_rows(const CudaScope& scope, const Arguments& arguments, Function function,
                       int64_t rows) {
-  const Dtype dtype = dtype_of(arguments.x);
-  const int64_t inner = arguments.gate_weight.size(0);
-  if (std::max({rows, inner, arguments.gate_weight.size(1)}) < INT32_MAX) {
-    const Sm90Device device{10 * scope.attribute(cudaDevAttrComputeCapabilityMajor) +
-                                scope.attribute(cudaDevAttrComputeCapabilityMinor),
-                            scope.attribute(cudaDevAttrMultiProcessorCount), scope.stream()};
-    GateUpProblem problem = describe_gate_up(arguments, function, rows, nullptr);
-    if (*why_not_sm90(problem, dtype, device) == '\0') {
-      const Tensor activated = torch::stable::new_empty(arguments.x, {rows, inner});
-      problem.out = activated.mutable_data_ptr();
-      run_sm90(problem, dtype, device);
-      return activated;
-    }
+  if (takes_tiles(scope, arguments, rows)) {
+    const Tensor activated =
+        torch::stable::new_empty(arguments.x, {rows, arguments.gate_weight.size(0)});
+    run_tiles(scope, dtype_of(activated), describe_gate_up(arguments, function, rows, activated));
+    return activated;
   }
   Tensor gate = aten_linear(arguments.x, arguments.gate_weight, arguments.gate_bias);
   const Tensor up = aten_linear(arguments.x, arguments.up_weight, arguments.up_bias);
-  switch (dtype) {
-    case Dtype::kFloat32:
-      activate_all<float>(scope, function, gate, up);
-      break;
-    case Dtype::kBfloat16:
-      activate_all<Bf16>(scope, function, gate, up);
-      break;
-    case Dtype::kFloat16:
-      activate_all<Fp16>(scope, function, gate, up);
-      break;
-  }
-  return torch::stable::view(gate, {rows, inner});
+  activate_all(scope, function, gate, up, gate);
+  return torch::stable::view(gate, {rows, gate.size(gate.dim() - 1)});
 }
 
 void run_many_rows(const CudaScope& scope, Tensor& out, const Arguments& arguments,

@@ -19,6 +19,9 @@ struct GateUpProblem {
   int depth = 0;
   int inner = 0;
   void* out = nullptr;  // [rows, inner]
+  // The products themselves, biases added, [rows, inner]; both absent where nobody keeps them.
+  void* gate = nullptr;
+  void* up = nullptr;
 };
 
 template <typename T>
@@ -78,9 +81,10 @@ __global__ void __launch_bounds__(few_rows::kThreads, 2)
                                  GateUpSink<T>{problem});
 }
 
-// gate[i] = function(gate[i]) * up[i], each step rounded to T; vectors of kSize elements.
+// out[i] = function(gate[i]) * up[i], each step rounded to T; vectors of kSize elements. `out` may be gate.
 template <typename T, int kSize>
-__global__ void activate_kernel(Function function, T* gate, const T* up, int64_t num_vectors) {
+__global__ void activate_kernel(Function function, const T* gate, const T* up, T* out,
+                                int64_t num_vectors) {
   const int64_t step = int64_t{gridDim.x} * blockDim.x;
   for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < num_vectors; i += step) {
     Vec<T, kSize> values = load_streaming<T, kSize>(gate + i * kSize);
@@ -91,7 +95,7 @@ __global__ void activate_kernel(Function function, T* gate, const T* up, int64_t
       values.data[element] =
           from_float<T>(round_to<T>(activated) * to_float(factors.data[element]));
     }
-    store_vector(gate + i * kSize, values);
+    store_vector(out + i * kSize, values);
   }
 }
 

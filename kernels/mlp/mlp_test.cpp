@@ -129,6 +129,7 @@ TEST_P(Mlp, IsNoWorseThanTwiceEagerOverManyTiles) {
   check(2500, 64, 3333, kGeluTanh, true);  // rows of inner off 16 bytes
   check(1025, 8, 2568, kSilu, false);      // one step
   check(513, 2048, 8200, kSilu, false);
+  check(200, 520, 7700, kGelu, true);  // one row of clusters
 }
 
 TEST_P(Mlp, GivesTheSameBitsEveryTimeAndInACapturedGraph) {
