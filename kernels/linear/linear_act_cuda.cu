@@ -13,8 +13,10 @@ namespace graft_kernels::linear {
 namespace {
 
 constexpr unsigned kFinishThreads = 256;
-// Fewer tiles than these leave processors idle that ATen's smaller tiles keep busy.
-constexpr int kLeastTiles = 96;
+// What a tile's epilogue does shows beside short sums, and few tiles leave processors idle that ATen's smaller ones keep
+// busy (docs/benchmarks.md).
+constexpr int64_t kLeastDepth = 4096;
+constexpr int64_t kLeastTiles = 1024;
 
 const void* pointer_of(const std::optional<Tensor>& tensor) {
   return tensor ? tensor->const_data_ptr() : nullptr;
@@ -61,8 +63,8 @@ const char* why_not_tiles(const CudaScope& scope, Dtype dtype, const Matrices& m
   if (scope.attribute(cudaDevAttrComputeCapabilityMajor) != 9 || dtype == Dtype::kFloat32) {
     return "16-bit dtypes on compute capability 9.0 alone";
   }
-  if (matrices.x.depth == 0) {
-    return "nothing to add up";
+  if (matrices.x.depth < kLeastDepth) {
+    return "short sums";
   }
   for (const sm90::GemmMatrix& matrix : {matrices.x, matrices.weight}) {
     if (const char* why = sm90::why_not_gemm(matrix); *why != '\0') {

@@ -118,21 +118,28 @@ TEST_P(LinearAct, IsNoWorseThanTwiceEagerForFewAndManyRowsAndEveryTail) {
 
 // Many tiles: several for each block, in groups, with rows and columns that do not fill them.
 TEST_P(LinearAct, IsNoWorseThanTwiceEagerOverManyTiles) {
-  const auto check = [&](int64_t rows, int64_t columns, int64_t depth, bool bias, bool residual,
-                         int64_t act) {
-    // Elsewhere these are ATen's products: a piece says as much.
-    const int64_t own_rows = !on_cuda()       ? 300
-                             : is_small_run() ? std::min<int64_t>(rows, 1400)
-                                              : rows;
-    expect_as_good_as_eager(
-        random_inputs(own_rows, on_cuda() ? columns : columns / 8, depth, bias, residual), act);
+  // Elsewhere these are ATen's products: a piece says as much.
+  const auto inputs = [](int64_t rows, int64_t columns, int64_t depth, bool bias, bool residual) {
+    return on_cuda() ? random_inputs(rows, columns, depth, bias, residual)
+                     : random_inputs(300, columns / 16, depth / 4, bias, residual);
   };
-  check(5000, 4104, 136, true, true, kGelu);
-  check(3001, 2600, 1032, false, true, kSilu);
-  check(2500, 3333, 64, true, true, kGeluTanh);  // rows of out off 16 bytes
-  check(9000, 2304, 8, true, false, kNone);      // one step
-  check(1025, 5000, 200, true, true, kRelu);
-  check(1025, 5000, 200, false, false, kGeluQuick);
+  Inputs in = inputs(5000, 8200, 4104, true, true);
+  expect_as_good_as_eager(in, kGelu);
+  const at::Tensor expected = ours(in, kGeluTanh);
+  EXPECT_TRUE(is_same_bits(ours(in, kGeluTanh), expected));
+  const at::Tensor stream = in.residual.clone();
+  package()("linear_act_out", stream, in.x, in.weight, in.bias, kGeluTanh, stream);
+  EXPECT_TRUE(is_same_bits(stream, expected));
+  const int64_t depth = in.x.size(1);
+  in.x = random({in.x.size(0), depth + 24}).narrow(1, 8, depth);
+  expect_as_good_as_eager(in, kRelu);
+  if (is_small_run()) {
+    return;
+  }
+  expect_as_good_as_eager(inputs(4097, 8328, 4096, false, true), kSilu);
+  expect_as_good_as_eager(inputs(9000, 4099, 4160, true, true), kGeluTanh);  // out off 16 bytes
+  expect_as_good_as_eager(inputs(5000, 8200, 4104, false, false), kGeluQuick);
+  expect_as_good_as_eager(inputs(5000, 8200, 4104, true, false), kNone);
 }
 
 TEST_P(LinearAct, TakesViewsAndAddsToTheResidualInPlace) {

@@ -41,9 +41,9 @@ void bench(Harness& harness, at::ScalarType dtype, int64_t rows, int64_t hidden,
   harness.run(row);
 }
 
-// Forward and backward as a training step has them; ours keeps x alone and makes gate and up again.
+// Forward and backward as a training step has them; ours keeps x alone and makes gate and up again, or keeps them.
 void bench_training(Harness& harness, at::ScalarType dtype, int64_t rows, int64_t hidden,
-                    int64_t inner) {
+                    int64_t inner, bool keeps) {
   const Package& package = Package::for_device("mlp", harness.device());
   const at::TensorOptions options = at::TensorOptions(harness.device()).dtype(dtype);
   const at::Tensor x = at::randn({rows, hidden}, options),
@@ -63,13 +63,22 @@ void bench_training(Harness& harness, at::ScalarType dtype, int64_t rows, int64_
     return at::mm(grad_a, gate) + at::mm(grad_b, up);
   };
   Row row;
-  row.op = "mlp, mlp_backward";
+  row.op = keeps ? "mlp_train, mlp_train_backward" : "mlp, mlp_backward";
   row.variant = "silu";
   row.dtype = c10::toString(dtype);
   row.shape = std::to_string(rows) + "x" + std::to_string(hidden) + "x" + std::to_string(inner);
   row.bytes = (5 * x.numel() + 9 * gate.numel()) * static_cast<int64_t>(x.element_size());
-  row.flops = 22.0 * static_cast<double>(rows) * static_cast<double>(gate.numel());
+  row.flops = (keeps ? 18.0 : 22.0) * static_cast<double>(rows) * static_cast<double>(gate.numel());
   row.work = [&] {
+    if (keeps) {
+      const auto kept = package("mlp_train", x, gate, up, down, kSilu, c10::IValue(), c10::IValue(),
+                                c10::IValue());
+      grad_x = package("mlp_train_backward", grad, x, kept.at(1), kept.at(2), gate, up, down, kSilu,
+                       c10::IValue(), c10::IValue(), c10::IValue(), true)
+                   .at(0)
+                   .toTensor();
+      return;
+    }
     package("mlp_out", out, x, gate, up, down, kSilu, c10::IValue(), c10::IValue(), c10::IValue());
     grad_x = package("mlp_backward", grad, x, gate, up, down, kSilu, c10::IValue(), c10::IValue(),
                      c10::IValue(), true)
@@ -96,11 +105,15 @@ int main() {
         bench(harness, at::kBFloat16, rows, 2048, 8192);
         bench(harness, at::kBFloat16, rows, 4096, 14336);
       }
-      bench_training(harness, at::kBFloat16, 8192, 2048, 8192);
+      for (const bool keeps : {false, true}) {
+        bench_training(harness, at::kBFloat16, 8192, 2048, 8192, keeps);
+      }
     } else {
       bench(harness, at::kBFloat16, 1, 576, 1536);
       bench(harness, at::kFloat, 1, 576, 1536);
-      bench_training(harness, at::kFloat, 256, 576, 1536);
+      for (const bool keeps : {false, true}) {
+        bench_training(harness, at::kFloat, 256, 576, 1536, keeps);
+      }
     }
   });
 }
