@@ -1,6 +1,8 @@
 // Prefill and decode of one model on one device: kernels off and on, each cache, with and without the
 // graph. One JSON line a row on stdout; the ids of every row are held against those of the first.
 //
+// A .gguf file keeps its matrices in packed blocks, beside bfloat16: without kernels they are unpacked.
+//
 //   graft_bench_generate MODEL [DEVICE] [CONTEXTS] [NEW-TOKENS] [RUNS] [KERNEL-CONFIG]
 //   graft_bench_generate llama-1b cuda 32,512,2048 128 3
 //   graft_bench_generate llama-1b cuda 512 64 3 '{"kernel_mapping": {"SwiGLUMLP": {"cuda": "graft-kernels/mlp:SwiGLUMLP"}}}'
@@ -124,8 +126,13 @@ int main(int argc, char** argv) {
   };
   const at::Device device = graft::tensor::parse_device(argument(1, "cuda"));
   graft::tensor::ensure_device(device);
-  const auto model =
-      graft::models::AutoModelForCausalLM::from_pretrained(arguments[0], {.device_map = device});
+  graft::models::LoadOptions load;
+  load.device_map = device;
+  if (arguments[0].ends_with(".gguf")) {
+    load.weights = graft::models::WeightFormat::kPacked;
+    load.dtype = at::kBFloat16;
+  }
+  const auto model = graft::models::AutoModelForCausalLM::from_pretrained(arguments[0], load);
   graft::layers::KernelizeOptions options;
   if (arguments.size() > 5) {
     options.config = graft::layers::KernelConfig::from_json(arguments[5]);
