@@ -1,7 +1,7 @@
 // RMSNorm's backward on CUDA. Device code on raw pointers; no Torch. Two kernels:
 //   rows     rows that fit on chip, one vector per thread: a group of lanes or a block holds a row;
-//            every tensor is read once, and the next rows are on their way while the current one is
-//            reduced: two, or one where a sum's gradient is added and registers would not do
+//            every tensor is read once, and the next row is on its way while the current one is
+//            reduced
 //   looping  any row length, layout, alignment and dtype of the weight; reads the row twice
 // A block takes rows in turn and keeps its share of the weight's gradient to itself until the end,
 // so that no two blocks ever add to one number: the result has one order. rms_norm_weight_kernel.cuh adds the
@@ -164,10 +164,6 @@ __global__ void __launch_bounds__(kMaxThreads, kBackwardThreads / kMaxThreads)
   const int64_t step = problem.parts * kGroups;
   int64_t row = team * kGroups + (kLanes > 0 ? threadIdx.x / kLanes : 0);
   RowVectors<X, kSize, kAdd> current = load_row<X, kSize, kAdd>(problem, row, column);
-  RowVectors<X, kSize, kAdd> next = {};
-  if constexpr (!kAdd) {
-    next = load_row<X, kSize, kAdd>(problem, row + step, column);
-  }
 
   Vec<float, kSize> weight = {};
   if (column < problem.columns) {
@@ -193,8 +189,7 @@ __global__ void __launch_bounds__(kMaxThreads, kBackwardThreads / kMaxThreads)
   int turn = 0;
   // All groups of a block take the same number of turns: a row beyond the last is a row of zeros.
   for (int64_t first = team * kGroups; first < problem.rows; first += step) {
-    const RowVectors<X, kSize, kAdd> last =
-        load_row<X, kSize, kAdd>(problem, row + (kAdd ? 1 : 2) * step, column);
+    const RowVectors<X, kSize, kAdd> next = load_row<X, kSize, kAdd>(problem, row + step, column);
     float2 sums = make_float2(0.0F, 0.0F);
     add_sums(sums, current.x, current.incoming, weight, 0.0F);
     if constexpr (kLanes > 0) {
@@ -216,8 +211,7 @@ __global__ void __launch_bounds__(kMaxThreads, kBackwardThreads / kMaxThreads)
       store_vector(static_cast<X*>(problem.grad_x) + row * problem.grad_x_rows.stride[0] + column,
                    result);
     }
-    current = kAdd ? last : next;
-    next = last;
+    current = next;
     row += step;
   }
   store_shares<kGroups, kLanes, kSize>(problem, problem.partial + team * problem.columns, column,
