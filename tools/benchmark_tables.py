@@ -226,7 +226,7 @@ def main():
                                     "norms": kernel_table("rms_norm", NORMS, "h100"),
                                     "activation": kernel_table("activation", ACTIVATION),
                                     "rotary": kernel_table("rotary", ROTARY), "loss": work_table("loss"),
-                                    "linear": work_table("linear", "h100"), "mlp": work_table("mlp", "h100"),
+                                    "linear": work_table("linear"), "mlp": work_table("mlp"),
                                     "attention": work_table("attention"),
                                     "attention-training": work_table("attention", "h100", alone=True),
                                     "cpu": cpu_table(), "cuda-model": cuda_model_table(), "training": training_table(),
