@@ -159,6 +159,8 @@ void check_gradients(const char* op, const LinearGradients& gradients,
 void rows_meta(const Problem&, const Tensor&) {}
 void linear_meta(LinearProblem&) {}
 
+void scale_meta(Tensor gradient, const Tensor& factor) { check_scale(gradient, factor); }
+
 }  // namespace
 
 Options check_options(const char* op, int64_t ignore_index, double softcap, double smoothing) {
@@ -268,7 +270,6 @@ int64_t chunk_rows_for(const LinearProblem& linear, int64_t bytes, int64_t row_b
 }
 
 using MetaOps = Ops<&rows_meta, &linear_meta>;
-void scale_meta(Tensor gradient, const Tensor& factor) { check_scale(gradient, factor); }
 
 }  // namespace graft_kernels::loss
 
