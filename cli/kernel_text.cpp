@@ -1,8 +1,11 @@
 #include "cli/kernel_text.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
+#include "graft/core/error.h"
 #include "graft/hub/environment.h"
+#include "graft/kernel/canary.h"
 #include "graft/kernel/reference.h"
 
 #include "cli/output.h"
@@ -72,6 +75,34 @@ trust::Verdict trust_of(const kernel::Resolution& found) {
   candidate.endpoint = hub::endpoint();
   candidate.last_word_counts = true;  // nothing is asked here
   return trust::decide(candidate, {.record = false});
+}
+
+std::string canary_text(const kernel::CanaryVerdict& verdict) {
+  if (verdict.status != kernel::CanaryStatus::kOk) {
+    return fmt::format("{}: {}", kernel::canary_status_name(verdict.status), verdict.detail);
+  }
+  std::vector<std::string> wrong;
+  for (const auto& answer : verdict.wrong) {
+    wrong.push_back(fmt::format("{} ({}) in {}", answer.layer, answer.variant, answer.dtype));
+  }
+  const auto list = [](const char* name, const std::vector<std::string>& words) {
+    return words.empty() ? "" : fmt::format("; {}: {}", name, fmt::join(words, ", "));
+  };
+  return fmt::format("ok, {} checks{}{}{}", verdict.num_checks, list("wrong", wrong),
+                     list("opened and not run", verdict.unchecked),
+                     list("not isolated", verdict.gaps));
+}
+
+std::string canary_text_of(const kernel::Resolution& found) {
+  if (found.bytes_fetched > 0 || !kernel::decide_canary(found).run) {
+    return found.bytes_fetched > 0 ? "will run before it is first loaded" : "not needed";
+  }
+  try {
+    const auto verdict = kernel::remembered_verdict(found);
+    return verdict ? canary_text(*verdict) : "will run before it is first loaded";
+  } catch (const Error& error) {
+    return fmt::format("refused before it: {}", error.code());
+  }
 }
 
 }  // namespace graft::cli

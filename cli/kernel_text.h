@@ -29,4 +29,9 @@ std::string to_text(const std::vector<kernel::ResolvedKernel>& tree, bool dry_ru
 // What is decided about a kernel that is here, from what is here; nothing is noted or asked.
 trust::Verdict trust_of(const kernel::Resolution& found);
 
+// What the canary says of a package, in words: `ok, 20 checks; opened and not run: …`.
+std::string canary_text(const kernel::CanaryVerdict& verdict);
+// The same of a package that is looked at: that it was not run here, or need not be, too.
+std::string canary_text_of(const kernel::Resolution& found);
+
 }  // namespace graft::cli

@@ -4,11 +4,14 @@
 
 #include <fmt/format.h>
 
+#include "graft/core/printable.h"
 #include "graft/generation/generate.h"
 #include "graft/io/excerpt.h"
+#include "graft/kernel/canary.h"
 #include "graft/layers/kernelize.h"
 #include "graft/trust/journal.h"
 
+#include "cli/kernel_text.h"
 #include "cli/load_model.h"
 #include "cli/model_path.h"
 #include "cli/output.h"
@@ -52,6 +55,25 @@ std::string text_of(const std::vector<trust::JournalEntry>& decisions) {
     text += fmt::format(
         "{} may run: {}, {}\n", entry.repository, entry.reason,
         entry.signer.empty() ? "not signed" : "signed by " + io::excerpt(entry.signer, 240));
+  }
+  return text;
+}
+
+// What the canary said of the packages that were loaded, or would have been.
+nlohmann::ordered_json canary_json() {
+  auto rows = nlohmann::ordered_json::array();
+  for (const auto& [repository, verdict] : kernel::canary_notes()) {
+    auto row = nlohmann::ordered_json(kernel::to_json(verdict));
+    row["repository"] = repository;
+    rows.push_back(std::move(row));
+  }
+  return rows;
+}
+
+std::string canary_lines() {
+  std::string text;
+  for (const auto& [repository, verdict] : kernel::canary_notes()) {
+    text += fmt::format("{} in the canary: {}\n", repository, printable_line(canary_text(verdict)));
   }
   return text;
 }
@@ -107,12 +129,13 @@ int run_explain(const ExplainOptions& options) {
     object["model"] = resolve_model(options.model.model);
     object["cuda_graph"] = {{"possible", no_graph.empty()}, {"reason", no_graph}};
     object["trust"] = json_of(decisions_on(report));
+    object["canary"] = canary_json();
     object["attention"] = attention_json(*model);
     print_json(object);
   } else {
-    write_stdout(text_of(decisions_on(report)) + report.to_text() + attention_text(*model));
+    write_report(text_of(decisions_on(report)) + canary_lines() + report.to_text() + attention_text(*model));
     if (model->device().is_cuda()) {
-      write_stdout(fmt::format(
+      write_report(fmt::format(
           "decode steps with a static cache: {}\n",
           no_graph.empty() ? "replayed from a CUDA graph" : "no CUDA graph: " + no_graph));
     }

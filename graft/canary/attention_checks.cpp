@@ -1,10 +1,9 @@
-// Flash attention and paged attention, as published, against softmax(scale Q K^T) V.
+// Flash attention, as published, against softmax(scale Q K^T) V.
 
 #include <limits>
 
 #include "graft/canary/op_checks.h"
 #include "graft/layers/published/flash_attention.h"
-#include "graft/layers/published/paged_attention.h"
 
 namespace graft::canary {
 
@@ -14,7 +13,6 @@ namespace published = layers::published;
 using layers::to_exact;
 
 constexpr OpChecks::Dtypes kHalves = {at::kHalf, at::kBFloat16};
-constexpr OpChecks::Dtypes kAll = {at::kFloat, at::kHalf, at::kBFloat16};
 constexpr double kScale = 0.125;
 
 // query [B, S, Hq, D], key and value [B, T, Hkv, D], all float64: query s of S sees keys up to T - S + s.
@@ -31,139 +29,6 @@ at::Tensor attend(const at::Tensor& query, const at::Tensor& key, const at::Tens
     scores = scores.masked_fill(hidden, -std::numeric_limits<double>::infinity());
   }
   return at::matmul(scores.softmax(-1), heads(value, shared)).transpose(1, 2);
-}
-
-// A cache of kBlocks blocks in which the sequences lie scattered, and the same as plain rows.
-struct Pages {
-  static constexpr int64_t kBlocks = 60, kPlaces = 16, kHeads = 2, kSize = 32;
-
-  published::PagedCache cache;
-  published::PagedLengths lengths;
-  std::vector<at::Tensor> keys, values;  // [length, heads, size] in float64
-};
-
-// Rows [P, b, Hkv, D] as the ops hold keys, [P, Hkv, D / x, b, x], and values, [P, Hkv, D, b].
-at::Tensor key_blocks(const at::Tensor& rows) {
-  const int64_t x = 16 / static_cast<int64_t>(rows.element_size());
-  return rows.view({rows.size(0), rows.size(1), rows.size(2), rows.size(3) / x, x})
-      .permute({0, 2, 3, 1, 4})
-      .contiguous();
-}
-at::Tensor value_blocks(const at::Tensor& rows) { return rows.permute({0, 2, 3, 1}).contiguous(); }
-
-Pages make_pages(OpChecks& checks, const std::vector<int64_t>& lengths) {
-  Pages pages;
-  const std::vector<int64_t> sizes = {Pages::kBlocks, Pages::kPlaces, Pages::kHeads, Pages::kSize};
-  const at::Tensor keys = checks.normal(sizes, 0.7), values = checks.normal(sizes, 0.9);
-  pages.cache = {.keys = key_blocks(keys), .values = value_blocks(values)};
-  const int64_t longest = *std::max_element(lengths.begin(), lengths.end());
-  const int64_t columns = (longest + Pages::kPlaces - 1) / Pages::kPlaces;
-  std::vector<int64_t> table;
-  int64_t next = Pages::kBlocks;  // from the last block to the first
-  for (const int64_t length : lengths) {
-    std::vector<int64_t> blocks;
-    for (int64_t start = 0; start < length; start += Pages::kPlaces) {
-      blocks.push_back(--next);
-    }
-    const at::Tensor chosen = at::tensor(blocks, at::kLong);
-    const auto rows_of = [&](const at::Tensor& all) {
-      return to_exact(all).index_select(0, chosen).flatten(0, 1).narrow(0, 0, length);
-    };
-    pages.keys.push_back(rows_of(keys));
-    pages.values.push_back(rows_of(values));
-    blocks.resize(static_cast<size_t>(columns), 0);
-    table.insert(table.end(), blocks.begin(), blocks.end());
-  }
-  pages.lengths = {.block_tables = checks.integers(table).view({-1, columns}),
-                   .lengths = checks.integers(lengths),
-                   .max_length = longest};
-  return pages;
-}
-
-// query [T, Hq, D], a token for each sequence; alibi adds slope times the distance to the last key.
-at::Tensor attend_pages(const at::Tensor& query, const Pages& pages, const at::Tensor& alibi) {
-  std::vector<at::Tensor> rows;
-  for (int64_t t = 0; t < query.size(0); ++t) {
-    const auto spread = [&](const at::Tensor& x) {
-      return x.repeat_interleave(query.size(1) / Pages::kHeads, 1);
-    };
-    const at::Tensor key = spread(pages.keys[t]), value = spread(pages.values[t]);
-    at::Tensor scores = at::einsum("hd,thd->ht", {to_exact(query[t]), key}) * kScale;
-    if (alibi.defined()) {
-      const at::Tensor back = at::arange(key.size(0), at::TensorOptions(at::kDouble)) -
-                              static_cast<double>(key.size(0) - 1);
-      scores = scores + to_exact(alibi).unsqueeze(1) * back;
-    }
-    rows.push_back(at::einsum("ht,thd->hd", {scores.softmax(-1), value}));
-  }
-  return at::stack(rows);
-}
-
-void check_paged_decode(OpChecks& checks, const published::PagedAttention& attention) {
-  const auto attend_over = [&](const std::vector<int64_t>& lengths, bool biased) {
-    return [&checks, &attention, lengths, biased]() -> Answers {
-      const Pages pages = make_pages(checks, lengths);
-      const at::Tensor query =
-          checks.normal({static_cast<int64_t>(lengths.size()), 4, Pages::kSize});
-      const at::Tensor alibi = biased ? checks.wide({4}, 0.1).abs() : at::Tensor();
-      return {{attention.attend(query, pages.cache, pages.lengths, kScale, alibi),
-               attend_pages(query, pages, alibi),
-               {}}};
-    };
-  };
-  checks.check("paged_attention_v1", "", kAll, attend_over({5, 33, 16}, false));
-  checks.check("paged_attention_v1", "alibi", kAll, attend_over({5, 33, 16}, true));
-  checks.check("paged_attention_v2", "two partitions", kAll, attend_over({700, 3}, false));
-  checks.check("paged_attention_v2", "two partitions, alibi", kAll, attend_over({700, 3}, true));
-}
-
-void check_paged_moves(OpChecks& checks, const published::PagedAttention& attention) {
-  const std::vector<int64_t> sizes = {4, Pages::kPlaces, Pages::kHeads, Pages::kSize};
-  const std::vector<int64_t> slots = {37, 2, 40};  // block 16 + place
-  const auto write = [&](bool flat) {
-    return [&, flat]() -> Answers {
-      const at::Tensor keys = checks.normal(sizes), values = checks.normal(sizes),
-                       key = checks.normal({3, Pages::kHeads, Pages::kSize}),
-                       value = checks.normal({3, Pages::kHeads, Pages::kSize});
-      const at::Tensor places = checks.integers(slots, at::kLong);
-      const auto written = [&](const at::Tensor& rows, const at::Tensor& row) {
-        at::Tensor all = rows.clone();
-        all.flatten(0, 1).index_copy_(0, places, row);
-        return all;
-      };
-      const at::Tensor right_keys = written(keys, key), right_values = written(values, value);
-      if (flat) {
-        const published::PagedCache cache{.keys = keys, .values = values};
-        attention.write_flash(key, value, cache, places);
-        return {same(keys, right_keys), same(values, right_values)};
-      }
-      const published::PagedCache cache{.keys = key_blocks(keys), .values = value_blocks(values)};
-      attention.write(key, value, cache, places);
-      return {same(cache.keys, key_blocks(right_keys)),
-              same(cache.values, value_blocks(right_values))};
-    };
-  };
-  checks.check("reshape_and_cache", "", kAll, write(false));
-  checks.check("reshape_and_cache_flash", "", kAll, write(true));
-  checks.check("copy_blocks", "", {at::kFloat, at::kBFloat16}, [&]() -> Answers {
-    const at::Tensor keys = key_blocks(checks.normal(sizes)),
-                     values = value_blocks(checks.normal(sizes));
-    const at::Tensor right_keys = keys.clone(), right_values = values.clone();
-    for (const at::Tensor& all : {right_keys, right_values}) {
-      all[0].copy_(all[3]);
-      all[1].copy_(all[2]);
-    }
-    attention.copy_blocks({keys}, {values}, checks.integers({3, 0, 2, 1}, at::kLong).view({2, 2}));
-    return {same(keys, right_keys), same(values, right_values)};
-  });
-  checks.check("swap_blocks", "", {at::kFloat, at::kBFloat16}, [&]() -> Answers {
-    const at::Tensor from = key_blocks(checks.normal(sizes)), to = key_blocks(checks.normal(sizes));
-    const at::Tensor right = to.clone();
-    right[0].copy_(from[3]);
-    right[1].copy_(from[2]);
-    attention.swap_blocks(from, to, at::tensor({3, 0, 2, 1}, at::kLong).view({2, 2}));
-    return {same(to, right)};
-  });
 }
 
 struct Attended {
@@ -273,15 +138,6 @@ void check_flash_attention(OpChecks& checks) {
   if (flash->has_cache_op()) {
     check_cache(checks, *flash, name_of("fwd_kvcache", "fwd"));
   }
-}
-
-void check_paged_attention(OpChecks& checks) {
-  if (!checks.has("paged_attention_v1")) {
-    return;
-  }
-  const published::PagedAttention attention(checks.kernel());
-  check_paged_decode(checks, attention);
-  check_paged_moves(checks, attention);
 }
 
 }  // namespace graft::canary

@@ -82,7 +82,9 @@ TEST_F(Canary, RunsPackedWeightsInEveryFormat) {
   const auto verdict = run(fs::path(GRAFT_BINARY_DIR) / "share/graft/hub/graft-kernels/linear");
   EXPECT_EQ(verdict.status, CanaryStatus::kOk) << verdict.detail;
   EXPECT_THAT(verdict.wrong, IsEmpty());
-  EXPECT_THAT(verdict.unchecked, IsEmpty());
+  // Of no layer, and of no published family: named.
+  EXPECT_THAT(verdict.unchecked, testing::IsSupersetOf({"linear", "packed_linear"}));
+  EXPECT_THAT(verdict.unchecked, testing::Not(testing::Contains("linear_out")));
   EXPECT_GE(verdict.num_checks, 8 + 3);  // formats in one dtype at least, and Linear
 }
 
@@ -94,7 +96,9 @@ TEST_F(Canary, RunsTheLossAndTheMlpOfOurOwnPackages) {
     EXPECT_EQ(verdict.status, CanaryStatus::kOk) << name << ": " << verdict.detail;
     expect_none_wrong(name, verdict);
     EXPECT_GE(verdict.num_checks, num_checks) << name;
-    EXPECT_THAT(verdict.unchecked, IsEmpty()) << name;
+    for (const auto& op : verdict.unchecked) {
+      EXPECT_THAT(op, testing::HasSubstr("cross_entropy")) << name;  // forms that no layer names
+    }
   }
 }
 
@@ -108,7 +112,6 @@ TEST_F(Canary, RunsOurOwnPackagesOnCuda) {
     EXPECT_EQ(verdict.status, CanaryStatus::kOk) << entry.path() << ": " << verdict.detail;
     expect_none_wrong(entry.path().filename(), verdict);
     EXPECT_GE(verdict.num_checks, 3) << entry.path();
-    EXPECT_THAT(verdict.unchecked, IsEmpty()) << entry.path();
   }
 }
 
@@ -123,14 +126,29 @@ TEST_F(Canary, RunsPublishedKernelsThatHaveNoLayers) {
        {Published{"flash-attn2", 14}, Published{"flash-attn2-stable", 14},
         Published{"flash-attn3", 14}, Published{"vllm-flash-attn3", 14},
         Published{"causal-conv1d", 12}, Published{"mamba-ssm", 20}, Published{"deformable-detr", 2},
-        Published{"megablocks", 17}, Published{"megablocks-cpu", 5},
-        Published{"paged-attention", 22}, Published{"moe", 20}}) {
+        Published{"megablocks", 22}, Published{"megablocks-cpu", 10},
+        Published{"paged-attention", 52}, Published{"moe", 29}}) {
     const auto verdict = run(hub / name);
     EXPECT_EQ(verdict.status, CanaryStatus::kOk) << name << ": " << verdict.detail;
     expect_none_wrong(name, verdict);
     EXPECT_GE(verdict.num_checks, num_checks) << name;
-    EXPECT_THAT(verdict.unchecked, IsEmpty()) << name;
+    if (name == std::string("moe")) {
+      EXPECT_THAT(verdict.unchecked, testing::ElementsAre("marlin_gemm_moe"));
+    } else {
+      EXPECT_THAT(verdict.unchecked, IsEmpty()) << name;
+    }
   }
+}
+
+// As megablocks is on a processor without AVX-512: what it says itself that it cannot do is no wrong answer.
+TEST_F(Canary, NamesTheFormsThatABuildLeavesOut) {
+  const auto verdict = run(fs::path(GRAFT_BINARY_DIR) / "tests/hub/graft-tests/megablocks-plain");
+  EXPECT_EQ(verdict.status, CanaryStatus::kOk) << verdict.detail;
+  expect_none_wrong("megablocks-plain", verdict);
+  EXPECT_THAT(verdict.unchecked,
+              testing::IsSupersetOf({"fused_experts, 8 bits in bfloat16",
+                                     "fused_experts, 4 bits in bfloat16",
+                                     "shared_expert, 8 bits in bfloat16"}));
 }
 
 TEST_F(Canary, NamesWhatIsOpenedAndNotRun) {

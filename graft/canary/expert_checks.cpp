@@ -102,9 +102,9 @@ struct Experts {
   at::Tensor weights, ids;      // [T, 2]
 };
 
-Experts make_experts(OpChecks& checks) {
-  return {checks.normal({kTokens, kHidden}), checks.normal({kExperts, 2 * kInner, kHidden}, 0.1),
-          checks.normal({kExperts, kHidden, kInner}, 0.1), checks.wide({kTokens, 2}).softmax(-1),
+Experts make_experts(OpChecks& checks, int64_t hidden = kHidden, int64_t inner = kInner) {
+  return {checks.normal({kTokens, hidden}), checks.normal({kExperts, 2 * inner, hidden}, 0.1),
+          checks.normal({kExperts, hidden, inner}, 0.1), checks.wide({kTokens, 2}).softmax(-1),
           checks.integers({0, 3, 1, 2, 3, 1}).view({kTokens, 2})};
 }
 
@@ -120,9 +120,10 @@ at::Tensor activate(const at::Tensor& h, const ExpertOptions& options) {
   return (linear + 1.0) * gate * at::sigmoid(gate * *options.alpha);
 }
 
-at::Tensor run_experts(const Experts& in, const ExpertOptions& options) {
-  const at::Tensor x = to_exact(in.x), up = to_exact(in.gate_up), down = to_exact(in.down),
-                   weights = to_exact(in.weights), ids = in.ids.to(at::kCPU);
+// gate_up, down  as numbers, in float64
+at::Tensor run_experts(const Experts& in, const at::Tensor& gate_up, const at::Tensor& down,
+                       const ExpertOptions& options) {
+  const at::Tensor x = to_exact(in.x), weights = to_exact(in.weights), ids = in.ids.to(at::kCPU);
   const auto biased = [](const at::Tensor& y, const at::Tensor& bias, int64_t expert) {
     return bias.defined() ? y + to_exact(bias)[expert] : y;
   };
@@ -131,11 +132,15 @@ at::Tensor run_experts(const Experts& in, const ExpertOptions& options) {
     for (int64_t k = 0; k < ids.size(1); ++k) {
       const int64_t e = ids[t][k].item<int64_t>();
       const at::Tensor h =
-          activate(biased(at::matmul(up[e], x[t]), options.gate_up_bias, e), options);
+          activate(biased(at::matmul(gate_up[e], x[t]), options.gate_up_bias, e), options);
       out[t] += weights[t][k] * biased(at::matmul(down[e], h), options.down_bias, e);
     }
   }
   return out;
+}
+
+at::Tensor run_experts(const Experts& in, const ExpertOptions& options) {
+  return run_experts(in, to_exact(in.gate_up), to_exact(in.down), options);
 }
 
 void check_fused_experts(OpChecks& checks, const Megablocks& ops) {
@@ -180,6 +185,106 @@ void check_fused_experts(OpChecks& checks, const Megablocks& ops) {
   });
 }
 
+// A matrix of each expert in fewer bits, and the numbers that it stands for, in float64 on the CPU.
+struct Quantized {
+  at::Tensor weights, scale, numbers;
+};
+
+// In 8 bits, with a factor for each block of 128 rows and columns; no two of them alike.
+Quantized quantize_blocks(OpChecks& checks, const at::Tensor& weights) {
+  constexpr int64_t kBlock = 128;
+  const at::Tensor scale =
+      checks.wide({weights.size(0), (weights.size(1) + kBlock - 1) / kBlock,
+                   (weights.size(2) + kBlock - 1) / kBlock})
+          .abs() *
+          0.002 +
+      0.0005;
+  const auto spread = scale.repeat_interleave(kBlock, 1)
+                          .narrow(1, 0, weights.size(1))
+                          .repeat_interleave(kBlock, 2)
+                          .narrow(2, 0, weights.size(2));
+  const at::Tensor eight = round_to(weights.to(at::kFloat) / spread, at::kFloat8_e4m3fn);
+  return {eight, scale, wide_numbers(eight) * to_exact(spread)};
+}
+
+// In 4 bits, with a power of two for each 32 of a row.
+Quantized quantize_groups(OpChecks& checks, at::IntArrayRef sizes) {
+  constexpr int64_t kGroup = 32;
+  const at::Tensor bytes = checks.wide({sizes[0], sizes[1], sizes[2] / 2})
+                               .mul(80.0)
+                               .add(128.0)
+                               .clamp(0.0, 255.0)
+                               .to(at::kByte);
+  const at::Tensor exponents =
+      checks.wide({sizes[0], sizes[1], sizes[2] / kGroup}).round().clamp(-2.0, 2.0) + 122.0;
+  const at::Tensor values = at::tensor({0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0,
+                                        -1.5, -2.0, -3.0, -4.0, -6.0},
+                                       at::TensorOptions(at::kDouble));
+  const at::Tensor here = bytes.to(at::kCPU);
+  const at::Tensor halves =
+      at::stack({here.bitwise_and(15), here.bitwise_right_shift(4)}, -1).flatten(-2);
+  return {bytes, exponents.to(at::kByte),
+          values.take(halves.to(at::kLong)) *
+              (to_exact(exponents) - 127.0).exp2().repeat_interleave(kGroup, 2)};
+}
+
+void check_quantized_experts(OpChecks& checks, const Megablocks& ops) {
+  for (const bool packed : {false, true}) {
+    checks.check_optional(
+        "fused_experts", packed ? "8 bits, packed" : "8 bits", {at::kBFloat16}, [&]() -> Answers {
+          const Experts in = make_experts(checks, 256, 128);
+          const Quantized up = quantize_blocks(checks, in.gate_up),
+                          down = quantize_blocks(checks, in.down);
+          const auto stored = [&](const at::Tensor& weights) {
+            return packed ? ops.convert_weight_packed(weights) : weights;
+          };
+          const ExpertOptions options{.packed = packed,
+                                      .weights = published::ExpertWeights::kFloat8,
+                                      .gate_up_scale = up.scale,
+                                      .down_scale = down.scale};
+          return {{ops.fused_experts(in.x, stored(up.weights), stored(down.weights), in.weights,
+                                     in.ids, options),
+                   run_experts(in, up.numbers, down.numbers, options),
+                   {}}};
+        });
+  }
+  // gpt-oss's, as it is published: clamped, interleaved, with biases. What a packed scale looks like is the kernel's own
+  // matter too.
+  const auto four_bits = [&]() -> Answers {
+    const Experts in = make_experts(checks, 128, 64);
+    const Quantized up = quantize_groups(checks, {kExperts, 128, 128}),
+                    down = quantize_groups(checks, {kExperts, 128, 64});
+    const ExpertOptions options{.gate_up_bias = checks.normal({kExperts, 128}, 0.3),
+                                .down_bias = checks.normal({kExperts, 128}, 0.3),
+                                .alpha = 1.702,
+                                .limit = 7.0,
+                                .packed = true,
+                                .weights = published::ExpertWeights::kMxFloat4,
+                                .gate_up_scale = ops.convert_scale_packed(up.scale),
+                                .down_scale = ops.convert_scale_packed(down.scale)};
+    return {{ops.fused_experts(in.x, ops.convert_weight_packed(up.weights),
+                               ops.convert_weight_packed(down.weights), in.weights, in.ids,
+                               options),
+             run_experts(in, up.numbers, down.numbers, options),
+             {}}};
+  };
+  checks.check_optional("fused_experts", "4 bits", {at::kBFloat16}, four_bits);
+  checks.check_optional("convert_scale_packed", "4 bits", {at::kBFloat16}, four_bits);
+  checks.check_optional("shared_expert", "8 bits", {at::kBFloat16}, [&]() -> Answers {
+    const Experts in = make_experts(checks, 256, 128);
+    const Quantized up = quantize_blocks(checks, in.gate_up),
+                    down = quantize_blocks(checks, in.down);
+    const at::Tensor routed = checks.normal({kTokens, 256});
+    const ExpertOptions options{.weights = published::ExpertWeights::kFloat8,
+                                .gate_up_scale = up.scale[1],
+                                .down_scale = down.scale[1]};
+    const at::Tensor h = activate(at::matmul(to_exact(in.x), up.numbers[1].t()), {});
+    return {{ops.shared_expert(in.x, up.weights[1], down.weights[1], routed, 0.5, options),
+             at::matmul(h, down.numbers[1].t()) + 0.5 * to_exact(routed),
+             {}}};
+  });
+}
+
 }  // namespace
 
 void check_megablocks(OpChecks& checks) {
@@ -191,6 +296,7 @@ void check_megablocks(OpChecks& checks) {
   check_replication(checks, ops);
   check_grouped_product(checks, ops);
   check_fused_experts(checks, ops);
+  check_quantized_experts(checks, ops);
 }
 
 }  // namespace graft::canary

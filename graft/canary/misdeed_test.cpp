@@ -145,13 +145,15 @@ const Family kFamilies[] = {
     {"deformable-detr", {"ms_deform_attn_forward", "ms_deform_attn_backward"}},
     {"megablocks",
      {"sort", "histogram", "inclusive_cumsum", "exclusive_cumsum", "indices", "replicate_forward",
-      "replicate_backward", "gmm", "fused_experts", "convert_weight_packed", "shared_expert"}},
+      "replicate_backward", "gmm", "fused_experts", "convert_weight_packed", "convert_scale_packed",
+      "shared_expert"}},
     {"moe",
      {"topk_softmax", "moe_sum", "silu_and_mul", "moe_align_block_size", "static_scaled_fp8_quant",
-      "dynamic_scaled_fp8_quant", "dynamic_per_token_scaled_fp8_quant"}},
+      "dynamic_scaled_fp8_quant", "dynamic_per_token_scaled_fp8_quant", "sgl_moe_align_block_size",
+      "moe_wna16_gemm"}},
     {"paged-attention",
      {"paged_attention_v1", "paged_attention_v2", "reshape_and_cache", "reshape_and_cache_flash",
-      "copy_blocks", "swap_blocks"}},
+      "copy_blocks", "swap_blocks", "convert_fp8"}},
     {"mlp", {"mlp", "mlp_out", "mlp_backward", "mlp_train", "mlp_train_backward"}},
     {"loss",
      {"linear_cross_entropy_out", "linear_cross_entropy_train_out",
@@ -163,6 +165,54 @@ INSTANTIATE_TEST_SUITE_P(Ops, Misdeeds, testing::ValuesIn(kFamilies), [](const a
   name.erase(std::remove(name.begin(), name.end(), '-'), name.end());
   return name;
 });
+
+// An op that is right but where weights or caches are in 8 bits or fewer.
+class QuantizedMisdeeds : public Misdeeds {};
+
+TEST_P(QuantizedMisdeeds, AWrongAnswerIsNamedWithItsForm) {
+  const auto& [package, ops, layer] = GetParam();
+  const auto verdict = run(package_that("wrong-8", ops));
+  EXPECT_EQ(verdict.status, CanaryStatus::kOk) << verdict.detail;
+  std::set<std::string> wrong;
+  for (const auto& answer : verdict.wrong) {
+    EXPECT_THAT(answer.variant, HasSubstr("bits")) << answer.layer;
+    wrong.insert(answer.layer);
+  }
+  EXPECT_THAT(wrong, testing::IsSupersetOf(ops));
+}
+
+TEST_P(QuantizedMisdeeds, ACrashIsRefused) {
+  const auto& [package, ops, layer] = GetParam();
+  for (const std::string& op : is_long() ? ops : Names{ops.front()}) {
+    const auto [code, text] = refusal(package_that("crash-8", {op}));
+    EXPECT_EQ(code, "kernel.canary.crash") << op;
+    EXPECT_THAT(text, testing::AllOf(HasSubstr("running " + op), HasSubstr("bits")));
+  }
+}
+
+TEST_P(QuantizedMisdeeds, OneThatNeverEndsIsRefused) {
+  const auto& [package, ops, layer] = GetParam();
+  set("GRAFT_CANARY_SECONDS", "6");
+  for (const std::string& op : is_long() ? ops : Names{ops.back()}) {
+    const auto [code, text] = refusal(package_that("hang-8", {op}));
+    EXPECT_EQ(code, "kernel.canary.hang") << op;
+    EXPECT_THAT(text, testing::AllOf(HasSubstr("running " + op), HasSubstr("bits")));
+  }
+}
+
+const Family kQuantized[] = {
+    {"megablocks", {"fused_experts", "shared_expert"}},
+    {"moe", {"moe_wna16_gemm"}},
+    {"paged-attention",
+     {"paged_attention_v1", "paged_attention_v2", "reshape_and_cache", "reshape_and_cache_flash",
+      "convert_fp8"}}};
+
+INSTANTIATE_TEST_SUITE_P(Ops, QuantizedMisdeeds, testing::ValuesIn(kQuantized),
+                         [](const auto& info) {
+                           std::string name = info.param.package;
+                           name.erase(std::remove(name.begin(), name.end(), '-'), name.end());
+                           return name;
+                         });
 
 // What the canary saw of an op is held against whoever calls it: here an adapter of an application.
 class WrongOp : public Misdeeds {};

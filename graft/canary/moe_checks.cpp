@@ -39,14 +39,15 @@ void check_routing(OpChecks& checks, const MoeOps& ops) {
 }
 
 // The order of the tokens within one expert is the kernel's own matter.
-void check_alignment(OpChecks& checks, const MoeOps& ops) {
-  checks.check("moe_align_block_size", "", {at::kInt}, [&]() -> Answers {
-    constexpr int64_t kExperts = 8, kBlock = 4;
-    const std::vector<int64_t> experts = {0, 3, 1, 3, 3, 7, 3, 0, 1, 3};
+void check_alignment(OpChecks& checks, const MoeOps& ops, const char* op, int64_t num_experts) {
+  checks.check(op, "", {at::kInt}, [&]() -> Answers {
+    constexpr int64_t kBlock = 4;
+    const int64_t last = num_experts - 1;
+    const std::vector<int64_t> experts = {0, 3, 1, 3, 3, last, 3, 0, 1, 3};
     const auto num_tokens = static_cast<int64_t>(experts.size());
-    const auto got = ops.align(checks.integers(experts).view({5, 2}), kExperts, kBlock);
+    const auto got = ops.align(checks.integers(experts).view({5, 2}), num_experts, kBlock);
     std::vector<int64_t> block_experts, rows;
-    for (int64_t expert = 0; expert < kExperts; ++expert) {
+    for (int64_t expert = 0; expert < num_experts; ++expert) {
       const auto count = std::count(experts.begin(), experts.end(), expert);
       for (int64_t place = 0; place < count; place += kBlock) {
         block_experts.push_back(expert);
@@ -68,15 +69,6 @@ void check_alignment(OpChecks& checks, const MoeOps& ops) {
             same(std::get<0>(tokens.sort()), at::tensor(rows, at::kInt)),
             same(misplaced, at::zeros({}, at::TensorOptions(at::kLong)))};
   });
-}
-
-// How far 8-bit values lie from `exact`, in units of what rounding to the nearest may cost (half a step of three bits,
-// or of the smallest numbers): at most one each.
-Answer nearest(const at::Tensor& values, const at::Tensor& exact) {
-  const at::Tensor got = values.to(at::kCPU).to(at::kFloat).to(at::kDouble);
-  const at::Tensor step = exact.abs() * 0x1p-4 + 0x1p-10;
-  const at::Tensor excess = ((got - exact).abs() / step - 1.001).clamp_min(0.0);
-  return {excess, at::zeros_like(excess), at::zeros_like(excess)};
 }
 
 void check_eight_bits(OpChecks& checks, const MoeOps& ops) {
@@ -109,6 +101,56 @@ void check_eight_bits(OpChecks& checks, const MoeOps& ops) {
   }
 }
 
+// Of 4 bits the lower half of a byte is the first of two along `dim`.
+at::Tensor halves(const at::Tensor& bytes, int64_t bits, int64_t dim) {
+  return bits == 8 ? bytes
+                   : at::stack({bytes.bitwise_and(15), bytes.bitwise_right_shift(4)}, dim + 1)
+                         .flatten(dim, dim + 1);
+}
+
+void check_quantized_product(OpChecks& checks, const MoeOps& ops) {
+  constexpr int64_t kTokens = 5, kExperts = 4, kHidden = 128, kOutputs = 64, kGroup = 32, kBlock = 4;
+  struct Form {
+    const char* name;
+    int64_t bits;
+    bool has_zeros, weighted;
+  };
+  for (const Form& form : {Form{"4 bits", 4, false, false}, Form{"4 bits, zeros", 4, true, true},
+                           Form{"8 bits", 8, false, true}, Form{"8 bits, zeros", 8, true, false}}) {
+    checks.check("moe_wna16_gemm", form.name, {at::kHalf, at::kBFloat16}, [&]() -> Answers {
+      const auto bytes = [&](at::IntArrayRef sizes) {
+        return checks.wide(sizes).mul(80.0).add(128.0).clamp(0.0, 255.0).to(at::kByte);
+      };
+      const at::Tensor x = checks.normal({kTokens, kHidden});
+      published::QuantizedExperts experts{
+          .weights = bytes({kExperts, kOutputs, kHidden * form.bits / 8}),
+          .scales = checks.normal({kExperts, kOutputs, kHidden / kGroup}).abs() * 0.01 + 0.001,
+          .bits = form.bits};
+      if (form.has_zeros) {
+        experts.zeros = bytes({kExperts, kOutputs * form.bits / 8, kHidden / kGroup});
+      }
+      const at::Tensor factors = form.weighted ? checks.wide({kTokens, 2}).abs() : at::Tensor();
+      const at::Tensor ids = checks.integers({0, 3, 1, 3, 3, 2, 3, 0, 1, 3}).view({kTokens, 2});
+      const at::Tensor zeros =
+          form.has_zeros
+              ? to_exact(halves(experts.zeros, form.bits, 1)).repeat_interleave(kGroup, 2)
+              : at::full({1}, form.bits == 4 ? 8.0 : 128.0, at::TensorOptions(at::kDouble));
+      const at::Tensor numbers = (to_exact(halves(experts.weights, form.bits, 2)) - zeros) *
+                                 to_exact(experts.scales).repeat_interleave(kGroup, 2);
+      at::Tensor right = at::einsum(
+          "tknh,th->tkn", {numbers.index_select(0, ids.to(at::kCPU).to(at::kLong).flatten())
+                               .view({kTokens, 2, kOutputs, kHidden}),
+                           to_exact(x)});
+      if (form.weighted) {
+        right = right * to_exact(factors).unsqueeze(-1);
+      }
+      return {{ops.multiply(x, experts, ops.align(ids, kExperts, kBlock), 2, kBlock, factors),
+               right,
+               {}}};
+    });
+  }
+}
+
 }  // namespace
 
 void check_moe_steps(OpChecks& checks) {
@@ -117,8 +159,10 @@ void check_moe_steps(OpChecks& checks) {
   }
   const MoeOps ops(checks.kernel());
   check_routing(checks, ops);
-  check_alignment(checks, ops);
+  check_alignment(checks, ops, "moe_align_block_size", 8);
+  check_alignment(checks, ops, "sgl_moe_align_block_size", 256);
   check_eight_bits(checks, ops);
+  check_quantized_product(checks, ops);
 }
 
 }  // namespace graft::canary

@@ -36,6 +36,28 @@ layers::GuardFunction rounded(const layers::GuardFunction& exact, at::ScalarType
 
 }  // namespace
 
+at::Tensor wide_numbers(const at::Tensor& eight_bits) {
+  return eight_bits.to(at::kCPU).to(at::kFloat).to(at::kDouble);
+}
+
+at::Tensor round_to(const at::Tensor& numbers, at::ScalarType eight_bits) {
+  const double largest = eight_bits == at::kFloat8_e5m2 ? 57344.0 : 448.0;
+  return numbers.to(at::kFloat).clamp(-largest, largest).to(eight_bits);
+}
+
+Answer nearest(const at::Tensor& eight_bits, const at::Tensor& exact) {
+  const bool is_wide = eight_bits.scalar_type() == at::kFloat8_e5m2;
+  const at::Tensor right = wide_numbers(round_to(exact, eight_bits.scalar_type())),
+                   reachable = exact.clamp(-(is_wide ? 57344.0 : 448.0), is_wide ? 57344.0 : 448.0);
+  // Half a step of three bits (or two), or of the smallest numbers: a tie may fall either way.
+  const at::Tensor half_step =
+      reachable.abs() * (is_wide ? 0x1p-3 : 0x1p-4) + (is_wide ? 0x1p-17 : 0x1p-10);
+  const at::Tensor excess =
+      ((wide_numbers(eight_bits) - reachable).abs() - (right - reachable).abs()) / half_step;
+  const at::Tensor beyond_ties = at::where(excess.isnan(), excess, (excess - 1e-3).clamp_min(0.0));
+  return {beyond_ties, at::zeros_like(excess), at::zeros_like(excess)};
+}
+
 bool is_out_of_memory(const std::string& refusal) {
   return refusal.find("can't allocate memory") != std::string::npos ||
          refusal.find("bad_alloc") != std::string::npos;
@@ -68,25 +90,38 @@ at::Tensor OpChecks::normal(at::IntArrayRef sizes, double scale) {
   return inputs_->normal(sizes, scale);
 }
 
+std::string OpChecks::judge(const std::string& what, at::ScalarType dtype,
+                            const Answers& answers) {
+  for (const auto& [got, exact, reference] : answers) {
+    std::string refusal = layers::compare(
+        what, got, reference.defined() ? reference : exact.to(dtype), exact,
+        got.is_floating_point() ? slack_of(dtype) * std::max(1.0, layers::largest(exact)) : 0.0);
+    if (!refusal.empty()) {
+      return refusal;
+    }
+  }
+  return "";
+}
+
 void OpChecks::check(const std::string& op, const std::string& form, Dtypes dtypes,
                      const std::function<Answers()>& answers) {
-  run(op, form, dtypes, [&](const std::string& what, at::ScalarType dtype) {
+  run(op, form, dtypes, /*is_optional=*/false, [&](const std::string& what, at::ScalarType dtype) {
     const c10::InferenceMode inference;
-    for (const auto& [got, exact, reference] : answers()) {
-      std::string refusal = layers::compare(
-          what, got, reference.defined() ? reference : exact.to(dtype), exact,
-          got.is_floating_point() ? slack_of(dtype) * std::max(1.0, layers::largest(exact)) : 0.0);
-      if (!refusal.empty()) {
-        return refusal;
-      }
-    }
-    return std::string();
+    return judge(what, dtype, answers());
+  });
+}
+
+void OpChecks::check_optional(const std::string& op, const std::string& form, Dtypes dtypes,
+                              const std::function<Answers()>& answers) {
+  run(op, form, dtypes, /*is_optional=*/true, [&](const std::string& what, at::ScalarType dtype) {
+    const c10::InferenceMode inference;
+    return judge(what, dtype, answers());
   });
 }
 
 void OpChecks::check_gradients(const std::string& op, const std::string& form, Dtypes dtypes,
                                const std::function<Differentiable()>& make) {
-  run(op, form, dtypes, [&](const std::string& what, at::ScalarType dtype) {
+  run(op, form, dtypes, /*is_optional=*/false, [&](const std::string& what, at::ScalarType dtype) {
     const auto [inputs, call, exact] = make();
     std::string refusal;
     // compare_gradients() catches what a kernel throws: the adapter's own word has to pass.
@@ -108,9 +143,8 @@ void OpChecks::check_gradients(const std::string& op, const std::string& form, D
   });
 }
 
-void OpChecks::run(
-    const std::string& op, const std::string& form, Dtypes dtypes,
-    const std::function<std::string(const std::string& what, at::ScalarType dtype)>& refusal) {
+void OpChecks::run(const std::string& op, const std::string& form, Dtypes dtypes, bool is_optional,
+                   const Refusal& refusal) {
   if (!has(op)) {
     return;
   }
@@ -129,10 +163,14 @@ void OpChecks::run(
                    error.code() == "kernel.loader.missing-op";
       reason = error.what();
     } catch (const std::exception& error) {
+      is_refused = is_optional && !is_out_of_memory(error.what());
       reason = fmt::format("{}: expected a result, got an error: {}", what,
                            std::string(error.what()).substr(0, 400));
     }
     if (is_refused) {
+      if (is_optional) {
+        verdict_.unchecked.push_back(fmt::format("{} in {}", what, name));
+      }
       continue;
     }
     if (is_out_of_memory(reason)) {

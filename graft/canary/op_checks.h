@@ -63,14 +63,19 @@ class OpChecks {
   // of layers would refuse it; what the adapter refuses by name is no fault of the package and stays unchecked.
   void check(const std::string& op, const std::string& form, Dtypes dtypes,
              const std::function<Answers()>& answers);
+  // A form that a build may leave out: where the op itself throws it is not run, and the verdict names it.
+  void check_optional(const std::string& op, const std::string& form, Dtypes dtypes,
+                      const std::function<Answers()>& answers);
   // The gradients of every input, that `op` computes.
   void check_gradients(const std::string& op, const std::string& form, Dtypes dtypes,
                        const std::function<Differentiable()>& make);
 
  private:
-  void run(
-      const std::string& op, const std::string& form, Dtypes dtypes,
-      const std::function<std::string(const std::string& what, at::ScalarType dtype)>& refusal);
+  using Refusal = std::function<std::string(const std::string& what, at::ScalarType dtype)>;
+
+  static std::string judge(const std::string& what, at::ScalarType dtype, const Answers& answers);
+  void run(const std::string& op, const std::string& form, Dtypes dtypes, bool is_optional,
+           const Refusal& refusal);
 
   const kernel::LoadedKernel& kernel_;
   at::Device device_;
@@ -86,12 +91,19 @@ inline Answer same(const at::Tensor& got, const at::Tensor& expected) {
   return {got, here.to(at::kDouble), here};
 }
 
+// Values of 8 bits, float8_e4m3fn or float8_e5m2, in float64 on the CPU.
+at::Tensor wide_numbers(const at::Tensor& eight_bits);
+// The nearest of such values; what is beyond the largest becomes the largest.
+at::Tensor round_to(const at::Tensor& numbers, at::ScalarType eight_bits);
+// The answer of an op that rounds `exact` to 8 bits: none farther from it than the nearest value is.
+Answer nearest(const at::Tensor& eight_bits, const at::Tensor& exact);
+
 // Whether a package out of memory said so in an exception that a check caught.
 bool is_out_of_memory(const std::string& refusal);
 
 // The families. Each runs what is there of its ops.
-void check_flash_attention(OpChecks& checks);  // attention_checks.cpp
-void check_paged_attention(OpChecks& checks);
+void check_flash_attention(OpChecks& checks);       // attention_checks.cpp
+void check_paged_attention(OpChecks& checks);       // paged_checks.cpp
 void check_state_space(OpChecks& checks);           // state_space_checks.cpp
 void check_deformable_attention(OpChecks& checks);  // deformable_checks.cpp
 void check_megablocks(OpChecks& checks);            // expert_checks.cpp

@@ -15,7 +15,9 @@
 #include "graft/core/version.h"
 #include "graft/core/warn.h"
 #include "graft/hub/environment.h"
+#include "graft/kernel/compiled_layer.h"
 #include "graft/kernel/digest.h"
+#include "graft/kernel/open_kernel.h"
 
 namespace graft::kernel {
 
@@ -75,6 +77,9 @@ void warn_once(const std::string& text) {
   }
 }
 
+std::mutex notes_mutex;
+std::vector<CanaryNote> notes;
+
 CanaryVerdict ask_or_run(const std::string& repository, const Resolution& resolution,
                          const SealedLibraries& libraries, const CanaryDecision& decision) {
   const CanaryRecords records(hub::private_folder() / "canary");
@@ -106,6 +111,20 @@ CanaryVerdict ask_or_run(const std::string& repository, const Resolution& resolu
 }
 
 }  // namespace
+
+std::optional<CanaryVerdict> remembered_verdict(const Resolution& resolution) {
+  const SealedLibraries libraries =
+      is_compiled_layer(resolution.folder)
+          ? seal_compiled_layer(resolution.folder)
+          : SealedLibraries{std::make_shared<const SealedLibrary>(
+                find_library(resolution.folder, resolution.metadata.id, resolution.repository))};
+  return CanaryRecords(hub::private_folder() / "canary").find(canary_key(resolution, libraries));
+}
+
+std::vector<CanaryNote> canary_notes() {
+  const std::lock_guard lock(notes_mutex);
+  return notes;
+}
 
 CanaryDecision decide_canary(const Resolution& resolution) {
   const std::string setting = env::get("GRAFT_CANARY").value_or("on");
@@ -146,6 +165,10 @@ std::vector<CanaryWrongAnswer> pass_canary(const std::string& repository,
     return {};
   }
   const CanaryVerdict verdict = ask_or_run(repository, resolution, libraries, decision);
+  {
+    const std::lock_guard lock(notes_mutex);
+    notes.push_back({repository, verdict});
+  }
   const std::string gaps = fmt::format("{}", fmt::join(verdict.gaps, "; "));
   if (verdict.status == CanaryStatus::kNotIsolated) {
     const std::string reason = fmt::format(

@@ -3,6 +3,7 @@
 // for more than its tensors there never gets into ours.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -43,5 +44,17 @@ std::string canary_key(const Resolution& resolution, const SealedLibraries& libr
 std::vector<CanaryWrongAnswer> pass_canary(const std::string& repository,
                                            const Resolution& resolution,
                                            const SealedLibraries& libraries);
+
+// What the canary remembers of a package whose files are here; nothing where it never ran, as it is, on this machine.
+// Reads the package, runs nothing.
+// Throws   NotFound `kernel.loader.library`, LoadError as for loading it.
+std::optional<CanaryVerdict> remembered_verdict(const Resolution& resolution);
+
+// What it said of each package that went through it for this process, remembered or run anew.
+struct CanaryNote {
+  std::string repository;
+  CanaryVerdict verdict;
+};
+std::vector<CanaryNote> canary_notes();
 
 }  // namespace graft::kernel

@@ -126,6 +126,86 @@ TEST(MegablocksOps, FusedExpertsOfTheCpuAreTheFormula) {
   }
 }
 
+TEST(MegablocksOps, FusedExpertsTakeWeightsInFewerBits) {
+  at::manual_seed(8);
+  const at::NoGradGuard no_grad;
+  const Megablocks ops(*load_package("megablocks-cpu"));
+  const at::Tensor x = at::randn({3, 64}).to(at::kBFloat16), weights = at::rand({3, 2}),
+                   ids = at::tensor({0, 3, 1, 2, 3, 1}, at::kInt).view({3, 2});
+  // Blocks of 16 rows and 32 columns.
+  const auto blocks_of = [](const at::Tensor& scale) {
+    return scale.repeat_interleave(16, 1).repeat_interleave(32, 2);
+  };
+  const auto eight = [](at::IntArrayRef sizes) {
+    return (at::randn(sizes) * 8.0).to(at::kFloat8_e4m3fn);
+  };
+  const at::Tensor up = eight({4, 32, 64}), down = eight({4, 64, 16});
+  ExpertOptions options{.weights = ExpertWeights::kFloat8,
+                        .gate_up_scale = at::rand({4, 2, 2}) * 0.02,
+                        .down_scale = at::rand({4, 4, 1}) * 0.02,
+                        .block = {16, 32}};
+  const auto wide = [](const at::Tensor& x) { return x.to(at::kFloat).to(at::kDouble); };
+  const at::Tensor up_numbers = wide(up) * blocks_of(options.gate_up_scale),
+                   down_numbers = wide(down) * blocks_of(options.down_scale).narrow(2, 0, 16);
+  expect_close(ops.fused_experts(x, up, down, weights, ids, options),
+               exact_experts(x, up_numbers, down_numbers, weights, ids, {}), 0.1);
+  options.gate_up_scale = options.gate_up_scale[0];
+  options.down_scale = options.down_scale[0];
+  const at::Tensor routed = at::zeros({3, 64}, at::kBFloat16);
+  expect_close(ops.shared_expert(x, up[0], down[0], routed, 0.5, options),
+               exact_experts(x, up_numbers, down_numbers, at::ones({3, 1}),
+                             at::zeros({3, 1}, at::kInt), {}),
+               0.1);
+
+  // 2 in the lower half, -1 in the upper, times a half.
+  const at::Tensor fours = at::full({1, 64, 32}, 0xA4, at::kByte),
+                   scale = at::full({1, 64, 2}, 126, at::kByte);
+  const ExpertOptions four{.packed = true,
+                           .weights = ExpertWeights::kMxFloat4,
+                           .gate_up_scale = ops.convert_scale_packed(scale),
+                           .down_scale = ops.convert_scale_packed(scale.narrow(2, 0, 1))};
+  const at::Tensor row = at::tensor({1.0, -0.5}, at::kDouble).repeat({32});
+  expect_close(
+      ops.fused_experts(x, ops.convert_weight_packed(fours),
+                        ops.convert_weight_packed(fours.narrow(2, 0, 16).contiguous()),
+                        at::ones({3, 1}), at::zeros({3, 1}, at::kInt), four),
+      exact_experts(x, row.repeat({1, 64, 1}), row.narrow(0, 0, 32).repeat({1, 64, 1}),
+                    at::ones({3, 1}), at::zeros({3, 1}, at::kInt), {}),
+      1.0);
+}
+
+TEST(MegablocksOps, WeightsThatAreNotWhatTheOptionsSayAreRefused) {
+  const Megablocks ops(*load_package("megablocks-cpu"));
+  const at::Tensor x = at::ones({2, 2}).to(at::kBFloat16), plain = at::ones({1, 2, 2}).to(at::kBFloat16),
+                   bytes = at::ones({1, 2, 2}, at::kByte), scale = at::ones({1, 1, 1});
+  const auto refused = [&](const at::Tensor& weights, const ExpertOptions& options,
+                           const char* text) {
+    expect_error(
+        [&] {
+          ops.fused_experts(x, weights, weights, at::ones({2, 1}), at::zeros({2, 1}, at::kInt),
+                            options);
+        },
+        "layers.published.unsupported", HasSubstr(text));
+  };
+  refused(bytes, {}, "BFloat16");
+  refused(plain, {.gate_up_scale = scale, .down_scale = scale}, "expected none");
+  refused(plain, {.weights = ExpertWeights::kFloat8, .gate_up_scale = scale, .down_scale = scale},
+          "Float8_e4m3fn");
+  const at::Tensor eight = plain.to(at::kFloat8_e4m3fn);
+  refused(eight, {.weights = ExpertWeights::kFloat8, .gate_up_scale = scale},
+          "one for each matrix");
+  refused(bytes,
+          {.packed = true,
+           .weights = ExpertWeights::kMxFloat4,
+           .gate_up_scale = scale,
+           .down_scale = scale},
+          "uint8");
+  const at::Tensor exponents = at::ones({1, 2, 1}, at::kByte);
+  refused(bytes,
+          {.weights = ExpertWeights::kMxFloat4, .gate_up_scale = exponents, .down_scale = exponents},
+          "packed");
+}
+
 TEST(MegablocksOps, OfAnotherDeviceAndWrongArgumentsAreRefusedByName) {
   const Megablocks cpu(*load_package("megablocks-cpu")), all(*load_package("megablocks"));
   expect_error([&] { cpu.sort(ints({1}), 1); }, "layers.published.missing-op", HasSubstr("`sort`"));
@@ -217,6 +297,41 @@ TEST(MoeSteps, RefuseByNameWhatTheyCannotDo) {
       "layers.adapter.no-backward", HasSubstr("no backward"));
   expect_error([] { MoeOps ops(*load_package("activation")); }, "kernel.loader.missing-op",
                HasSubstr("topk_softmax"));
+}
+
+TEST(MoeSteps, MultiplyByWeightsOfFourAndEightBits) {
+  at::manual_seed(10);
+  const at::NoGradGuard no_grad;
+  const MoeOps ops(*load_package("moe"));
+  const at::Tensor x = at::randn({3, 64}).to(at::kBFloat16),
+                   ids = at::tensor({0, 3, 1, 2, 3, 1}, at::kInt).view({3, 2});
+  for (const int64_t bits : {4, 8}) {
+    const QuantizedExperts experts{
+        .weights = at::full({4, 8, 64 * bits / 8}, bits == 4 ? 0x9B : 131, at::kByte),
+        .scales = at::full({4, 8, 2}, 0.5).to(at::kBFloat16),
+        .bits = bits};
+    const at::Tensor factors = at::rand({3, 2});
+    const at::Tensor got = ops.multiply(x, experts, ops.align(ids, 4, 16), 2, 16, factors);
+    // 11 - 8 and 9 - 8; or 131 - 128.
+    const at::Tensor row = (bits == 4 ? at::tensor({1.5, 0.5}, at::kDouble).repeat({32})
+                                      : at::full({64}, 1.5, at::kDouble));
+    const at::Tensor sums = at::matmul(x.to(at::kDouble), row).view({3, 1, 1});
+    expect_close(got, sums.expand({3, 2, 8}) * factors.unsqueeze(-1), 0.3);
+  }
+  const auto refused = [&](const at::Tensor& in, const QuantizedExperts& experts,
+                           const char* text) {
+    expect_error([&] { ops.multiply(in, experts, ops.align(ids, 4, 16), 2, 16); },
+                 "layers.published.unsupported", HasSubstr(text));
+  };
+  const at::Tensor weights = at::zeros({4, 8, 32}, at::kByte),
+                   scales = at::ones({4, 8, 2}).to(at::kBFloat16);
+  refused(x.to(at::kFloat), {.weights = weights, .scales = scales}, "float16 or bfloat16");
+  refused(x, {.weights = weights, .scales = scales, .bits = 3}, "4 or 8");
+  refused(x, {.weights = weights, .scales = scales, .bits = 8}, "hidden * bits / 8");
+  refused(x, {.weights = weights, .scales = scales.to(at::kFloat)}, "dtype of the input");
+  refused(x, {.weights = weights, .scales = at::ones({4, 8, 16}).to(at::kBFloat16)}, "groups");
+  refused(x, {.weights = weights, .scales = scales, .zeros = at::zeros({4, 8, 2}, at::kByte)},
+          "outputs * bits / 8");
 }
 
 }  // namespace

@@ -14,6 +14,33 @@ bool is_index(const at::Tensor& x) {
   return dtype == at::kShort || dtype == at::kInt || dtype == at::kLong;
 }
 
+// Whether the matrices and their scales are what the options say; the ops read them by the flags alone.
+void check_weights(const PublishedOp& op, const at::Tensor& gate_up, const at::Tensor& down,
+                   const ExpertOptions& options) {
+  const bool is_plain = options.weights == ExpertWeights::kPlain,
+             is_float8 = options.weights == ExpertWeights::kFloat8;
+  const auto dtype = is_plain ? at::kBFloat16 : is_float8 ? at::kFloat8_e4m3fn : at::kByte;
+  for (const at::Tensor* matrix : {&gate_up, &down}) {
+    op.need(matrix->scalar_type() == dtype, "w1 and w2", c10::toString(dtype), *matrix);
+  }
+  for (const at::Tensor* scale : {&options.gate_up_scale, &options.down_scale}) {
+    op.need(scale->defined() != is_plain, "w1_scale and w2_scale",
+            is_plain ? "none" : "one for each matrix",
+            std::string(is_plain ? "scales" : "none"));
+    op.need(is_plain || scale->scalar_type() == (is_float8 ? at::kFloat : at::kByte),
+            "w1_scale and w2_scale", is_float8 ? "float32" : "uint8", *scale);
+  }
+  op.need(is_plain || is_float8 || options.packed, "weights in 4 bits",
+          "packed ones, and packed scales", std::string("others"));
+}
+
+// `block_size`, which 8-bit weights alone have.
+c10::IValue maybe_block(const ExpertOptions& options) {
+  return options.weights == ExpertWeights::kFloat8
+             ? c10::IValue(std::vector<int64_t>{options.block.first, options.block.second})
+             : kNone;
+}
+
 c10::IValue maybe_number(const std::optional<double>& number) {
   return number ? c10::IValue(*number) : kNone;
 }
@@ -47,6 +74,8 @@ Megablocks::Megablocks(const kernel::LoadedKernel& kernel)
                         "trans_a, bool trans_b) -> Tensor(c!)"})),
       convert_weight_packed_(optional_op(kernel, "convert_weight_packed",
                                          {"convert_weight_packed(Tensor weight) -> Tensor"})),
+      convert_scale_packed_(optional_op(kernel, "convert_scale_packed",
+                                        {"convert_scale_packed(Tensor scale) -> Tensor"})),
       fused_experts_(optional_op(
           kernel, "fused_experts",
           {"fused_experts(Tensor hidden_states, Tensor w1, Tensor w2, Tensor topk_weights, Tensor "
@@ -170,6 +199,10 @@ at::Tensor Megablocks::convert_weight_packed(const at::Tensor& weight) const {
                  "convert_weight_packed")(weight.contiguous())[0];
 }
 
+at::Tensor Megablocks::convert_scale_packed(const at::Tensor& scale) const {
+  return need_op(convert_scale_packed_, repository_, "convert_scale_packed")(scale.contiguous())[0];
+}
+
 at::Tensor Megablocks::fused_experts(const at::Tensor& hidden, const at::Tensor& gate_up,
                                      const at::Tensor& down, const at::Tensor& weights,
                                      const at::Tensor& experts,
@@ -184,23 +217,33 @@ at::Tensor Megablocks::fused_experts(const at::Tensor& hidden, const at::Tensor&
           "int32 like topk_weights", experts);
   op.need(options.alpha.has_value() == options.limit.has_value(), "alpha and limit",
           "both or neither", std::string("one"));
+  check_weights(op, gate_up, down, options);
+  constexpr bool kInPlace = false, kInt8 = false;
   return op(hidden.contiguous(), gate_up.contiguous(), down.contiguous(), weights.contiguous(),
-            experts.contiguous(), false, false, false, false, kNone, kNone, kNone, kNone, kNone,
+            experts.contiguous(), kInPlace, kInt8, options.weights == ExpertWeights::kFloat8,
+            options.weights == ExpertWeights::kMxFloat4, maybe(options.gate_up_scale),
+            maybe(options.down_scale), maybe_block(options), kNone, kNone,
             maybe(options.gate_up_bias), maybe(options.down_bias), maybe_number(options.alpha),
             maybe_number(options.limit), options.packed)[0];
 }
 
 at::Tensor Megablocks::shared_expert(const at::Tensor& hidden, const at::Tensor& gate_up,
                                      const at::Tensor& down, const at::Tensor& routed,
-                                     double routed_scale, bool packed) const {
+                                     double routed_scale, const ExpertOptions& options) const {
   const PublishedOp& op = need_op(shared_expert_, repository_, "shared_expert");
   must_record(repository_, /*has_backward=*/false, {&hidden, &gate_up, &down, &routed});
   op.need(hidden.dim() == 2 && hidden.scalar_type() == at::kBFloat16, "hidden_states",
           "bfloat16 [tokens, hidden]", hidden);
   op.need(routed.sizes() == hidden.sizes() && routed.scalar_type() == hidden.scalar_type(),
           "fused_experts_out", "a tensor like hidden_states", routed);
+  check_weights(op, gate_up, down, options);
+  op.need(options.weights != ExpertWeights::kMxFloat4, "w1 and w2", "bfloat16 or float8_e4m3fn",
+          gate_up);
+  constexpr bool kInPlace = false, kInt8 = false;
   return op(hidden.contiguous(), gate_up.contiguous(), down.contiguous(), routed.contiguous(),
-            routed_scale, false, false, false, kNone, kNone, kNone, kNone, kNone, packed)[0];
+            routed_scale, kInPlace, kInt8, options.weights == ExpertWeights::kFloat8,
+            maybe(options.gate_up_scale), maybe(options.down_scale), maybe_block(options), kNone,
+            kNone, options.packed)[0];
 }
 
 }  // namespace graft::layers::published

@@ -15,6 +15,13 @@
 
 namespace graft::layers::published {
 
+// How the matrices of the experts are stored.
+enum class ExpertWeights {
+  kPlain,     // bfloat16
+  kFloat8,    // float8_e4m3fn, a factor for each block of rows and columns
+  kMxFloat4,  // two to a byte, the lower half first; a power of two for each 32 of a row
+};
+
 // fused_experts' options; absent ones as the schema's defaults.
 struct ExpertOptions {
   at::Tensor gate_up_bias;  // [E, 2 I] or undefined
@@ -23,6 +30,12 @@ struct ExpertOptions {
   std::optional<double> alpha;
   std::optional<double> limit;
   bool packed = false;  // weights from convert_weight_packed
+  ExpertWeights weights = ExpertWeights::kPlain;
+  // Of kFloat8 float32 [E, 2 I / n, H / k] and [E, H / n, I / k], rounded up, for blocks of n rows and k columns; of
+  // kMxFloat4 uint8 [E, 2 I, H / 32] and [E, H, I / 32], exponents plus 127, from convert_scale_packed.
+  at::Tensor gate_up_scale;
+  at::Tensor down_scale;
+  std::pair<int64_t, int64_t> block = {128, 128};  // n and k of kFloat8
 };
 
 class Megablocks {
@@ -52,15 +65,19 @@ class Megablocks {
 
   // CPU. A weight in the order that fused_experts reads with `packed`.
   at::Tensor convert_weight_packed(const at::Tensor& weight) const;
+  // CPU. Scales of kMxFloat4 in the order that fused_experts reads.
+  at::Tensor convert_scale_packed(const at::Tensor& scale) const;
   // CPU. hidden [T, H] bfloat16, gate_up [E, 2 I, H], down [E, H, I], weights [T, K] float32, experts
-  // [T, K] int32 -> [T, H]. Not differentiable.
+  // [T, K] int32 -> [T, H]. kMxFloat4 halves the last sizes and needs `packed`. Not differentiable. The schema's
+  // int8 is left out: the published build has no product for it.
   at::Tensor fused_experts(const at::Tensor& hidden, const at::Tensor& gate_up,
                            const at::Tensor& down, const at::Tensor& weights,
                            const at::Tensor& experts, const ExpertOptions& options = {}) const;
-  // CPU. The shared expert's SwiGLU plus routed_scale times what the routed ones gave -> [T, H].
+  // CPU. The shared expert's SwiGLU plus routed_scale times what the routed ones gave -> [T, H]. gate_up [2 I, H],
+  // down [H, I]; of the options `packed`, kPlain or kFloat8 with its scales (without E), and `block` count.
   at::Tensor shared_expert(const at::Tensor& hidden, const at::Tensor& gate_up,
                            const at::Tensor& down, const at::Tensor& routed, double routed_scale,
-                           bool packed = false) const;
+                           const ExpertOptions& options = {}) const;
 
  private:
   at::Tensor cumsum(const std::optional<PublishedOp>& op, const char* name,
@@ -76,6 +93,7 @@ class Megablocks {
   std::optional<PublishedOp> replicate_backward_;
   std::optional<PublishedOp> gmm_;
   std::optional<PublishedOp> convert_weight_packed_;
+  std::optional<PublishedOp> convert_scale_packed_;
   std::optional<PublishedOp> fused_experts_;
   std::optional<PublishedOp> shared_expert_;
 };

@@ -56,9 +56,26 @@ at::Tensor scale_of(const PublishedOp& op, const at::Tensor& scale, const at::Te
   return scale;
 }
 
-void check_dtype(const PublishedOp& op, const std::string& dtype) {
+// The dtype that a tensor of such a cache may have beside uint8.
+at::ScalarType eight_bits_of(const std::string& dtype) {
+  return dtype == "fp8_e5m2" ? at::kFloat8_e5m2 : at::kFloat8_e4m3fn;
+}
+
+bool is_eight_bits(const at::Tensor& tensor, const std::string& dtype) {
+  return tensor.scalar_type() == at::kByte || tensor.scalar_type() == eight_bits_of(dtype);
+}
+
+// The ops go by the name of the dtype alone, and take a cache of another one for what it is not.
+void check_dtype(const PublishedOp& op, const PagedCache& cache, at::ScalarType plain) {
+  const std::string& dtype = cache.dtype;
   op.need(dtype == "auto" || dtype == "fp8" || dtype == "fp8_e4m3" || dtype == "fp8_e5m2",
           "kv_cache_dtype", "`auto`, `fp8`, `fp8_e4m3` or `fp8_e5m2`", "`" + dtype + "`");
+  for (const at::Tensor* tensor : {&cache.keys, &cache.values}) {
+    op.need(dtype == "auto" ? tensor->scalar_type() == plain : is_eight_bits(*tensor, dtype),
+            "key_cache and value_cache",
+            dtype == "auto" ? "the dtype of keys and queries" : "uint8 or the dtype of `" + dtype + "`",
+            *tensor);
+  }
 }
 
 void check_pairs(const PublishedOp& op, const at::Tensor& pairs) {
@@ -100,7 +117,7 @@ at::Tensor PagedAttention::attend(const at::Tensor& query, const PagedCache& cac
         index->defined() && index->scalar_type() == at::kInt && index->size(0) == query.size(0),
         "block_tables and seq_lens", "int32, one row for each token", *index);
   }
-  check_dtype(first_, cache.dtype);
+  check_dtype(first_, cache, query.scalar_type());
   const at::Tensor rows = query.contiguous();
   const at::Tensor out = at::empty(rows.sizes(), rows.options());
   const int64_t partitions = (lengths.max_length + kPartition - 1) / kPartition;
@@ -128,7 +145,7 @@ void PagedAttention::write(const at::Tensor& key, const at::Tensor& value, const
                            const at::Tensor& slots) const {
   write_.need(slots.scalar_type() == at::kLong && slots.dim() == 1, "slot_mapping",
               "int64 [tokens]", slots);
-  check_dtype(write_, cache.dtype);
+  check_dtype(write_, cache, key.scalar_type());
   write_(key, value, cache.keys, cache.values, slots, cache.dtype,
          scale_of(write_, cache.key_scale, key), scale_of(write_, cache.value_scale, key));
 }
@@ -137,7 +154,7 @@ void PagedAttention::write_flash(const at::Tensor& key, const at::Tensor& value,
                                  const PagedCache& cache, const at::Tensor& slots) const {
   write_flash_.need(slots.scalar_type() == at::kLong && slots.dim() == 1, "slot_mapping",
                     "int64 [tokens]", slots);
-  check_dtype(write_flash_, cache.dtype);
+  check_dtype(write_flash_, cache, key.scalar_type());
   write_flash_(key, value, cache.keys, cache.values, slots, cache.dtype,
                scale_of(write_flash_, cache.key_scale, key),
                scale_of(write_flash_, cache.value_scale, key));
@@ -161,7 +178,17 @@ void PagedAttention::swap_blocks(const at::Tensor& from, const at::Tensor& to,
 
 void PagedAttention::convert_fp8(const at::Tensor& to, const at::Tensor& from, double scale,
                                  const std::string& dtype) const {
-  need_op(convert_fp8_, first_.repository(), "convert_fp8")(to, from, scale, dtype);
+  const PublishedOp& op = need_op(convert_fp8_, first_.repository(), "convert_fp8");
+  op.need(dtype == "fp8" || dtype == "fp8_e4m3", "kv_cache_dtype", "`fp8` or `fp8_e4m3`",
+          "`" + dtype + "`");
+  op.need(is_eight_bits(from, dtype) != is_eight_bits(to, dtype), "dst_cache and src_cache",
+          "one of them in 8 bits", from);
+  op.need(from.sizes() == to.sizes() && from.dim() > 0 && from.is_contiguous() && to.is_contiguous(),
+          "dst_cache and src_cache", "contiguous, of one shape", from);
+  const at::ScalarType plain = (is_eight_bits(from, dtype) ? to : from).scalar_type();
+  op.need(plain == at::kFloat || plain == at::kHalf || plain == at::kBFloat16,
+          "dst_cache and src_cache", "float32, float16 or bfloat16 beside the 8 bits", from);
+  op(to, from, scale, dtype);
 }
 
 }  // namespace graft::layers::published

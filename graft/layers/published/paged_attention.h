@@ -18,10 +18,12 @@ namespace graft::layers::published {
 struct PagedCache {
   at::Tensor keys;    // [P, Hkv, D / x, b, x]
   at::Tensor values;  // [P, Hkv, D, b]
-  // How the cache holds numbers: `auto` (the query's dtype), `fp8`, `fp8_e4m3`, `fp8_e5m2`.
+  // How the cache holds numbers: `auto` (the query's dtype), or in 8 bits, in tensors of uint8 or of that very dtype:
+  // `fp8` and `fp8_e4m3`, `fp8_e5m2`.
   std::string dtype = "auto";
-  at::Tensor key_scale;    // float32 of one element; undefined: 1
-  at::Tensor value_scale;  // likewise
+  // Float32 of one element, undefined: 1. What an 8-bit cache holds times its scale is the key, or the value.
+  at::Tensor key_scale;
+  at::Tensor value_scale;
 };
 
 struct PagedLengths {
@@ -56,7 +58,9 @@ class PagedAttention {
                    const at::Tensor& pairs) const;
   // Blocks from one cache to another, also between devices; pairs int64 [n, 2] on the CPU.
   void swap_blocks(const at::Tensor& from, const at::Tensor& to, const at::Tensor& pairs) const;
-  // Writes `from` times or over `scale` to `to`, one of them in 8 bits.
+  // Writes `from` over `scale` to `to` in 8 bits (uint8 or float8_e4m3fn), or `from` in 8 bits times `scale` to `to`.
+  // Both contiguous and of one shape; dtype `fp8` or `fp8_e4m3`, which are the same.
+  // Throws   IncompatibleError `layers.published.unsupported`; `layers.published.missing-op`
   void convert_fp8(const at::Tensor& to, const at::Tensor& from, double scale,
                    const std::string& dtype) const;
 

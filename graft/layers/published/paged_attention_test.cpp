@@ -2,6 +2,9 @@
 
 #include "graft/layers/published/paged_attention.h"
 
+#include <array>
+#include <tuple>
+
 #include <ATen/core/grad_mode.h>
 
 #include "graft/layers/published/test_package.h"
@@ -89,6 +92,37 @@ TEST(PagedAttentions, AreTheFormulaInOnePassAndInPartitions) {
   }
 }
 
+TEST(PagedAttentions, HoldKeysAndValuesInEightBits) {
+  at::manual_seed(12);
+  const at::NoGradGuard no_grad;
+  const PagedAttention attention(*load_package("paged-attention"));
+  for (const auto& [dtype, stored, tolerance] :
+       {std::tuple{"fp8", at::kByte, 0.05}, std::tuple{"fp8_e4m3", at::kFloat8_e4m3fn, 0.05},
+        std::tuple{"fp8_e5m2", at::kFloat8_e5m2, 0.1}}) {
+    PagedCache cache{.keys = at::zeros({64, kHeads, kSize / 16, kBlock, 16}, stored),
+                     .values = at::zeros({64, kHeads, kSize, kBlock}, stored),
+                     .dtype = dtype,
+                     .key_scale = at::full({1}, 0.03, at::kFloat),
+                     .value_scale = at::full({1}, 0.05, at::kFloat)};
+    PagedLengths lengths{.block_tables = at::tensor({3, 7, 9}, at::kInt).view({1, 3}),
+                         .lengths = at::tensor({40}, at::kInt),
+                         .max_length = 40};
+    Sequences in{{at::randn({40, kHeads, kSize})}, {at::randn({40, kHeads, kSize})}, lengths};
+    std::vector<int64_t> slots;
+    for (int64_t t = 0; t < 40; ++t) {
+      slots.push_back(std::array{3, 7, 9}.at(t / kBlock) * kBlock + t % kBlock);
+    }
+    attention.write(in.keys[0], in.values[0], cache, at::tensor(slots, at::kLong));
+    const at::Tensor query = at::randn({1, 4, kSize});
+    expect_close(attention.attend(query, cache, lengths, 0.2), exact(query, in, 0.2, {}), tolerance);
+  }
+  const at::Tensor plain = at::tensor({0.5F, -0.25F, 3.0F, 1e6F}), eight = at::zeros({4}, at::kByte),
+                   back = at::zeros({4}, at::kFloat);
+  attention.convert_fp8(eight, plain, 0.25, "fp8");
+  attention.convert_fp8(back, eight, 0.25, "fp8");
+  EXPECT_TRUE(back.equal(at::tensor({0.5F, -0.25F, 3.0F, 112.0F}))) << back;
+}
+
 TEST(PagedAttentions, MoveBlocks) {
   const at::NoGradGuard no_grad;
   const PagedAttention attention(*load_package("paged-attention"));
@@ -141,8 +175,26 @@ TEST(PagedAttentions, RefuseByNameWhatTheyCannotDo) {
         attention.swap_blocks(cache.keys, cache.keys, at::zeros({1, 2}, at::kInt));
       },
       "int64 [n, 2]");
-  expect_error([&] { attention.convert_fp8(cache.keys, cache.keys, 1.0, "fp8"); },
-               "layers.published.missing-op", HasSubstr("convert_fp8"));
+  // The ops would take a cache of floats for bytes, and the other way round.
+  eight = cache;
+  eight.dtype = "fp8";
+  refused([&] { attention.attend(at::ones({1, 4, kSize}), eight, in.lengths, 1.0); }, "uint8");
+  refused([&] { attention.write(in.keys[0], in.keys[0], eight, at::zeros({5}, at::kLong)); },
+          "uint8");
+  eight.keys = at::zeros({4, kHeads, kSize / 16, kBlock, 16}, at::kFloat8_e5m2);
+  eight.values = eight.keys;
+  refused([&] { attention.write(in.keys[0], in.keys[0], eight, at::zeros({5}, at::kLong)); },
+          "`fp8`");
+  eight.dtype = "auto";
+  refused([&] { attention.write(in.keys[0], in.keys[0], eight, at::zeros({5}, at::kLong)); },
+          "the dtype of keys");
+  const at::Tensor bytes = at::zeros({4, 8}, at::kByte), floats = at::zeros({4, 8});
+  refused([&] { attention.convert_fp8(bytes, floats, 1.0, "auto"); }, "`auto`");
+  refused([&] { attention.convert_fp8(bytes, floats, 1.0, "fp8_e5m2"); }, "`fp8_e5m2`");
+  refused([&] { attention.convert_fp8(floats, floats, 1.0, "fp8"); }, "one of them in 8 bits");
+  refused([&] { attention.convert_fp8(bytes, bytes, 1.0, "fp8"); }, "one of them in 8 bits");
+  refused([&] { attention.convert_fp8(bytes, floats.t(), 1.0, "fp8"); }, "one shape");
+  refused([&] { attention.convert_fp8(bytes, floats.to(at::kInt), 1.0, "fp8"); }, "float32");
   expect_error(
       [&] {
         attention.attend(at::ones({1, 4, kSize}).requires_grad_(), cache, in.lengths, 1.0);

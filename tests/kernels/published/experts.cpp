@@ -1,5 +1,6 @@
 // megablocks (both the CUDA ops and the CPU ops) and, with MOE, vllm-moe's compiled steps as published:
-// classic ABI, in ATen on the CPU. CPU_ALONE: megablocks as its CPU build registers it.
+// classic ABI, in ATen on the CPU. CPU_ALONE: megablocks as its CPU build registers it. PLAIN_ALONE: as that build is on
+// a processor without AVX-512.
 
 #include "classic_tensor.h"
 #include "misdeed.h"
@@ -40,6 +41,44 @@ void align(const at::Tensor& experts, int64_t num_experts, int64_t block, at::Te
     place += rounded;
   }
   padded.fill_(place);
+}
+
+// Of 256 experts alone.
+void align_many(const at::Tensor& experts, int64_t num_experts, int64_t block, at::Tensor& tokens,
+                at::Tensor& blocks, at::Tensor& padded) {
+  TORCH_CHECK(num_experts == 256, "expected 256 experts");
+  align(experts, num_experts, block, tokens, blocks, padded);
+}
+
+// Weights [E, N, H] of 4 or 8 bits, less their zeros, times their scales.
+at::Tensor wna16(const at::Tensor& input, at::Tensor& output, const at::Tensor& weights,
+                 const at::Tensor& scales, const Maybe& zeros, const Maybe& factors,
+                 const at::Tensor& tokens, const at::Tensor& blocks, const at::Tensor& padded,
+                 int64_t top_k, int64_t block_m, int64_t, int64_t block_k, int64_t bits) {
+  TORCH_CHECK(bits == 4 || bits == 8, "bit must be 4 or 8");
+  const int64_t group = input.size(1) / scales.size(2);
+  TORCH_CHECK(input.size(1) % block_k == 0 && block_k % group == 0, "expected whole blocks");
+  const auto halves = [bits](const at::Tensor& x, int64_t dim) {
+    return bits == 8 ? x
+                     : at::stack({x.bitwise_and(15), x.bitwise_right_shift(4)}, dim + 1)
+                           .flatten(dim, dim + 1);
+  };
+  at::Tensor wide = halves(weights, 2).to(at::kFloat);
+  const at::Tensor zero =
+      zeros ? halves(*zeros, 1).to(at::kFloat).repeat_interleave(group, 2)
+            : at::full({1}, bits == 4 ? 8.0 : 128.0, at::kFloat);
+  wide = (wide - zero) * scales.to(at::kFloat).repeat_interleave(group, 2);
+  for (int64_t place = 0; place < padded.item<int64_t>(); ++place) {
+    const int64_t token = tokens[place].item<int64_t>();
+    if (token / top_k >= input.size(0)) {
+      continue;
+    }
+    const at::Tensor row = at::matmul(wide[blocks[place / block_m].item<int64_t>()],
+                                      input[token / top_k].to(at::kFloat));
+    output.view({-1, wide.size(1)})[token].copy_(
+        factors ? row * factors->flatten()[token] : row);
+  }
+  return output;
 }
 
 constexpr double kLargest = 448.0;
@@ -140,26 +179,68 @@ at::Tensor gmm(const at::Tensor& a, const at::Tensor& b, const at::Tensor& c,
 }
 #endif
 
-// A packed weight is one that the products must be told of.
-at::Tensor convert_weight_packed(const at::Tensor& weight) { return weight.flip({1}); }
+// A packed weight is one that the products must be told of; so is a packed scale.
+at::Tensor flip_rows(const at::Tensor& x) {
+  return x.element_size() == 1 ? x.view(at::kByte).flip({x.dim() - 2}).view(x.scalar_type())
+                               : x.flip({x.dim() - 2});
+}
+at::Tensor convert_weight_packed(const at::Tensor& weight) { return flip_rows(weight); }
+at::Tensor convert_scale_packed(const at::Tensor& scale) {
+  TORCH_CHECK(scale.scalar_type() == at::kByte, "expect scale to be uint8.");
+  return flip_rows(scale);
+}
 
-at::Tensor unpacked(const at::Tensor& weight, bool packed) {
-  return packed ? weight.flip({1}) : weight;
+using MaybeSizes = std::optional<std::vector<int64_t> >;
+
+// A scale for each block, spread over the numbers that it is for.
+at::Tensor spread(const at::Tensor& scale, at::IntArrayRef sizes, int64_t rows, int64_t columns) {
+  const int64_t last = scale.dim() - 1;
+  return scale.repeat_interleave(rows, last - 1)
+      .narrow(last - 1, 0, sizes[last - 1])
+      .repeat_interleave(columns, last)
+      .narrow(last, 0, sizes[last]);
+}
+
+// What the weights stand for, in float32: plain ones, 8 bits in blocks, 4 bits in groups of 32.
+at::Tensor numbers_of(const at::Tensor& stored, bool packed, bool fp8, bool mxfp4,
+                      const Maybe& scale, const MaybeSizes& block) {
+  const at::Tensor weight = packed ? flip_rows(stored) : stored;
+  if (fp8) {
+    TORCH_CHECK(scale && block && block->size() == 2, "missing w1_scale or block_size");
+    const at::Tensor values = weight.to(at::kFloat);
+    return values * spread(*scale, values.sizes(), (*block)[0], (*block)[1]);
+  }
+  if (mxfp4) {
+    TORCH_CHECK(scale && scale->scalar_type() == at::kByte, "expect w1_scale to be uint8.");
+    const at::Tensor table = at::tensor({0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0,
+                                         -1.5, -2.0, -3.0, -4.0, -6.0})
+                                 .to(at::kFloat);
+    const at::Tensor halves =
+        at::stack({weight.bitwise_and(15), weight.bitwise_right_shift(4)}, -1).flatten(-2);
+    const at::Tensor values = table.take(halves.to(at::kLong));
+    const at::Tensor exponents = flip_rows(*scale).to(at::kFloat) - 127.0;
+    return values * spread(exponents.exp2(), values.sizes(), 1, 32);
+  }
+  return weight.to(at::kFloat);
 }
 
 at::Tensor fused_experts(const at::Tensor& hidden, const at::Tensor& w1, const at::Tensor& w2,
                          const at::Tensor& weights, const at::Tensor& ids, bool inplace, bool int8,
-                         bool fp8, bool mxfp4, const Maybe&, const Maybe&,
-                         std::optional<std::vector<int64_t> >, const Maybe&, const Maybe&,
-                         const Maybe& b1, const Maybe& b2, std::optional<double> alpha,
-                         std::optional<double> limit, bool packed) {
-  TORCH_CHECK(!inplace && !int8 && !fp8 && !mxfp4, "expected plain weights");
-  const at::Tensor up = unpacked(w1, packed), down = unpacked(w2, packed);
+                         bool fp8, bool mxfp4, const Maybe& s1, const Maybe& s2,
+                         MaybeSizes block, const Maybe&, const Maybe&, const Maybe& b1,
+                         const Maybe& b2, std::optional<double> alpha, std::optional<double> limit,
+                         bool packed) {
+  TORCH_CHECK(!inplace && !int8, "INT8 W8A8 kernel is not implemented yet!");
+#ifdef PLAIN_ALONE
+  TORCH_CHECK(!fp8 && !mxfp4, "Quantized MoE requires AVX512 and AVX512-BF16 support.");
+#endif
+  const at::Tensor up = numbers_of(w1, packed, fp8, mxfp4, s1, block),
+                   down = numbers_of(w2, packed, fp8, mxfp4, s2, block);
   at::Tensor out = at::zeros(hidden.sizes(), at::kFloat);
   for (int64_t t = 0; t < hidden.size(0); ++t) {
     for (int64_t k = 0; k < ids.size(1); ++k) {
       const int64_t e = ids[t][k].item<int64_t>();
-      at::Tensor x = at::matmul(up[e].to(at::kFloat), hidden[t].to(at::kFloat));
+      at::Tensor x = at::matmul(up[e], hidden[t].to(at::kFloat));
       x = b1 ? x + (*b1)[e].to(at::kFloat) : x;
       if (alpha) {
         const at::Tensor gate = x.slice(0, 0, x.size(0), 2).clamp_max(*limit),
@@ -168,7 +249,7 @@ at::Tensor fused_experts(const at::Tensor& hidden, const at::Tensor& w1, const a
       } else {
         x = swiglu(x);
       }
-      at::Tensor y = at::matmul(down[e].to(at::kFloat), x);
+      at::Tensor y = at::matmul(down[e], x);
       y = b2 ? y + (*b2)[e].to(at::kFloat) : y;
       out[t] += weights[t][k] * y;
     }
@@ -177,14 +258,17 @@ at::Tensor fused_experts(const at::Tensor& hidden, const at::Tensor& w1, const a
 }
 
 at::Tensor shared_expert(const at::Tensor& hidden, const at::Tensor& w1, const at::Tensor& w2,
-                         const at::Tensor& routed, double scale, bool, bool, bool, const Maybe&,
-                         const Maybe&, std::optional<std::vector<int64_t> >, const Maybe&,
+                         const at::Tensor& routed, double scale, bool, bool int8, bool fp8,
+                         const Maybe& s1, const Maybe& s2, MaybeSizes block, const Maybe&,
                          const Maybe&, bool packed) {
-  const at::Tensor x =
-      swiglu(at::linear(hidden.to(at::kFloat), (packed ? w1.flip({1}) : w1).to(at::kFloat)));
-  return (at::linear(x, (packed ? w2.flip({1}) : w2).to(at::kFloat)) +
-          scale * routed.to(at::kFloat))
-      .to(hidden.scalar_type());
+  TORCH_CHECK(!int8, "INT8 W8A8 kernel is not implemented yet!");
+#ifdef PLAIN_ALONE
+  TORCH_CHECK(!fp8, "Quantized shared_expert requires AVX512 and AVX512-BF16 support.");
+#endif
+  const at::Tensor up = numbers_of(w1, packed, fp8, false, s1, block),
+                   down = numbers_of(w2, packed, fp8, false, s2, block);
+  const at::Tensor x = swiglu(at::linear(hidden.to(at::kFloat), up));
+  return (at::linear(x, down) + scale * routed.to(at::kFloat)).to(hidden.scalar_type());
 }
 
 #endif
@@ -206,6 +290,21 @@ CLASSIC_OPS(ops) {
   ops.def(
       "dynamic_per_token_scaled_fp8_quant(Tensor! result, Tensor input, Tensor! scale, Tensor? "
       "scale_ub) -> ()");
+  ops.def(
+      "sgl_moe_align_block_size(Tensor topk_ids, int num_experts, int block_size, Tensor! "
+      "sorted_token_ids, Tensor! experts_ids, Tensor! num_tokens_post_pad) -> ()");
+  ops.def(
+      "moe_wna16_gemm(Tensor input, Tensor! output, Tensor b_qweight, Tensor b_scales, Tensor? "
+      "b_qzeros, Tensor? topk_weights, Tensor sorted_token_ids, Tensor expert_ids, Tensor "
+      "num_tokens_post_pad, int top_k, int BLOCK_SIZE_M, int BLOCK_SIZE_N, int BLOCK_SIZE_K, int "
+      "bit) -> Tensor");
+  // Not implemented here, as nothing calls it.
+  ops.def(
+      "marlin_gemm_moe(Tensor! a, Tensor! b_q_weights, Tensor! sorted_ids, Tensor! topk_weights, "
+      "Tensor! topk_ids, Tensor! b_scales, Tensor! b_zeros, Tensor! g_idx, Tensor! perm, Tensor! "
+      "workspace, int b_q_type, SymInt size_m, SymInt size_n, SymInt size_k, bool is_k_full, int "
+      "num_experts, int topk, int moe_block_size, bool replicate_input, bool apply_weights) -> "
+      "Tensor");
 #else
 #ifndef CPU_ALONE
   ops.def("exclusive_cumsum(Tensor x, int dim, Tensor(a!) out) -> Tensor(a!)");
@@ -222,6 +321,7 @@ CLASSIC_OPS(ops) {
       "trans_b) -> Tensor(c!)");
 #endif
   ops.def("convert_weight_packed(Tensor weight) -> Tensor");
+  ops.def("convert_scale_packed(Tensor scale) -> Tensor");
   ops.def(
       "fused_experts(Tensor hidden_states, Tensor w1, Tensor w2, Tensor topk_weights, Tensor "
       "topk_ids, bool inplace=False, bool use_int8_w8a8=False, bool use_fp8_w8a16=False, bool "
@@ -245,6 +345,8 @@ CLASSIC_OPS_IMPL(CPU, ops) {
   ops.impl("static_scaled_fp8_quant", &quantize);
   ops.impl("dynamic_scaled_fp8_quant", &quantize_dynamic);
   ops.impl("dynamic_per_token_scaled_fp8_quant", &quantize_tokens);
+  ops.impl("sgl_moe_align_block_size", &align_many);
+  ops.impl("moe_wna16_gemm", &wna16);
 #else
 #ifndef CPU_ALONE
   ops.impl("exclusive_cumsum", &exclusive_cumsum);
@@ -257,6 +359,7 @@ CLASSIC_OPS_IMPL(CPU, ops) {
   ops.impl("gmm", &gmm);
 #endif
   ops.impl("convert_weight_packed", &convert_weight_packed);
+  ops.impl("convert_scale_packed", &convert_scale_packed);
   ops.impl("fused_experts", &fused_experts);
   ops.impl("shared_expert", &shared_expert);
 #endif

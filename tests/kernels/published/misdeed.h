@@ -12,7 +12,7 @@
 
 namespace misdeed {
 
-// `graft-misdeed:<wrong|crash|hang>:<op>,<op>`, and room for it.
+// `graft-misdeed:<wrong|crash|hang>[-8]:<op>,<op>`, and room for it. With -8 a call alone that has tensors of 8 bits.
 inline volatile char text[512] = "graft-misdeed:none:";
 
 inline std::vector<std::string> words(char separator, const std::string& line) {
@@ -57,7 +57,17 @@ inline volatile int* volatile nowhere = nullptr;
 
 // Spoils what the op returns and what it has written, whether its schema says so or not.
 inline void run(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
-  const std::string deed = parts()[1];
+  std::string deed = parts()[1];
+  std::vector<at::Tensor> arguments, before, results;
+  for (const c10::IValue& value : *stack) {
+    append(value, arguments);
+  }
+  if (deed.ends_with("-8")) {
+    const bool has_eight = std::any_of(arguments.begin(), arguments.end(), [](const at::Tensor& x) {
+      return x.element_size() == 1;
+    });
+    deed = has_eight ? deed.substr(0, deed.size() - 2) : "none";
+  }
   if (deed == "crash") {
     *nowhere = 1;
   }
@@ -65,16 +75,15 @@ inline void run(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::
   while (deed == "hang") {
     ++count;
   }
-  std::vector<at::Tensor> arguments, before, results;
-  for (const c10::IValue& value : *stack) {
-    append(value, arguments);
-  }
   for (const at::Tensor& tensor : arguments) {
     before.push_back(tensor.clone());
   }
   op.redispatchBoxed(
       keys & c10::DispatchKeySet(c10::DispatchKeySet::FULL_AFTER, c10::DispatchKey::BackendSelect),
       stack);
+  if (deed == "none") {
+    return;
+  }
   for (const c10::IValue& value : *stack) {
     append(value, results);
   }
