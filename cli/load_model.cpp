@@ -9,7 +9,6 @@
 
 #include "graft/core/error.h"
 #include "graft/layers/kernel_config.h"
-#include "graft/models/model_files.h"
 #include "graft/tensor/device.h"
 
 #include "cli/input.h"
@@ -51,13 +50,16 @@ std::shared_ptr<models::CausalLM> load_model(const ModelOptions& options,
   return models::AutoModelForCausalLM::from_pretrained(model, load);
 }
 
+bool loads_packed(const models::LoadOptions& load, const models::ModelLocation& location,
+                  layers::Mode mode) {
+  const bool may = load.weights != models::WeightFormat::kAuto || mode == layers::Mode::kInference;
+  return may && models::stays_packed(load, location, load.device_map.resolve());
+}
+
 std::string settled_weights(const ModelOptions& options, layers::Mode mode) {
   const models::LoadOptions load = load_options(options);
-  if (load.weights == models::WeightFormat::kAuto && mode != layers::Mode::kInference) {
-    return "unpacked";
-  }
   const auto location = models::locate_model_files(resolve_model(options.model), load);
-  return models::stays_packed(load, location, load.device_map.resolve()) ? "packed" : "unpacked";
+  return loads_packed(load, location, mode) ? "packed" : "unpacked";
 }
 
 std::vector<int64_t> parse_ids(const std::string& text) {

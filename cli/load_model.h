@@ -9,6 +9,7 @@
 #include "graft/layers/kernel_config.h"
 #include "graft/layers/mode.h"
 #include "graft/models/auto_model.h"
+#include "graft/models/model_files.h"
 
 #include "cli/options.h"
 
@@ -24,8 +25,13 @@ std::shared_ptr<models::CausalLM> load_model(const ModelOptions& options,
 // What load_model() asks of from_pretrained(), without progress.
 models::LoadOptions load_options(const ModelOptions& options);
 
-// `packed` or `unpacked`: what loading the model with kernels for that mode would make of its matrices, for commands
-// that swap kernels in themselves. Throws as from_pretrained() where the model is not here.
+// Whether matrices stay packed when the model of these files is loaded with kernels for that mode. Throws as
+// stays_packed().
+bool loads_packed(const models::LoadOptions& load, const models::ModelLocation& location,
+                  layers::Mode mode);
+
+// The same of the model that the options name, as --weights has it: `packed` or `unpacked`. For commands that swap
+// kernels in themselves. Throws as from_pretrained() where the model is not here.
 std::string settled_weights(const ModelOptions& options, layers::Mode mode);
 
 // The kernel config of the options, from JSON text or a file; nothing when none was given.

@@ -124,7 +124,7 @@ PlannedModel plan_gguf(const ModelOptions& options, layers::Mode mode,
   const auto location = models::locate_model_files(resolve_model(options.model), load);
   const at::Device device = load.device_map.resolve();
   tensor::ensure_device(device);
-  const bool packed = settled_weights(options, mode) == "packed";
+  const bool packed = loads_packed(load, location, mode);
   auto files = models::open_model_files(location);
   const models::ConfigReader config(std::move(files.config), location.config_file().string());
   const auto& family = config.parsed("model_type", "", &models::find_model_family);

@@ -79,15 +79,21 @@ std::vector<std::string> hub_variants(const ResolveRequest& request, bool local_
 
 }  // namespace
 
-ResolveRequest kernel_request(const std::string& repo_id, const KernelOptions& options,
-                              bool is_locked) {
-  const at::Device device = tensor::parse_device(options.device);
+ResolveRequest device_request(LayerReference reference, at::Device device) {
   tensor::ensure_device(device);
   ResolveRequest request;
-  request.reference = {repo_id, is_locked ? "" : ref_of(repo_id, options), ""};
+  request.reference = std::move(reference);
   request.system = this_system(device.is_cuda() ? "cuda" : "cpu",
                                device.is_cuda() ? tensor::torch_cuda_version() : 0);
   request.capability = tensor::capability(device);
+  return request;
+}
+
+ResolveRequest kernel_request(const std::string& repo_id, const KernelOptions& options,
+                              bool is_locked) {
+  const at::Device device = tensor::parse_device(options.device);
+  ResolveRequest request =
+      device_request({repo_id, is_locked ? "" : ref_of(repo_id, options), ""}, device);
   request.trust = options.trust;
   request.check_arch = options.check_arch;
   request.dry_run = options.dry_run;

@@ -70,6 +70,10 @@ std::shared_ptr<const LoadedKernel> load_kernel(const std::string& repo_id,
                                                 const std::filesystem::path& lock_file,
                                                 const KernelOptions& options = {});
 
+// What a device asks of a kernel: variants of this system for it, code for its compute capability. Opens CUDA for a
+// CUDA device.
+ResolveRequest device_request(LayerReference reference, at::Device device);
+
 // The request that options stand for: device, system, trust. Opens CUDA for a CUDA device.
 // is_locked  version and revision come from elsewhere
 ResolveRequest kernel_request(const std::string& repo_id, const KernelOptions& options,

@@ -90,11 +90,12 @@ bool any_packed(const std::vector<const SlotModule*>& slots) {
 
 KernelSession::KernelSession(const KernelizeOptions& options, at::Device device,
                              at::ScalarType dtype)
-    : options_(options), device_(device), dtype_(dtype) {
-  tensor::ensure_device(device);
-  capability_ = tensor::capability(device);
-  system_ =
-      kernel::this_system(device_type(device), device.is_cuda() ? tensor::torch_cuda_version() : 0);
+    : options_(options),
+      device_(device),
+      dtype_(dtype),
+      request_(kernel::device_request({}, device)) {
+  request_.trust = options.trust;
+  request_.dry_run = options.dry_run;
   facts_.device = device.str();
   facts_.dtype = tensor::dtype_name(dtype);
   facts_.disabled_by = disabling_variable();
@@ -119,7 +120,7 @@ std::string KernelSession::part_that_the_user_maps(const SlotModule& slot, Mode 
     for (const SlotModule* part : outer.parts) {
       if (outer.slot == &slot && options_.config &&
           options_.config->kernel_mapping
-                  .find(part->layer_name(), device_type(device_), capability_, mode)
+                  .find(part->layer_name(), device_type(device_), request_.capability, mode)
                   .outcome == KernelMapping::Outcome::kFound) {
         return part->layer_name();
       }
@@ -132,12 +133,12 @@ std::vector<KernelSession::Candidate> KernelSession::candidates(const SlotModule
                                                                 SlotTrace& trace) const {
   std::vector<Candidate> found;
   const auto look_up = [&](const std::string& which, const KernelMapping& mapping) {
-    const auto result = mapping.find(slot.layer_name(), device_type(device_), capability_, mode);
+    const auto result = mapping.find(slot.layer_name(), device_type(device_), request_.capability, mode);
     if (result.outcome == KernelMapping::Outcome::kFound) {
       found.push_back({result.reference, result.registered});
     } else {
       trace.considered.push_back(
-          nothing_mapped(which, result.outcome, slot, device_type(device_), capability_, mode));
+          nothing_mapped(which, result.outcome, slot, device_type(device_), request_.capability, mode));
     }
   };
   if (options_.config) {
@@ -159,8 +160,8 @@ const KernelSession::LoadOutcome& KernelSession::resolve_once(
   LoadOutcome& outcome = entry->second;
   if (is_new) {
     try {
-      kernel::ResolveRequest request{reference, system_, capability_, options_.trust};
-      request.dry_run = options_.dry_run;
+      kernel::ResolveRequest request = request_;
+      request.reference = reference;
       outcome.tree = kernel::resolve_tree(request);
       outcome.kernel = options_.dry_run ? nullptr : kernel::load_tree(outcome.tree, options_.trust);
     } catch (const std::exception&) {

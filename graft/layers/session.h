@@ -59,8 +59,7 @@ class KernelSession {
   KernelizeOptions options_;
   at::Device device_;
   at::ScalarType dtype_;
-  int capability_ = 0;
-  kernel::System system_;
+  kernel::ResolveRequest request_;  // of no kernel yet
   KernelizeReport facts_;
   std::vector<const SlotModule*> order_;
   std::map<const SlotModule*, std::string> names_;

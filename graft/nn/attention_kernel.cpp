@@ -45,7 +45,7 @@ kernel::LayerReference reference_of(const AttentionName& name) {
     return entry.first == name.repository;
   });
   if (reference.ref.empty() && known != kVersions.end()) {
-    reference.ref = known->second;
+    reference.ref = std::string(known->second);
   }
   return reference;
 }
@@ -57,12 +57,7 @@ std::string text_of(const kernel::LayerReference& reference) {
 
 std::shared_ptr<const kernel::LoadedKernel> load(const kernel::LayerReference& reference,
                                                  at::Device device) {
-  tensor::ensure_device(device);
-  kernel::ResolveRequest request;
-  request.reference = reference;
-  request.system = kernel::this_system(device.is_cuda() ? "cuda" : "cpu",
-                                       device.is_cuda() ? tensor::torch_cuda_version() : 0);
-  request.capability = tensor::capability(device);
+  const auto request = kernel::device_request(reference, device);
   return kernel::load_tree(kernel::resolve_tree(request), request.trust);
 }
 
