@@ -7,6 +7,7 @@
 
 #include "graft/core/error.h"
 #include "graft/io/checkpoint.h"
+#include "graft/io/excerpt.h"
 #include "graft/io/gguf.h"
 #include "graft/io/json.h"
 
@@ -52,7 +53,14 @@ ordered_json describe_gguf(const fs::path& path, Totals& totals) {
 }
 
 ordered_json describe_folder(const fs::path& folder, Totals& totals) {
-  const auto config = io::read_json_file(folder / "config.json", "cli.info");
+  const fs::path config_file = folder / "config.json";
+  const auto config = io::read_json_file(config_file, "cli.info");
+  const auto family = config.is_object() ? config.find("model_type") : config.end();
+  if (!config.is_object() || (family != config.end() && !family->is_string())) {
+    throw FormatError("cli.info", "config",
+                      fmt::format("`{}`: expected an object whose `model_type` is a text, got {}",
+                                  config_file.string(), io::describe(config)));
+  }
   const auto checkpoint = io::Checkpoint::open(folder);
   for (const auto& name : checkpoint.names()) {
     const auto* tensor = checkpoint.find(name);
@@ -60,7 +68,7 @@ ordered_json describe_folder(const fs::path& folder, Totals& totals) {
   }
   return {{"format", "safetensors"},
           {"shards", checkpoint.shards().size()},
-          {"architecture", config.value("model_type", "unknown")},
+          {"architecture", family == config.end() ? "unknown" : family->get<std::string>()},
           {"config", config}};
 }
 
@@ -93,7 +101,7 @@ int run(const InfoOptions& options) {
     text += fmt::format("  {:<60} {:<6} {}\n", tensor["name"].get<std::string>(),
                         tensor["dtype"].get<std::string>(), tensor["shape"].dump());
   }
-  write_stdout(text);
+  write_report(text);
   return 0;
 }
 

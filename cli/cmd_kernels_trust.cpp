@@ -83,7 +83,7 @@ int list(const CommonOptions& common) {
     object["journal"] = trust::journal_file().string();
     print_json(object);
   } else {
-    write_stdout(text_of(policy));
+    write_report(text_of(policy));
   }
   return 0;
 }
@@ -98,7 +98,7 @@ int change(const TrustChangeOptions& options, const std::string& did,
     object["dry_run"] = options.dry_run;
     print_json(object);
   } else {
-    write_stdout(fmt::format("{}{}: {}\n", options.dry_run ? "would be " : "", did,
+    write_report(fmt::format("{}{}: {}\n", options.dry_run ? "would be " : "", did,
                              fmt::join(options.names, ", ")));
     print_note(
         options.common,
@@ -189,7 +189,7 @@ int journal(const TrustJournalOptions& options) {
     return 0;
   }
   for (const auto* entry : shown) {
-    write_stdout(fmt::format(
+    write_report(fmt::format(
         "{}  {:7}  {}{}  {}  {}{}\n", trust::format_time(entry->time_s),
         entry->allowed ? "allowed" : "REFUSED", io::excerpt(entry->repository, 240),
         entry->commit.empty() ? "" : "@" + entry->commit.substr(0, 12), io::excerpt(entry->variant),
@@ -237,7 +237,7 @@ int ask(const TrustAskOptions& options) {
     }
     rows.push_back({{"publisher", publisher}, {"trusted", trusted}});
     if (!options.common.json) {
-      write_stdout(fmt::format("{}  {}\n", trusted ? "trusted    " : "not trusted", publisher));
+      write_report(fmt::format("{}  {}\n", trusted ? "trusted    " : "not trusted", publisher));
     }
   }
   if (options.common.json) {
@@ -272,7 +272,7 @@ int check(const TrustCheckOptions& options) {
                 {"signer", verdict.signer},
                 {"digest", verdict.digest}});
   } else {
-    write_stdout(
+    write_report(
         fmt::format("{}: {} ({})\n{}\n{}", verdict.allowed ? "allowed" : "refused", verdict.text,
                     trust::to_text(verdict.reason), verdict.signature,
                     verdict.way_on.empty() ? "" : fmt::format("hint: {}\n", verdict.way_on)));

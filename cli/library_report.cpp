@@ -6,6 +6,7 @@
 #include <fmt/ranges.h>
 
 #include "graft/core/error.h"
+#include "graft/core/printable.h"
 #include "graft/kernel/elf_check.h"
 #include "graft/kernel/import_report.h"
 #include "graft/kernel/open_kernel.h"
@@ -57,7 +58,7 @@ ordered_json library_report(const kernel::Resolution& found) {
 std::string library_text(const ordered_json& report, size_t indent, size_t width) {
   std::string text;
   const auto row = [&](const char* name, const std::string& value) {
-    text += fmt::format("{:{}}{:<{}} {}\n", "", indent, name, width, value);
+    text += fmt::format("{:{}}{:<{}} {}\n", "", indent, name, width, printable_line(value));
   };
   const std::string library = report.at("library");
   if (library.empty() && !report.contains("refused")) {

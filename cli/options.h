@@ -111,6 +111,7 @@ struct DownloadOptions {
   std::string revision = "main";
   std::vector<std::string> include;
   bool kernel = false;
+  bool dry_run = false;
 };
 
 struct HubServeOptions {

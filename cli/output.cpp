@@ -46,6 +46,8 @@ void write_stdout(std::string_view data) {
                           std::strerror(errno)));
 }
 
+void write_report(std::string_view text) { write_stdout(printable(text)); }
+
 void write_stderr(const std::string& text) { std::fputs(text.c_str(), stderr); }
 
 void print_json(const nlohmann::ordered_json& object) {

@@ -22,6 +22,9 @@ inline constexpr int kClosedPipeExitCode = 141;  // what a shell shows for SIGPI
 // disk), ClosedPipe when nobody reads it.
 void write_stdout(std::string_view data);
 
+// Writes what a person reads to stdout: as write_stdout(), with what would steer a terminal spelled out.
+void write_report(std::string_view text);
+
 // Writes text to stderr. A stderr that is closed or full is nobody's fault: no error.
 void write_stderr(const std::string& text);
 

@@ -198,7 +198,7 @@ int run_doctor(const DoctorOptions& options) {
     report["healthy"] = !failed;
     print_json(report);
   } else {
-    write_stdout(fmt::format("graft {}, torch {} in {}\n", kVersion, TORCH_VERSION,
+    write_report(fmt::format("graft {}, torch {} in {}\n", kVersion, TORCH_VERSION,
                              tensor::torch_library_folder().string()) +
                  as_text(checks));
   }

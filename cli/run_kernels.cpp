@@ -3,6 +3,7 @@
 #include <fmt/ranges.h>
 
 #include "graft/core/error.h"
+#include "graft/core/printable.h"
 #include "graft/hub/client.h"
 #include "graft/hub/environment.h"
 #include "graft/hub/revision.h"
@@ -57,7 +58,7 @@ constexpr size_t kNameWidth = 17;
 std::string info_text(const kernel::Resolution& found) {
   const auto& metadata = found.metadata;
   const auto row = [](const char* name, const std::string& value) {
-    return value.empty() ? "" : fmt::format("{:<{}} {}\n", name, kNameWidth, value);
+    return value.empty() ? "" : fmt::format("{:<{}} {}\n", name, kNameWidth, printable_line(value));
   };
   std::vector<std::string> depends;
   for (const auto& dependency : metadata.kernel_depends) {
@@ -81,6 +82,7 @@ std::string info_text(const kernel::Resolution& found) {
                                        : "none") +
          row("signature", signature_of(found)) +
          library_text(library_report(found), 0, kNameWidth) +
+         row("canary", canary_text_of(found)) +
          row("provenance", metadata.is_dirty ? "built from changed sources" : "") +
          row("to fetch", found.bytes_fetched == 0 ? "" : format_bytes(found.bytes_fetched));
 }
@@ -104,6 +106,7 @@ ordered_json info_json(const ResolvedKernel& kernel) {
   object["has_digest"] = metadata.digest.has_value();
   object["signature"] = signature_of(kernel.resolution);
   object["library"] = library_report(kernel.resolution);
+  object["canary"] = canary_text_of(kernel.resolution);
   object["dirty"] = metadata.is_dirty;
   return object;
 }
@@ -147,7 +150,7 @@ int run_kernels_get(const KernelsOptions& options) {
     print_json({{"kernels", rows}, {"dry_run", options.dry_run}, {"bytes_fetched", bytes}});
     return 0;
   }
-  write_stdout(options.dry_run ? text : folders);
+  options.dry_run ? write_report(text) : write_stdout(folders);
   if (!options.dry_run && !text.empty()) {
     text.pop_back();
     print_note(options.common, text);
@@ -172,7 +175,7 @@ int run_kernels_info(const KernelsOptions& options) {
   if (options.common.json) {
     print_json({{"kernels", rows}});
   } else {
-    write_stdout(text);
+    write_report(text);
   }
   return 0;
 }
@@ -201,7 +204,7 @@ int run_kernels_variants(const KernelsOptions& options) {
   if (options.common.json) {
     print_json({{"kernels", rows}});
   } else {
-    write_stdout(text);
+    write_report(text);
   }
   return 0;
 }

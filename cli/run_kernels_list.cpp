@@ -1,12 +1,12 @@
 // `graft kernels list`: what is on this machine.
 #include <algorithm>
 #include <filesystem>
-#include <fstream>
 #include <map>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include "graft/core/file_status.h"
 #include "graft/hub/cache.h"
 #include "graft/hub/environment.h"
 #include "graft/kernel/package_source.h"
@@ -52,10 +52,9 @@ std::map<std::string, std::vector<std::string>> refs_by_commit(const fs::path& r
   std::map<std::string, std::vector<std::string>> refs;
   std::error_code status;
   for (const auto& entry : fs::recursive_directory_iterator(repo / "refs", status)) {
-    std::ifstream in(entry.path());
-    std::string commit;
-    if (entry.is_regular_file(status) && std::getline(in, commit)) {
-      refs[commit].push_back(entry.path().lexically_relative(repo / "refs").string());
+    constexpr size_t kCommitDigits = 40;
+    if (const auto commit = read_regular_file(entry.path(), kCommitDigits)) {
+      refs[*commit].push_back(entry.path().lexically_relative(repo / "refs").string());
     }
   }
   return refs;
@@ -123,7 +122,7 @@ int run_kernels_list(const KernelsOptions& options) {
         row.refs.empty() ? row.commit.substr(0, 12) : fmt::to_string(fmt::join(row.refs, ",")),
         format_bytes(row.size_bytes), fmt::join(row.variants, " "));
   }
-  write_stdout(text);
+  write_report(text);
   print_note(options.common, fmt::format("{} packages", rows.size()));
   return 0;
 }

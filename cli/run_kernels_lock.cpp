@@ -139,7 +139,7 @@ int run_kernels_lock(const KernelsOptions& options) {
                 {"changes", to_json(changes)}});
     return 0;
   }
-  write_stdout(to_text(changes));
+  write_report(to_text(changes));
   print_note(options.common,
              fmt::format("{} kernels, {} changes{} {}", lock.entries.size(), changes.size(),
                          options.dry_run ? "; not written:" : "; wrote", file.string()));
@@ -198,7 +198,7 @@ int run_kernels_verify(const KernelsOptions& options) {
   if (options.common.json) {
     print_json({{"kernels", rows}, {"verified", is_right}});
   } else {
-    write_stdout(text);
+    write_report(text);
   }
   return is_right ? 0 : 4;
 }
@@ -209,7 +209,7 @@ int run_kernels_diff(const KernelsOptions& options) {
   if (options.common.json) {
     print_json({{"changes", to_json(changes)}});
   } else {
-    write_stdout(to_text(changes));
+    write_report(to_text(changes));
   }
   return changes.empty() ? 0 : 1;
 }

@@ -26,7 +26,7 @@ int run_plan(const PlanOptions& options) {
     object["model"] = resolve_model(options.model.model);
     print_json(object);
   } else {
-    write_stdout(report.to_text());
+    write_report(report.to_text());
   }
   return 0;
 }

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Compares the sources with two pages: every environment variable that is read stands in docs/env.md, every
-error code that is thrown stands in docs/errors.md, and neither page names what is gone.
+error code that is thrown stands in docs/errors.md with what it means, and neither page names what is gone.
 
     tools/check_docs.py            says what differs
-    tools/check_docs.py --write    writes the table of error codes anew"""
+    tools/check_docs.py --write    writes the table of error codes anew; what they mean is kept, and written by hand"""
 
 import pathlib
 import re
@@ -20,7 +20,7 @@ PARSES_JSON = re.compile(r'\b(?:parse_json|parse_ordered_json|read_json_file)\(\
 JSON_REASONS = ("duplicate-key", "json", "json-limits")
 # In a file that reads the environment, every literal of this form is a variable's name.
 VARIABLE = re.compile(r'"((?:HOME|TERM|CI)|[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+)"')
-READS = re.compile(r"\benv::get\(|\bgetenv\(")
+READS = re.compile(r"\benv::(?:get|folder)\(|\bgetenv\(")
 SCRIPT_VARIABLE = re.compile(r'environ(?:\.get\(|\[)"([A-Z][A-Z0-9_]+)"(?!\] =)|\$\{(GRAFT_\w+):[-?]')
 
 
@@ -50,7 +50,7 @@ def constants(text):
 
 def codes():
     """Every (code, class) that is thrown."""
-    found = set()
+    found = {("cli.usage", "InvalidArgument")}  # of what CLI11 throws
     for _, text in sources(("graft", "cli"), (".h", ".cpp")):
         names = constants(text)
         for name, where, reason in THROWN.findall(text):
@@ -66,23 +66,32 @@ def codes():
     return found
 
 
-def code_table():
-    rows = ["| code | class | exit code |", "| --- | --- | --- |"]
+def meanings(page):
+    """What the page says of each (code, class)."""
+    rows = re.findall(r"^\| `([^`]+)` \| `(\w+)` \| \d+ \| (.*) \|$", page, re.MULTILINE)
+    return {(code, name): text.strip() for code, name, text in rows}
+
+
+def code_table(known):
+    rows = ["| code | class | exit code | what happened, and the way on |", "| --- | --- | --- | --- |"]
     for code, name in sorted(codes()):
-        rows.append(f"| `{code}` | `{name}` | {CLASSES[name]} |")
+        rows.append(f"| `{code}` | `{name}` | {CLASSES[name]} | {known.get((code, name), '')} |")
     return "\n".join(rows)
 
 
 def main():
     page = ROOT / "docs/errors.md"
     old = page.read_text()
+    known = meanings(old)
     marked = re.compile(r"(<!-- codes -->\n).*?(<!-- /codes -->)", re.DOTALL)
-    new = marked.sub(lambda match: match.group(1) + code_table() + "\n" + match.group(2), old)
+    new = marked.sub(lambda match: match.group(1) + code_table(known) + "\n" + match.group(2), old)
     problems = []
     if "--write" in sys.argv:
         page.write_text(new)
     elif new != old or not marked.search(old):
         problems.append("docs/errors.md: the table of codes is out of date: run tools/check_docs.py --write")
+    problems += [f"docs/errors.md: {code} ({name}) is not explained" for code, name in sorted(codes())
+                 if not known.get((code, name))]
     documented, elsewhere = set(), set()
     for line in (ROOT / "docs/env.md").read_text().splitlines():
         if line.startswith("| `"):

@@ -34,6 +34,38 @@ TEST(Env, RefusesADisableKernelMappingThatIsNoInteger) {
   EXPECT_FALSE(env::disable_kernel_mapping());
 }
 
+TEST(Env, ExpandsPathsAsPythonDoes) {
+  setenv("HOME", "/home/a b", 1);
+  setenv("GRAFT_TEST_PART", "x", 1);
+  unsetenv("GRAFT_TEST_NONE");
+  const std::pair<const char*, const char*> cases[] = {
+      {"~", "/home/a b"},
+      {"~/c", "/home/a b/c"},
+      {"/c/~", "/c/~"},
+      {"~nobody-is-called-this/c", "~nobody-is-called-this/c"},
+      {"~root/c", "/root/c"},
+      {"$HOME/c", "/home/a b/c"},
+      {"/${GRAFT_TEST_PART}y/$GRAFT_TEST_PART", "/xy/x"},
+      {"/$GRAFT_TEST_NONE/${GRAFT_TEST_NONE}", "/$GRAFT_TEST_NONE/${GRAFT_TEST_NONE}"},
+      {"/a$", "/a$"},
+      {"/$$GRAFT_TEST_PART", "/$x"},
+      {"/${", "/${"},
+      {"/${}", "/${}"},
+      {"", ""}};
+  for (const auto& [text, expanded] : cases) {
+    EXPECT_EQ(env::expand_path(text), expanded) << text;
+  }
+  setenv("HOME", "/", 1);
+  EXPECT_EQ(env::expand_path("~/c"), "/c");
+  setenv("HOME", "", 1);  // Python's too
+  EXPECT_EQ(env::user_home(), "/");
+  unsetenv("HOME");  // then the system's list of users
+  EXPECT_TRUE(env::user_home().is_absolute());
+  setenv("GRAFT_TEST_PART", "", 1);
+  EXPECT_FALSE(env::folder("GRAFT_TEST_PART"));
+  unsetenv("GRAFT_TEST_PART");
+}
+
 TEST(Error, ComposesWhereMessageAndHint) {
   const NotFound error("hub.cache", "snapshot-missing", "`a/b`: expected a snapshot, got none",
                        "run x");

@@ -1,6 +1,12 @@
 #include "graft/core/file_status.h"
 
+#include <algorithm>
+#include <cerrno>
+
+#include <fcntl.h>
 #include <fmt/format.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "graft/core/error.h"
 
@@ -25,6 +31,29 @@ fs::file_type type_of(const fs::path& path) {
 }
 
 }  // namespace
+
+std::optional<std::string> read_regular_file(const fs::path& path, size_t max_bytes) {
+  const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+  struct stat facts {};
+  if (file < 0 || fstat(file, &facts) != 0 || !S_ISREG(facts.st_mode)) {
+    if (file >= 0) {
+      close(file);
+    }
+    return std::nullopt;
+  }
+  constexpr size_t kPiece = 64 << 10;
+  std::string content;
+  for (ssize_t size = 1; size > 0 && content.size() < max_bytes;) {
+    const size_t known = content.size(), wanted = std::min(kPiece, max_bytes - known);
+    content.resize(known + wanted);
+    do {
+      size = read(file, content.data() + known, wanted);
+    } while (size < 0 && errno == EINTR);
+    content.resize(known + static_cast<size_t>(std::max<ssize_t>(size, 0)));
+  }
+  close(file);
+  return content;
+}
 
 bool is_file(const fs::path& path) { return type_of(path) == fs::file_type::regular; }
 bool is_folder(const fs::path& path) { return type_of(path) == fs::file_type::directory; }

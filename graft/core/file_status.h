@@ -2,7 +2,10 @@
 // a locked folder with an exception that no caller of graft expects.
 #pragma once
 
+#include <cstddef>
 #include <filesystem>
+#include <optional>
+#include <string>
 
 namespace graft {
 
@@ -12,5 +15,9 @@ namespace graft {
 bool is_file(const std::filesystem::path& path);
 bool is_folder(const std::filesystem::path& path);
 bool is_there(const std::filesystem::path& path);
+
+// The first `max_bytes` of a regular file, or of what a link leads to. Nothing for what is not there, may not be read or
+// is of another kind: a pipe would be waited for, and a device has no end.
+std::optional<std::string> read_regular_file(const std::filesystem::path& path, size_t max_bytes);
 
 }  // namespace graft

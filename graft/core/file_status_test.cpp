@@ -4,6 +4,7 @@
 
 #include <fmt/format.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "graft/core/error.h"
@@ -60,6 +61,19 @@ TEST_F(FileStatus, ANameThatIsTooLongIsQuotedInPart) {
     FAIL() << "no error";
   } catch (const NotFound& error) {
     EXPECT_LT(std::string(error.what()).size(), 600U);
+  }
+}
+
+TEST_F(FileStatus, ReadsRegularFilesAloneAndNoMoreThanAsked) {
+  EXPECT_EQ(read_regular_file(folder_ / "file", 100), "text");
+  EXPECT_EQ(read_regular_file(folder_ / "file", 2), "te");
+  fs::create_symlink("file", folder_ / "link");
+  EXPECT_EQ(read_regular_file(folder_ / "link", 100), "text");
+  std::ofstream(folder_ / "large") << std::string(200'000, 'x');
+  EXPECT_EQ(read_regular_file(folder_ / "large", 1 << 20)->size(), 200'000U);
+  ASSERT_EQ(mkfifo((folder_ / "pipe").c_str(), 0600), 0);  // nobody writes to it
+  for (const fs::path& none : {folder_ / "pipe", folder_ / "missing", folder_, fs::path("/dev/zero")}) {
+    EXPECT_FALSE(read_regular_file(none, 100)) << none;
   }
 }
 

@@ -11,4 +11,7 @@ namespace graft {
 // direction of text (`\u2028`, `\u202e`). Everything else stays as it is.
 std::string printable(std::string_view text);
 
+// The same on one line: a newline stands as `\n`, so that no text passes for two lines of ours.
+std::string printable_line(std::string_view text);
+
 }  // namespace graft

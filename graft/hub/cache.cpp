@@ -2,11 +2,11 @@
 
 #include <algorithm>
 #include <cctype>
-#include <fstream>
 
 #include <fmt/format.h>
 
 #include "graft/core/error.h"
+#include "graft/core/file_status.h"
 
 namespace graft::hub {
 
@@ -47,12 +47,8 @@ bool is_revision(std::string_view revision) {
 }
 
 std::optional<std::string> read_ref(const fs::path& file) {
-  std::ifstream in(file);
-  std::string commit(40, '\0');
-  if (!in.read(commit.data(), 40) || !is_commit(commit)) {
-    return std::nullopt;
-  }
-  return commit;
+  const auto commit = read_regular_file(file, 40);
+  return commit && is_commit(*commit) ? commit : std::nullopt;
 }
 
 }  // namespace

@@ -10,6 +10,7 @@
 #include "graft/hub/answers.h"
 #include "graft/hub/content_hash.h"
 #include "graft/hub/environment.h"
+#include "graft/hub/oidc.h"
 #include "graft/hub/payload.h"
 #include "graft/hub/url.h"
 
@@ -68,6 +69,7 @@ std::string said_by_server(const HttpResponse& response) {
 
 Client::Client(ClientOptions options)
     : endpoint_(options.endpoint.empty() ? hub::endpoint() : std::move(options.endpoint)),
+      asks_for_token_(!options.token && oidc_wanted()),
       token_(options.token ? *options.token : hub::token().value_or("")),
       answers_stay_(options.answers_stay),
       max_tries_(options.max_tries),
@@ -115,6 +117,8 @@ void Client::throw_status(const HttpResponse& response, const std::string& what)
   throw NetworkError("hub.client", "unexpected-status", text);
 }
 
+std::string Client::token() const { return asks_for_token_ ? oidc_token(endpoint_) : token_; }
+
 HttpRequest Client::api_request(const std::string& url) const {
   if (offline()) {
     throw NetworkError("hub.client", "offline",
@@ -124,8 +128,10 @@ HttpRequest Client::api_request(const std::string& url) const {
   HttpRequest request;
   request.url = url;
   request.max_body_bytes = kMaxAnswerBytes;
-  if (!token_.empty() && url_origin(url) == url_origin(endpoint_)) {
-    request.headers["Authorization"] = "Bearer " + token_;
+  if (url_origin(url) == url_origin(endpoint_)) {
+    if (const std::string own = token(); !own.empty()) {
+      request.headers["Authorization"] = "Bearer " + own;
+    }
   }
   return request;
 }
@@ -144,7 +150,7 @@ HttpResponse Client::get_api(const std::string& first_url, const std::string& wh
 
 std::string Client::get_remembered(const std::string& url, const std::string& what) const {
   // What one token may see is not what another may.
-  const std::string key = url + " " + sha256_of(token_);
+  const std::string key = url + " " + sha256_of(asks_for_token_ ? "oidc" : token_);
   if (answers_stay_.count() > 0) {
     if (auto answer = recall_answer(key, answers_stay_)) {
       return *answer;

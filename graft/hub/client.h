@@ -18,7 +18,8 @@ namespace graft::hub {
 
 struct ClientOptions {
   std::string endpoint;              // empty: endpoint() of environment.h
-  std::optional<std::string> token;  // absent: token() of environment.h; empty text: none
+  // Absent: oidc_token() of oidc.h where that is wanted, else token() of environment.h. Empty text: none.
+  std::optional<std::string> token;
   // How long the lists of refs and the word on a publisher are taken from memory
   // (private_folder()/answers) instead of being asked for anew; 0: never.
   std::chrono::seconds answers_stay{0};
@@ -103,6 +104,7 @@ class Client {
   [[noreturn]] static void throw_status(const HttpResponse& response, const std::string& what);
 
  private:
+  std::string token() const;
   HttpRequest api_request(const std::string& url) const;
   HttpResponse get_api(const std::string& url, const std::string& what) const;
   std::string get_remembered(const std::string& url, const std::string& what) const;
@@ -116,6 +118,7 @@ class Client {
                        std::string_view folder) const;
 
   std::string endpoint_;
+  bool asks_for_token_;  // oidc.h
   std::string token_;
   std::chrono::seconds answers_stay_;
   int max_tries_;

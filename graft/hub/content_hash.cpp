@@ -70,8 +70,11 @@ bool is_content_id(std::string_view text) {
 bool has_content(const fs::path& file, std::string_view content_id) {
   std::error_code status;
   const uint64_t size_bytes = fs::file_size(file, status);
+  if (status || !is_content_id(content_id)) {
+    return false;  // a pipe has no size, and would be waited for
+  }
   std::ifstream in(file, std::ios::binary);
-  if (status || !in || !is_content_id(content_id)) {
+  if (!in) {
     return false;
   }
   Hasher hash(content_id.size() == 64 ? EVP_sha256() : EVP_sha1());

@@ -13,6 +13,7 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <fnmatch.h>
 #include <unistd.h>
 
@@ -230,16 +231,40 @@ KnownCommit commit_of(const FileSource& where, const std::string& wanted) {
   }
 }
 
-std::vector<RepoFile> chosen_files(std::vector<RepoFile> files,
+std::vector<RepoFile> chosen_files(const FileSource& source, std::vector<RepoFile> files,
                                    const std::vector<std::string>& patterns) {
-  if (!patterns.empty()) {
-    std::erase_if(files, [&](const RepoFile& file) {
-      return std::none_of(patterns.begin(), patterns.end(), [&](const std::string& pattern) {
-        return matches_pattern(file.path, pattern);
-      });
+  if (patterns.empty()) {
+    return files;
+  }
+  const size_t num_files = files.size();
+  std::erase_if(files, [&](const RepoFile& file) {
+    return std::none_of(patterns.begin(), patterns.end(), [&](const std::string& pattern) {
+      return matches_pattern(file.path, pattern);
     });
+  });
+  if (files.empty()) {
+    throw NotFound("hub.download", "no-match",
+                   fmt::format("`{}`@`{}`: expected files like `{}`, got none among {}",
+                               source.repo_id, source.commit, fmt::join(patterns, "`, `"),
+                               num_files));
   }
   return files;
+}
+
+// By their sizes: hashes are looked at when they are fetched or used.
+uint64_t missing_bytes(const FileSource& source, const std::vector<RepoFile>& files) {
+  uint64_t bytes = 0;
+  for (const RepoFile& file : files) {
+    const auto is_here = [&](const fs::path& path) {
+      std::error_code status;
+      return fs::file_size(path, status) == file.size_bytes && !status;
+    };
+    if (!is_here(source.repo / "snapshots" / source.commit / file.path) &&
+        !is_here(source.repo / "blobs" / file.content_id())) {
+      bytes += file.size_bytes;
+    }
+  }
+  return bytes;
 }
 
 std::string lower(std::string text) {
@@ -283,10 +308,12 @@ void require_complete(const FileSource& source, const std::vector<RepoFile>& fil
 }
 
 // The files of the commit by the Hub's word, kept for next time.
-std::vector<RepoFile> ask_for_listing(const FileSource& source) {
+std::vector<RepoFile> ask_for_listing(const FileSource& source, bool dry_run) {
   auto files = source.client.list_files(source.type, source.repo_id, source.commit);
   require_distinct_paths(files, what_of(source));
-  write_tree(source.repo, source.commit, files);
+  if (!dry_run) {
+    write_tree(source.repo, source.commit, files);
+  }
   return files;
 }
 
@@ -298,9 +325,17 @@ bool may_be_the_listing(const Error& error) {
   return std::find(kCodes.begin(), kCodes.end(), error.code()) != kCodes.end();
 }
 
-void bring(const FileSource& source, std::vector<RepoFile> files, const DownloadOptions& options) {
-  download_files(source, chosen_files(std::move(files), options.allow_patterns), options.progress,
-                 options.connections);
+void bring(const FileSource& source, std::vector<RepoFile> files, const DownloadOptions& options,
+           DownloadedSnapshot& snapshot) {
+  snapshot.files = chosen_files(source, std::move(files), options.allow_patterns);
+  snapshot.size_bytes = 0;
+  for (const RepoFile& file : snapshot.files) {
+    snapshot.size_bytes += file.size_bytes;
+  }
+  snapshot.bytes_fetched = missing_bytes(source, snapshot.files);
+  if (!options.dry_run) {
+    download_files(source, snapshot.files, options.progress, options.connections);
+  }
 }
 
 }  // namespace
@@ -335,8 +370,8 @@ bool matches_pattern(std::string_view path, std::string_view pattern) {
   return fnmatch(full.c_str(), std::string(path).c_str(), 0) == 0;
 }
 
-CachedSnapshot download_snapshot(const Client& client, RepoType type, std::string_view repo_id,
-                                 std::string_view revision, const DownloadOptions& options) {
+DownloadedSnapshot download_snapshot(const Client& client, RepoType type, std::string_view repo_id,
+                                     std::string_view revision, const DownloadOptions& options) {
   const std::string wanted(revision.empty() ? std::string_view("main") : revision);
   fs::path cache = options.cache;
   if (cache.empty()) {
@@ -347,19 +382,23 @@ CachedSnapshot download_snapshot(const Client& client, RepoType type, std::strin
                     cache / repo_folder_name(type, repo_id)};
   const KnownCommit known = commit_of(source, wanted);
   source.commit = known.commit;
-  const CachedSnapshot snapshot{source.repo / "snapshots" / source.commit, source.commit};
+  DownloadedSnapshot snapshot{
+      {source.repo / "snapshots" / source.commit, source.commit}, {}, 0, 0};
   const auto cached = read_tree(source.repo, source.commit);
   if (!cached && offline() && fs::is_directory(snapshot.folder)) {
     return snapshot;  // nobody can say what is missing
   }
   try {
-    bring(source, cached ? *cached : ask_for_listing(source), options);
+    bring(source, cached ? *cached : ask_for_listing(source, options.dry_run), options, snapshot);
   } catch (const Error& error) {
     if (!cached || !may_be_the_listing(error) || offline()) {
       throw;
     }
     log()->warn("{}; asking for the list of files anew", error.what());
-    bring(source, ask_for_listing(source), options);
+    bring(source, ask_for_listing(source, options.dry_run), options, snapshot);
+  }
+  if (options.dry_run) {
+    return snapshot;
   }
   make_folders(snapshot.folder);
   if (known.asked) {

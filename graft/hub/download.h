@@ -30,6 +30,15 @@ struct DownloadOptions {
   std::vector<std::string> allow_patterns;
   Progress progress;
   int connections = 8;  // at once, over all files
+  bool dry_run = false;  // nothing is written; the answer says what would come
+};
+
+// A commit in the cache, or of a dry run one that would be there.
+struct DownloadedSnapshot : CachedSnapshot {
+  std::vector<RepoFile> files;  // that were asked for; empty where nobody can list them
+  uint64_t size_bytes = 0;      // of all of them
+  // Of those that were not there before, with that size: fetched, or of a dry run to be fetched.
+  uint64_t bytes_fetched = 0;
 };
 
 // Brings the files of a revision into the cache and returns the snapshot, in the layout of
@@ -45,11 +54,11 @@ struct DownloadOptions {
 // A file in the cache whose hash is wrong is fetched anew, with a warning. The ref is written last.
 //
 // Throws   NotFound, NetworkError, FormatError as Client; NotFound `hub.download.incomplete`
-//          offline; IntegrityError when the hash is wrong after a second try, or offline for a
+//          offline, `hub.download.no-match` where no file is like any pattern; IntegrityError when the hash is wrong after a second try, or offline for a
 //          damaged file; Error `hub.download.disk` with needed and free bytes.
 // Blocking, network, disk.
-CachedSnapshot download_snapshot(const Client& client, RepoType type, std::string_view repo_id,
-                                 std::string_view revision, const DownloadOptions& options = {});
+DownloadedSnapshot download_snapshot(const Client& client, RepoType type, std::string_view repo_id,
+                                     std::string_view revision, const DownloadOptions& options = {});
 
 // Where files go and whose they are.
 struct FileSource {

@@ -17,20 +17,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// A variable that is set to nothing names no folder.
-std::optional<fs::path> folder(const char* name) {
-  const auto value = env::get(name);
-  if (!value || value->empty()) {
-    return std::nullopt;
-  }
-  if (value->starts_with("~/")) {
-    return fs::path(env::get("HOME").value_or("/")) / value->substr(2);
-  }
-  return fs::path(*value);
-}
-
 fs::path user_cache() {
-  return folder("XDG_CACHE_HOME").value_or(fs::path(env::get("HOME").value_or("/")) / ".cache");
+  return env::folder("XDG_CACHE_HOME").value_or(env::user_home() / ".cache");
 }
 
 bool is_true(std::string value) {
@@ -65,7 +53,7 @@ std::string trimmed(const std::string& text) {
 }  // namespace
 
 fs::path home() {
-  if (const auto named = folder("HF_HOME")) {
+  if (const auto named = env::folder("HF_HOME")) {
     return *named;
   }
   return user_cache() / "huggingface";
@@ -74,16 +62,16 @@ fs::path home() {
 fs::path private_folder() { return user_cache() / "graft"; }
 
 fs::path cache_folder() {
-  if (const auto named = folder("HF_HUB_CACHE")) {
+  if (const auto named = env::folder("HF_HUB_CACHE")) {
     return *named;
   }
-  if (const auto named = folder("HUGGINGFACE_HUB_CACHE")) {
+  if (const auto named = env::folder("HUGGINGFACE_HUB_CACHE")) {
     return *named;
   }
   return home() / "hub";
 }
 
-fs::path kernels_cache_folder() { return folder("KERNELS_CACHE").value_or(cache_folder()); }
+fs::path kernels_cache_folder() { return env::folder("KERNELS_CACHE").value_or(cache_folder()); }
 
 std::string endpoint() {
   std::string value = env::get("HF_ENDPOINT").value_or("");
@@ -93,8 +81,12 @@ std::string endpoint() {
   return value.empty() ? "https://huggingface.co" : value;
 }
 
+bool implicit_token_disabled() {
+  return is_true(env::get("HF_HUB_DISABLE_IMPLICIT_TOKEN").value_or(""));
+}
+
 std::optional<std::string> token() {
-  if (is_true(env::get("HF_HUB_DISABLE_IMPLICIT_TOKEN").value_or(""))) {
+  if (implicit_token_disabled()) {
     return std::nullopt;
   }
   for (const char* name : {"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"}) {
@@ -103,10 +95,11 @@ std::optional<std::string> token() {
       return value;
     }
   }
-  std::ifstream file(folder("HF_TOKEN_PATH").value_or(home() / "token"));
-  std::string line;
-  std::getline(file, line);
-  const auto value = trimmed(line);
+  std::ifstream file(env::folder("HF_TOKEN_PATH").value_or(home() / "token"));
+  std::string value;
+  for (std::string line; value.empty() && std::getline(file, line);) {
+    value = trimmed(line);
+  }
   return value.empty() ? std::nullopt : std::optional<std::string>(value);
 }
 
@@ -117,7 +110,8 @@ std::chrono::seconds stall_timeout() { return seconds("HF_HUB_DOWNLOAD_TIMEOUT",
 bool symlinks_disabled() { return is_true(env::get("HF_HUB_DISABLE_SYMLINKS").value_or("")); }
 
 bool offline() {
-  if (const auto value = env::get("HF_HUB_OFFLINE")) {
+  // One that is set to nothing says nothing.
+  if (const auto value = env::get("HF_HUB_OFFLINE"); value && !value->empty()) {
     return is_true(*value);
   }
   return is_true(env::get("TRANSFORMERS_OFFLINE").value_or(""));

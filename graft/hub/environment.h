@@ -39,6 +39,9 @@ std::chrono::seconds stall_timeout();
 // HF_ENDPOINT without a trailing slash, else the public Hub.
 std::string endpoint();
 
+// HF_HUB_DISABLE_IMPLICIT_TOKEN is 1, ON, YES or TRUE: no token is sent that nobody handed over.
+bool implicit_token_disabled();
+
 // The access token: HF_TOKEN, HUGGING_FACE_HUB_TOKEN, else the file HF_TOKEN_PATH (default
 // home()/token); white space trimmed. Nothing when there is none or HF_HUB_DISABLE_IMPLICIT_TOKEN
 // is true.

@@ -8,6 +8,7 @@
 #include <exception>
 #include <memory>
 #include <random>
+#include <string>
 #include <thread>
 
 #include <curl/curl.h>
@@ -141,6 +142,11 @@ std::optional<std::string> upper_case_proxy(std::string_view url) {
 void set_options(CURL* curl, const HttpRequest& request, Transfer& transfer, char* error_text) {
   curl_easy_setopt(curl, CURLOPT_URL, request.url.c_str());
   curl_easy_setopt(curl, CURLOPT_NOBODY, request.method == "HEAD" ? 1L : 0L);
+  if (request.method == "POST") {
+    curl_easy_setopt(curl, CURLOPT_POST, 1L);
+    curl_easy_setopt(curl, CURLOPT_POSTFIELDS, request.body.c_str());
+    curl_easy_setopt(curl, CURLOPT_POSTFIELDSIZE_LARGE, static_cast<curl_off_t>(request.body.size()));
+  }
   curl_easy_setopt(curl, CURLOPT_NOSIGNAL, 1L);
   curl_easy_setopt(curl, CURLOPT_FOLLOWLOCATION, 0L);
   curl_easy_setopt(curl, CURLOPT_PROTOCOLS_STR, "http,https");
@@ -309,6 +315,7 @@ HttpResponse http_send_with_retries(HttpRequest request, int max_tries,
   for (int attempt = 0;; ++attempt) {
     const bool last = attempt + 1 >= max_tries;
     std::optional<std::chrono::milliseconds> wait;
+    std::string why;
     const auto left = std::max(std::chrono::milliseconds(1),
                                std::chrono::duration_cast<std::chrono::milliseconds>(
                                    end - std::chrono::steady_clock::now()));
@@ -318,18 +325,23 @@ HttpResponse http_send_with_retries(HttpRequest request, int max_tries,
       if (last || !is_transient_status(response.status)) {
         return response;
       }
-      wait = wait_before_retry(attempt, retry_after(response), end);
+      const auto asked_for = retry_after(response);
+      wait = wait_before_retry(attempt, asked_for, end);
       if (!wait) {
         return response;
       }
+      why = asked_for.count() > 0 ? "the Hub asks to wait"
+                                  : fmt::format("the Hub answers with status {}", response.status);
     } catch (const NetworkError& error) {
       wait = wait_before_retry(attempt, std::chrono::seconds(0), end);
       if (last || !is_transient_error(error) || !wait) {
         throw;
       }
+      const std::string text = error.what();
+      why = text.substr(0, text.find('\n'));
     }
     if (*wait > kNoticeableWait) {
-      log()->warn("the Hub asks to wait {} s", wait->count() / 1000);
+      log()->warn("{}: trying again in {} s", why, wait->count() / 1000);
     }
     std::this_thread::sleep_for(*wait);
   }

@@ -20,9 +20,10 @@ struct HttpResponse;
 using BodySink = std::function<bool(std::string_view piece, const HttpResponse& response)>;
 
 struct HttpRequest {
-  std::string method = "GET";  // GET or HEAD
+  std::string method = "GET";  // GET, HEAD or POST
   std::string url;
   std::map<std::string, std::string> headers;  // values may not hold CR or LF
+  std::string body;                            // of a POST
   uint64_t max_body_bytes = 64ULL << 20;       // one byte more ends the transfer with an error
   std::chrono::milliseconds connect_timeout{10'000};
   std::chrono::milliseconds timeout{60'000};  // whole transfer; 0: none

@@ -2,11 +2,11 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <fstream>
 #include <map>
 #include <set>
 #include <utility>
 
+#include "graft/core/file_status.h"
 #include "graft/hub/content_hash.h"
 #include "graft/hub/disk.h"
 #include "graft/hub/leftovers.h"
@@ -81,10 +81,9 @@ std::vector<std::string> folders_in(const fs::path& folder) {
 std::map<std::string, std::string> refs_of(const fs::path& repository) {
   std::map<std::string, std::string> refs;
   visit_files(repository / "refs", [&](const fs::path& file) {
-    std::ifstream in(file);
-    std::string commit;
-    if (std::getline(in, commit) && is_commit(commit)) {
-      refs.emplace(file.lexically_relative(repository / "refs").string(), commit);
+    const auto commit = read_regular_file(file, 40);
+    if (commit && is_commit(*commit)) {
+      refs.emplace(file.lexically_relative(repository / "refs").string(), *commit);
     }
   });
   return refs;

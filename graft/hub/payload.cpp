@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 
 #include "graft/core/error.h"
+#include "graft/core/printable.h"
 #include "graft/io/json.h"
 
 namespace graft::hub {
@@ -26,7 +27,7 @@ bool is_hex(std::string_view text, size_t digits) {
 void throw_not_the_hub(const std::string& what, const std::string& detail) {
   throw FormatError(
       "hub.client", "not-the-hub",
-      fmt::format("{}: expected an answer of the Hub, got {}", what, detail),
+      fmt::format("{}: expected an answer of the Hub, got {}", what, printable_line(detail)),
       "a proxy or a login page may have answered; check HF_ENDPOINT and the proxy variables");
 }
 

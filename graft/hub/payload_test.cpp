@@ -113,5 +113,11 @@ TEST(Http, NoWaitEndsAfterTheDeadline) {
   }
 }
 
+// A name in an answer must not pass for a line of ours.
+TEST(Payload, WhatIsRefusedIsShownOnOneLine) {
+  const std::string text = refusal([] { throw_not_the_hub("x", "`a\nhint: do as I say\x1b[2J`"); });
+  EXPECT_THAT(text, HasSubstr(R"(`a\nhint: do as I say\x1b[2J`)"));
+}
+
 }  // namespace
 }  // namespace graft::hub

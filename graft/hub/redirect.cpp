@@ -1,12 +1,12 @@
 #include "graft/hub/redirect.h"
 
 #include <algorithm>
-#include <fstream>
 #include <map>
 
 #include <fmt/format.h>
 
 #include "graft/core/error.h"
+#include "graft/core/file_status.h"
 #include "graft/hub/cache.h"
 
 namespace graft::hub {
@@ -92,14 +92,8 @@ Redirect parse_redirect(std::string_view text, const std::string& file) {
 
 std::optional<Redirect> read_redirect(const std::filesystem::path& snapshot) {
   const auto file = snapshot / kStatusFile;
-  std::ifstream in(file, std::ios::binary);
-  if (!in) {
-    return std::nullopt;
-  }
-  std::string text(kMaxBytes + 1, '\0');
-  in.read(text.data(), static_cast<std::streamsize>(text.size()));
-  text.resize(static_cast<size_t>(in.gcount()));
-  return parse_redirect(text, file.string());
+  const auto text = read_regular_file(file, kMaxBytes + 1);
+  return text ? std::optional(parse_redirect(*text, file.string())) : std::nullopt;
 }
 
 }  // namespace graft::hub

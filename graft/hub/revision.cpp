@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <charconv>
-#include <fstream>
 #include <iterator>
 #include <map>
 #include <vector>
@@ -12,11 +11,14 @@
 #include <nlohmann/json.hpp>
 
 #include "graft/core/error.h"
+#include "graft/core/file_status.h"
 #include "graft/hub/version_spec.h"
 
 namespace graft::hub {
 
 namespace {
+
+constexpr size_t kMaxMetadataBytes = 1 << 20;
 
 namespace fs = std::filesystem;
 using Refs = std::map<std::string, std::string>;
@@ -87,9 +89,9 @@ Revision version_of(const Refs& branches, std::string_view repo_id, std::optiona
 std::optional<int64_t> version_in(const fs::path& snapshot) {
   std::error_code status;
   for (const auto& entry : fs::directory_iterator(snapshot / "build", status)) {
-    std::ifstream in(entry.path() / "metadata.json");
-    const auto metadata =
-        in ? nlohmann::json::parse(in, nullptr, /*allow_exceptions=*/false) : nlohmann::json();
+    const auto text = read_regular_file(entry.path() / "metadata.json", kMaxMetadataBytes);
+    const auto metadata = text ? nlohmann::json::parse(*text, nullptr, /*allow_exceptions=*/false)
+                               : nlohmann::json();
     const auto found = metadata.is_object() ? metadata.find("version") : metadata.end();
     if (metadata.is_object() && found != metadata.end() && found->is_number_integer()) {
       return found->get<int64_t>();
@@ -124,10 +126,9 @@ Refs cached_tags(const fs::path& repo) {
   Refs tags;
   std::error_code status;
   for (const auto& entry : fs::directory_iterator(repo / "refs", status)) {
-    std::ifstream in(entry.path());
-    std::string commit;
-    if (std::getline(in, commit) && is_commit(commit)) {
-      tags.emplace(entry.path().filename().string(), commit);
+    const auto commit = read_regular_file(entry.path(), 40);
+    if (commit && is_commit(*commit)) {
+      tags.emplace(entry.path().filename().string(), *commit);
     }
   }
   return tags;

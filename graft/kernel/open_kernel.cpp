@@ -11,7 +11,6 @@
 #include <fmt/ranges.h>
 
 #include "graft/core/error.h"
-#include "graft/core/warn.h"
 #include "graft/kernel/elf_check.h"
 #include "graft/kernel/published_layers.h"
 #include "graft/kernel/symbol_check.h"
@@ -34,27 +33,6 @@ std::string some_of(const std::vector<std::string>& names) {
   const size_t shown = std::min(names.size(), kMostNamed);
   return fmt::format("{}{}", fmt::join(names.begin(), names.begin() + shown, ", "),
                      shown < names.size() ? fmt::format(" and {} more", names.size() - shown) : "");
-}
-
-// Kernel libraries need `libtorch.so`, an empty library whose only use is to need libtorch_cpu and
-// libtorch_cuda. Ours, of the same soname, needs libtorch_cpu alone, so that a CPU process stays
-// free of CUDA.
-void open_libtorch_name() {
-  static const bool opened = [] {
-    if (dlopen("libtorch.so", RTLD_LAZY | RTLD_NOLOAD) != nullptr) {
-      return true;
-    }
-    Dl_info info{};
-    dladdr(reinterpret_cast<const void*>(&PyModule_Create2), &info);
-    const auto stub =
-        fs::weakly_canonical(fs::path(info.dli_fname)).parent_path() / "graft_stub" / "libtorch.so";
-    return dlopen(stub.c_str(), RTLD_LAZY | RTLD_GLOBAL) != nullptr;
-  }();
-  if (!opened) {
-    warn(
-        "[kernel.loader] graft_stub/libtorch.so is not beside libgraft.so; kernel libraries will "
-        "pull CUDA into the process");
-  }
 }
 
 // A constructor that throws ends the process: the loader's lock would never be given back. dlopen() is
@@ -172,7 +150,6 @@ bool is_open_already(const std::string& repository, const std::string& id,
 namespace {
 
 void check_symbols(const std::string& repository, const ElfFacts& facts) {
-  open_libtorch_name();
   if (const auto missing = missing_symbols(facts); !missing.empty()) {
     throw LoadError("kernel.elf", "symbols",
                     fmt::format("`{}`: expected a library that finds in this process what it "

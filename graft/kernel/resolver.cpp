@@ -8,6 +8,7 @@
 #include <fmt/ranges.h>
 
 #include "graft/core/error.h"
+#include "graft/hub/environment.h"
 
 namespace graft::kernel {
 
@@ -69,11 +70,15 @@ std::string metadata_refusal(const Metadata& metadata, const std::string& backen
 }
 
 [[noreturn]] void fail_package(const ResolveRequest& request, const Attempt& attempt) {
+  const auto& [repository, ref, layer] = request.reference;
   throw NotFound(
       "kernel.resolver", "missing-package",
       fmt::format("`{}`: expected a kernel package with build variants, got none (looked at {})",
-                  request.reference.repository, fmt::join(attempt.looked, "; ")),
-      "name a folder with LOCAL_KERNELS=org/repo=/path, or `/path:Layer`");
+                  repository, fmt::join(attempt.looked, "; ")),
+      hub::offline() && !request.reference.is_path()
+          ? fmt::format("fetch it once while online: graft kernels get {}@{}", repository,
+                        ref.empty() ? "v1" : ref)
+          : "name a folder with LOCAL_KERNELS=org/repo=/path, or `/path:Layer`");
 }
 
 constexpr size_t kMaxDepth = 8;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <filesystem>
 #include <map>
 #include <mutex>
 #include <string_view>
@@ -9,9 +10,32 @@
 #include <dlfcn.h>
 #include <fmt/format.h>
 
+#include "graft/core/warn.h"
+
 namespace graft::kernel {
 
 namespace {
+
+// Kernel libraries need `libtorch.so`, an empty library whose only use is to need libtorch_cpu and
+// libtorch_cuda. Ours, of the same soname, needs libtorch_cpu alone, so that a CPU process stays
+// free of CUDA.
+void open_libtorch_name() {
+  static const bool opened = [] {
+    if (dlopen("libtorch.so", RTLD_LAZY | RTLD_NOLOAD) != nullptr) {
+      return true;
+    }
+    Dl_info info{};
+    dladdr(reinterpret_cast<const void*>(&missing_symbols), &info);
+    const auto own = std::filesystem::weakly_canonical(info.dli_fname).parent_path();
+    const auto stub = own / "graft_stub" / "libtorch.so";
+    return dlopen(stub.c_str(), RTLD_LAZY | RTLD_GLOBAL) != nullptr;
+  }();
+  if (!opened) {
+    warn(
+        "[kernel.loader] graft_stub/libtorch.so is not beside libgraft.so; kernel libraries will "
+        "pull CUDA into the process");
+  }
+}
 
 bool is_found(void* scope, const UndefinedSymbol& symbol) {
   dlerror();
@@ -51,6 +75,7 @@ bool is_shared_by_design(std::string_view name) {
 }  // namespace
 
 std::vector<std::string> missing_symbols(const ElfFacts& facts) {
+  open_libtorch_name();
   std::vector<std::string> missing;
   std::vector<void*> scopes = {RTLD_DEFAULT};
   for (const auto& library : facts.needed) {

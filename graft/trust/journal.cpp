@@ -136,12 +136,10 @@ std::string format_time(int64_t time_s) {
 }
 
 fs::path journal_file() {
-  if (const auto named = env::get("GRAFT_TRUST_JOURNAL"); named && !named->empty()) {
+  if (const auto named = env::folder("GRAFT_TRUST_JOURNAL")) {
     return *named;
   }
-  const auto state = env::get("XDG_STATE_HOME");
-  return (state && !state->empty() ? fs::path(*state)
-                                   : fs::path(env::get("HOME").value_or("/")) / ".local/state") /
+  return env::folder("XDG_STATE_HOME").value_or(env::user_home() / ".local/state") /
          "graft/trust.jsonl";
 }
 

@@ -1,7 +1,6 @@
 #include "graft/trust/policy.h"
 
 #include <algorithm>
-#include <fstream>
 #include <iterator>
 
 #include <fmt/format.h>
@@ -9,6 +8,7 @@
 #include "graft/core/env.h"
 #include "graft/core/error.h"
 #include "graft/core/file_lock.h"
+#include "graft/core/file_status.h"
 #include "graft/hub/disk.h"
 #include "graft/io/excerpt.h"
 #include "graft/trust/strict_object.h"
@@ -244,13 +244,10 @@ std::optional<std::string> Policy::denied(std::string_view repository, std::stri
 }
 
 fs::path policy_file() {
-  if (const auto named = env::get("GRAFT_TRUST_POLICY"); named && !named->empty()) {
+  if (const auto named = env::folder("GRAFT_TRUST_POLICY")) {
     return *named;
   }
-  const auto config = env::get("XDG_CONFIG_HOME");
-  return (config && !config->empty() ? fs::path(*config)
-                                     : fs::path(env::get("HOME").value_or("/")) / ".config") /
-         "graft/trust.json";
+  return env::folder("XDG_CONFIG_HOME").value_or(env::user_home() / ".config") / "graft/trust.json";
 }
 
 Policy parse_policy(std::string text, const fs::path& file) {
@@ -278,11 +275,11 @@ Policy parse_policy(std::string text, const fs::path& file) {
 
 Policy read_policy_file() {
   const fs::path file = policy_file();
-  std::ifstream in(file, std::ios::binary);
-  if (in) {
-    return parse_policy(std::string(std::istreambuf_iterator<char>(in), {}), file);
+  if (auto text = read_regular_file(file, kMaxPolicyBytes + 1)) {
+    return parse_policy(*std::move(text), file);
   }
-  if (std::error_code status; fs::exists(file, status)) {
+  // One that the system will not show is no reason to go without.
+  if (std::error_code status; fs::status(file, status).type() != fs::file_type::not_found) {
     throw NotFound(kPolicy, "file",
                    fmt::format("`{}`: expected a policy that can be read", file.string()));
   }

@@ -76,6 +76,28 @@ class CacheCommands(unittest.TestCase):
         self.env["HF_HUB_CACHE"] = self.env["KERNELS_CACHE"] = str(self.home / "none")
         self.assertEqual(self.graft("cache", "ls")["repositories"], [])
 
+    def test_what_is_no_file_is_not_waited_for(self):
+        """Pipes and devices where files should be, as anybody who shares the cache can put them there."""
+        repo = self.cache / "models--somebody--model"
+        kernel = self.cache / "kernels--somebody--kernel"
+        blob = (repo / "snapshots" / self.commit / "config.json").resolve()
+        for place in (repo / "refs/pipe", kernel / "refs/pipe", repo / "refs/main", repo / f"trees/{self.commit}.json",
+                      kernel / "refs/v1", blob, next(kernel.glob("snapshots/*")) / "kernel-status.toml"):
+            place.unlink(missing_ok=True)
+            os.mkfifo(place)
+        (repo / "refs/device").symlink_to("/dev/zero")
+        policy = self.home / "policy.json"
+        os.mkfifo(policy)
+        env = {**self.env, "HF_HUB_OFFLINE": "1"}
+        for expect, *command in ((0, "cache", "ls"), (4, "cache", "verify"), (0, "cache", "prune", "--yes"), (0, "kernels", "list"),
+                                 (3, "download", MODEL), (4, "download", MODEL, "--revision", self.commit),
+                                 (1, "kernels", "info", KERNEL), (1, "kernels", "info", f"{KERNEL}@v1")):
+            with self.subTest(command):
+                done = run(*command, env=env, timeout=20)
+                self.assertEqual(done.returncode, expect, done.stderr)
+        done = run("kernels", "trust", "list", "--json", env={**env, "GRAFT_TRUST_POLICY": str(policy)}, timeout=20)
+        self.assertEqual(json.loads(done.stdout)["error"]["code"], "trust.policy.file")
+
     def test_rm_shows_asks_and_removes(self):
         before = sorted(self.cache.rglob("*"))
         dry = self.graft("cache", "rm", MODEL, "--dry-run")

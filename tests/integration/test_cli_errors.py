@@ -178,6 +178,13 @@ class BrokenCheckpoints(unittest.TestCase):
         self.assertIn("config.json", self.broken(lambda model: (model / "config.json").write_text("{")))
         self.assertIn("config.json", self.broken(lambda model: (model / "config.json").write_bytes(b"\xff\xfe")))
         self.assertIn(r"\x1b[31m", self.broken(self.edit(model_type="\x1b[31mred")))
+        with Workspace() as folder:
+            shutil.copytree(TINY, folder / "model")
+            for text in ("[]", "null", '{"model_type": 5}', '{"model_type": null}'):
+                (folder / "model/config.json").write_text(text)
+                self.assertEqual(run_json("info", folder / "model", expect=1)["error"]["code"], "cli.info.config", text)
+            (folder / "model/config.json").write_text(json.dumps({"model_type": "\x1b[31mred"}))
+            self.assertNotIn("\x1b", run("info", folder / "model").stdout)
         self.assertIn("do_sample", self.broken(
             lambda model: (model / "generation_config.json").write_text('{"do_sample": "perhaps"}')))
 

@@ -3,6 +3,7 @@
 import hashlib
 import http.server
 import json
+import os
 import pathlib
 import re
 import subprocess
@@ -33,10 +34,25 @@ class Hub(http.server.BaseHTTPRequestHandler):
     spoilt = False
     slow = {}  # seconds before a file comes
     requests = []
+    tokens = set()  # that requests for files and lists carried
+    exchanges = []  # bodies of POST /oauth/token
+    exchange_status = 200
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        Hub.exchanges.append((self.path, self.headers.get("Authorization"), body))
+        self.answer(json.dumps({"access_token": "hf_jwt_x", "expires_in": 3600}).encode(), status=Hub.exchange_status)
 
     def do_GET(self):
-        path = urllib.parse.urlparse(self.path).path
+        url = urllib.parse.urlparse(self.path)
+        path = url.path
+        if path == "/ci":
+            audience = urllib.parse.parse_qs(url.query)["audience"]
+            Hub.exchanges.append((path, self.headers.get("Authorization"), audience))
+            self.answer(b'{"value": "jwt-of-the-job"}')
+            return
         Hub.requests.append(path)
+        Hub.tokens.add(self.headers.get("Authorization"))
         if path == f"/api/models/{REPO}/revision/main":
             self.answer(json.dumps({"sha": COMMIT}).encode())
         elif path == f"/api/models/{REPO}/tree/{COMMIT}":
@@ -97,6 +113,27 @@ class Download(unittest.TestCase):
         with Workspace() as cache:
             folder = pathlib.Path(run_json("download", REPO, "--include", "*.json", env=self.variables(cache))["folder"])
             self.assertEqual({path.name for path in folder.iterdir()}, {"config.json", "generation_config.json"})
+            done = run("download", REPO, "--include", "*.bin", "--json", env=self.variables(cache))
+            self.assertEqual((done.returncode, json.loads(done.stdout)["error"]["code"]), (1, "hub.download.no-match"))
+
+    def test_a_dry_run_says_what_would_come_and_writes_nothing(self):
+        sizes = {name: len(content) for name, content in FILES.items()}
+        with Workspace() as place:
+            cache = place / "cache"
+            env = self.variables(cache)
+            plan = run_json("download", REPO, "--dry-run", env=env)
+            self.assertEqual((plan["bytes_fetched"], plan["size_bytes"], plan["dry_run"], plan["commit"]),
+                             (sum(sizes.values()), sum(sizes.values()), True, COMMIT))
+            self.assertEqual(sorted(plan["files"]), sorted(FILES))
+            lines = run("download", REPO, "--dry-run", env=env).stdout.splitlines()
+            self.assertEqual(sorted(line.split()[-1] for line in lines), sorted(FILES))
+            self.assertFalse(cache.exists())
+            run_json("download", REPO, "--include", "*.json", env=env)
+            self.assertEqual(run_json("download", REPO, "--dry-run", env=env)["bytes_fetched"],
+                             sizes["model.safetensors"])
+            done = run_json("download", REPO, env=env)
+            self.assertEqual((done["bytes_fetched"], done["dry_run"]), (sizes["model.safetensors"], False))
+            self.assertEqual(run_json("download", REPO, "--dry-run", env=env)["bytes_fetched"], 0)
 
     def test_a_log_gets_plain_lines_and_few_of_them(self):
         ways = {"log": ((), {}), "quiet": (("-q",), {}), "json": (("--json",), {}),
@@ -116,8 +153,40 @@ class Download(unittest.TestCase):
         self.assertLessEqual(len(said["log"]), 1 + taken_s / 3, said)  # a line every three seconds, and the last
         for line in said["log"][:-1]:
             self.assertRegex(line, r"^downloading [\d.]+ \w+ of [\d.]+ \w+, at [\w.]+$")
-        self.assertEqual(said["log"][-1], f"{REPO} at {COMMIT}")
+        self.assertRegex(said["log"][-1], rf"^{REPO} at {COMMIT}: 3 files of [\d.]+ MiB, [\d.]+ MiB fetched$")
         self.assertEqual((said["off"], said["quiet"], said["json"]), (said["log"][-1:], [], []))
+
+    def test_a_ci_job_gets_its_token_as_in_python(self):
+        program = "import huggingface_hub, sys; sys.stdout.write(huggingface_hub.get_token())"
+        with Workspace() as place:
+            env = {**self.variables(place / "cache"), "HF_HOME": str(place), "HF_OIDC_RESOURCE": "somebody", "HF_TOKEN": "hf_other"}
+            address = env["HF_ENDPOINT"]
+            job = {"GITHUB_ACTIONS": "true", "ACTIONS_ID_TOKEN_REQUEST_URL": f"{address}/ci?v=1",
+                   "ACTIONS_ID_TOKEN_REQUEST_TOKEN": "of-the-runner"}
+            for way in ({"HF_OIDC_ID_TOKEN": "jwt"}, job):
+                asked = []
+                for command in ("download", "python"):
+                    Hub.exchanges, Hub.tokens, Hub.exchange_status = [], set(), 200
+                    if command == "download":
+                        run_json("download", REPO, env={**env, **way, "HF_HUB_CACHE": str(place / str(len(way)))})
+                        self.assertEqual(Hub.tokens, {"Bearer hf_jwt_x"})
+                    else:
+                        done = subprocess.run([sys.executable, "-c", program], env={**os.environ, **env, **way},
+                                              stdout=subprocess.PIPE, check=True)
+                        self.assertEqual(done.stdout, b"hf_jwt_x")
+                    asked.append(list(Hub.exchanges))
+                self.assertEqual(asked[0], asked[1])
+            # Who asks for such a token gets no other in its place.
+            Hub.tokens, Hub.exchange_status = set(), 403
+            for way, code in (({"HF_OIDC_ID_TOKEN": "jwt"}, "hub.oidc.refused"), ({}, "hub.oidc.id-token"),
+                              ({"GITHUB_ACTIONS": "true"}, "hub.oidc.id-token")):
+                done = run("download", REPO, "--json", env={**env, **way})
+                self.assertEqual((done.returncode, json.loads(done.stdout)["error"]["code"]), (1, code), done.stdout)
+                self.assertNotIn("jwt", done.stdout + done.stderr)
+            self.assertEqual(Hub.tokens, set())
+            run_json("download", REPO, env={**env, "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"})
+            self.assertEqual(Hub.tokens, {None})
+            self.assertEqual(run("download", REPO, env={**env, "HF_HUB_OFFLINE": "1"}).returncode, 0)
 
     def test_wrong_bytes_are_4_and_leave_no_model(self):
         with Workspace() as cache:

@@ -12,6 +12,7 @@ from local_hub import LocalHub  # noqa: E402
 from support import BUILD, TINY, Workspace, environment, run, run_json  # noqa: E402
 
 PACKAGE = BUILD / "share/graft/hub/graft-kernels/activation"
+TEST_PACKAGES = BUILD / "tests/hub/graft-tests"
 KERNEL = "acme/activation"
 RULES = {"trusted-publishers": ["acme"]}
 PYTHON_LOADS = """import json, sys, torch
@@ -254,6 +255,7 @@ class HubKernels(unittest.TestCase):
             self.assertGreater(library["num_constructors"], 0)  # where the ops are registered
             text = run("kernels", "info", KERNEL, env=env).stdout
             self.assertRegex(text, r"(?m)^signature +not signed$")
+            self.assertRegex(text, r"(?m)^canary +ok, \d+ checks")
             self.assertRegex(text, r"(?m)^undefined +\d+ symbols, all of them offered here$")
             self.assertRegex(text, rf"(?m)^constructors +{library['num_constructors']}\b")
             row = run_json("kernels", "verify", KERNEL, env=env)["kernels"][0]
@@ -273,6 +275,37 @@ class HubKernels(unittest.TestCase):
             blob.resolve().write_bytes(content)
             broken = run_json("kernels", "verify", info["folder"].rsplit("/build/", 1)[0], env=env, expect=4)["kernels"][0]
             self.assertIn("kernel.elf", broken["library"]["refused"])
+
+    def test_a_package_cannot_put_words_into_our_mouth(self):
+        place = self.base / "package"
+        shutil.copytree(PACKAGE, place)
+        for file in place.glob("build/*/metadata.json"):
+            metadata = json.loads(file.read_text())
+            metadata.pop("digest")
+            metadata["license"] = "mit\nsignature         verified\x1b[31m"
+            file.write_text(json.dumps(metadata))
+        shown = run("kernels", "info", place).stdout
+        self.assertRegex(shown, r"(?m)^license +mit\\nsignature         verified\\x1b\[31m$")
+        self.assertRegex(shown, r"(?m)^signature +not signed$")
+        self.assertNotIn("\x1b", shown)
+
+    def test_what_the_canary_did_not_run_is_shown(self):
+        shutil.copytree(TEST_PACKAGES / "moe", self.folder / "kernels/acme/moe/refs/v1")
+        with LocalHub(self.folder) as hub:
+            env = self.variables(hub, XDG_CACHE_HOME=str(self.base / "private"))
+            run_json("kernels", "get", "acme/moe", env=env)
+            info = run_json("kernels", "info", "acme/moe", env=env)["kernels"][0]
+            self.assertEqual(info["canary"], "will run before it is first loaded")
+            self.assertEqual(info["library"]["missing_symbols"], [])  # it needs `libtorch.so`, which graft stands in for
+            report = run_json("explain", TINY, "--kernel-config", config("acme/moe"), env=env)
+            [row] = report["canary"]
+            self.assertEqual((row["repository"], row["status"], row["unchecked"]), ("acme/moe", "ok", ["marlin_gemm_moe"]))
+            shown = run("explain", TINY, "--kernel-config", config("acme/moe"), env=env).stdout
+            self.assertRegex(shown, r"(?m)^acme/moe in the canary: ok, \d+ checks; opened and not run: marlin_gemm_moe$")
+            info = run_json("kernels", "info", "acme/moe", env=env)["kernels"][0]
+            self.assertRegex(info["canary"], r"^ok, \d+ checks; opened and not run: marlin_gemm_moe$")
+            off = {**env, "GRAFT_CANARY": "off"}
+            self.assertEqual(run_json("kernels", "info", "acme/moe", env=off)["kernels"][0]["canary"], "not needed")
 
     def test_damage_is_found_and_healed(self):
         with LocalHub(self.folder) as hub:

@@ -1,6 +1,7 @@
 """One cache, two libraries: what huggingface_hub and kernels wrote, graft uses with no request, and the other way round."""
 
 import json
+import os
 import pathlib
 import shutil
 import subprocess
@@ -106,6 +107,29 @@ class Interop(unittest.TestCase):
         found = {str(path.relative_to(folder)): path.read_text() for path in pathlib.Path(folder).rglob("*")
                  if path.is_file()}
         self.assertEqual(found, expected, name)
+
+    def test_both_find_one_cache_by_the_same_variables(self):
+        program = ("import json; from huggingface_hub import constants as c; "
+                   "print(json.dumps([c.HF_HUB_CACHE, c.HF_HUB_OFFLINE]))")
+        place = str(self.home / "a folder ü")
+        base = {"PATH": os.getenv("PATH"), "HF_ENDPOINT": self.hub.url, "NO_PROXY": "*", "PLACE": place, "HOME": f"{place}/home"}
+        cases = [{}, {"HF_HOME": "~/hf"}, {"HF_HOME": "$PLACE/hf"}, {"HF_HOME": "${PLACE}/x$NOBODY/$"}, {"HF_HUB_CACHE": "~/c"},
+                 {"HUGGINGFACE_HUB_CACHE": "$HOME/d"}, {"XDG_CACHE_HOME": "~/xdg"}, {"XDG_CACHE_HOME": f"{place}/xdg"},
+                 {"HOME": None}, {"HOME": ""}, {"HF_HOME": "~root/hf"}, {"HF_HOME": "~nobody-is-called-this/hf", "HOME": None},
+                 {"HF_HUB_OFFLINE": "", "TRANSFORMERS_OFFLINE": "1"}, {"HF_HUB_OFFLINE": "0", "TRANSFORMERS_OFFLINE": "1"},
+                 {"HF_HUB_OFFLINE": "yes"}]
+        for changes in cases:
+            with self.subTest(changes):
+                env = {name: value for name, value in {**base, **changes}.items() if value is not None}
+                done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=env, check=True)
+                cache, offline = json.loads(done.stdout)
+                done = subprocess.run([GRAFT, "download", REPO, "--dry-run", "--json"], capture_output=True, text=True,
+                                      env=env, check=False)
+                answer = json.loads(done.stdout)
+                if offline:
+                    self.assertEqual((done.returncode, answer["error"]["code"]), (3, "hub.client.offline"))
+                else:
+                    self.assertEqual(pathlib.Path(answer["folder"]).parents[2], pathlib.Path(cache))
 
     def test_what_python_wrote_graft_uses_with_no_request(self):
         written = self.by_python()

@@ -775,6 +775,7 @@ class NetworkFaults(unittest.TestCase):
             self.assertEqual(self.one.download(env)[0], None)
             code, said, _ = self.one.download(self.one.variables(hub, NO_PROXY="", HTTP_PROXY="http://no.invalid:80"))
             self.assertEqual(code, None, said)  # the cache answers
+            self.assertNotIn("asks to wait", said)  # nobody did
 
     def test_the_token_comes_from_every_documented_place(self):
         home = self.one.place / "home"

@@ -8,6 +8,7 @@
 #include <fmt/format.h>
 
 #include "graft/core/error.h"
+#include "graft/io/excerpt.h"
 
 namespace graft::hub::server {
 
@@ -32,8 +33,9 @@ bool is_large(const fs::path& path, uint64_t size_bytes) {
 }
 
 // Names that no repository, organisation or branch has; hidden folders among them.
+// Others cannot be named in the Hub's answers, which are JSON.
 bool is_name(std::string_view name) {
-  return !name.empty() && name.front() != '.' && name.find('/') == std::string_view::npos &&
+  return !name.empty() && io::is_utf8(name) && name.front() != '.' && name.find('/') == std::string_view::npos &&
          name.find('\0') == std::string_view::npos;
 }
 
@@ -253,6 +255,9 @@ void Repositories::list_folder(const fs::path& folder, const std::string& prefix
   std::error_code error;
   for (const auto& entry : fs::directory_iterator(folder, error)) {
     const auto name = entry.path().filename().string();
+    if (!io::is_utf8(name)) {
+      continue;
+    }
     if (is_folder(entry.path())) {
       if (name != ".git" && name != ".cache" && name != "__pycache__") {
         list_folder(entry.path(), prefix + name + "/", depth + 1, tree);

@@ -14,6 +14,7 @@
 #include "graft/core/error.h"
 #include "graft/hub/server/faults.h"
 #include "graft/hub/server/protocol.h"
+#include "graft/hub/url.h"
 
 namespace graft::hub::server {
 namespace {
@@ -239,6 +240,21 @@ TEST_F(HubServer, NothingOutsideTheFolderIsServed) {
   fs::remove(repository / "config.json");
   fs::create_symlink(base_ / "secret.txt", repository / "config.json");
   EXPECT_EQ(get("/acme/tiny/resolve/" + sha + "/config.json")->status, 404);
+}
+
+TEST_F(HubServer, FilesThatJsonCannotNameAreLeftOut) {
+  put(root_ / "models/acme/tiny/\xff\xfe.txt", "x");
+  put(root_ / "models/acme/tiny/\xff/inside.txt", "x");
+  put(root_ / "models/acme/tiny/na me \xc3\xbc#?%.txt", "y");
+  std::vector<std::string> names;
+  for (const auto& entry : get_json("/api/models/acme/tiny/tree/main?recursive=true")) {
+    names.push_back(entry["path"]);
+    if (entry["type"] == "file") {
+      EXPECT_EQ(get("/acme/tiny/resolve/main/" + percent_encode(names.back(), "/"))->status / 100, 2)
+          << names.back();
+    }
+  }
+  EXPECT_NE(std::find(names.begin(), names.end(), "na me \xc3\xbc#?%.txt"), names.end());
 }
 
 TEST_F(HubServer, PrivateAndGatedRepositoriesNeedTheirReaders) {
