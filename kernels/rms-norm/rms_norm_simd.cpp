@@ -1,10 +1,7 @@
 // Rows of RMSNorm with the vectors of one instruction set. Compiled once per set: see
 // common/simd.h.
 
-#include <math.h>
-
-#include "kernels/rms-norm/rms_norm.h"
-#include "kernels/rms-norm/rows_simd.h"
+#include "kernels/rms-norm/norm_simd.h"
 
 namespace graft_kernels::GRAFT_ISA {
 
@@ -14,33 +11,17 @@ using rms_norm::Problem;
 using rms_norm::Variant;
 
 template <Variant kVariant, typename X, typename W, typename Out>
-Float scale(Float element, Float inverse, Float weight) {
-  const Float norm = element * inverse;
-  if constexpr (kVariant == Variant::kCastBeforeWeight) {
-    return weight * round_to<X>(norm);
-  } else if constexpr (kVariant == Variant::kZeroCentered) {
-    return norm * (splat(1.0F) + weight);
-  } else {
-    return weight * norm;
-  }
-}
-
-template <Variant kVariant, typename X, typename W, typename Out>
 void normalize_row(const X* x, const W* weight, Out* out, int64_t columns, float eps) {
-  const float squares = sum_over_row(columns, [&](int64_t column, int64_t count) {
-    const Float element = load_some<X>(x + column, count);
-    return element * element;
-  });
-  const Float inverse = splat(1.0F / sqrtf(squares / static_cast<float>(columns) + eps));
+  const Float inverse = splat(inverse_rms(x, columns, eps));
   int64_t column = 0;
   for (; column + kLanes <= columns; column += kLanes) {
     store(out + column,
-          scale<kVariant, X, W, Out>(load<X>(x + column), inverse, load<W>(weight + column)));
+          scale_norm<kVariant, X>(load<X>(x + column), inverse, load<W>(weight + column)));
   }
   if (column < columns) {
     const int64_t count = columns - column;
     store_partial(out + column,
-                  scale<kVariant, X, W, Out>(load_partial<X>(x + column, count), inverse,
+                  scale_norm<kVariant, X>(load_partial<X>(x + column, count), inverse,
                                              load_partial<W>(weight + column, count)),
                   count);
   }

@@ -117,6 +117,17 @@ GRAFT_OPS(ops) {
       "rotary_append_out(Tensor(a!) query_out, Tensor(b!) keys, Tensor(c!) values, Tensor query, "
       "Tensor key, Tensor value, Tensor cos, Tensor sin, Tensor lengths, Tensor positions, bool "
       "interleaved) -> ()");
+  ops.def(
+      "norm_rotary_out(Tensor! query_out, Tensor! key_out, Tensor query, Tensor key, Tensor "
+      "query_weight, Tensor key_weight, Tensor cos, Tensor sin, float eps, int variant, bool "
+      "interleaved) -> ()");
+  ops.def(
+      "norm_rotary(Tensor query, Tensor key, Tensor query_weight, Tensor key_weight, Tensor cos, "
+      "Tensor sin, float eps, int variant, bool interleaved) -> (Tensor, Tensor)");
+  ops.def(
+      "norm_rotary_append_out(Tensor(a!) query_out, Tensor(b!) keys, Tensor(c!) values, Tensor "
+      "query, Tensor key, Tensor value, Tensor query_weight, Tensor key_weight, Tensor cos, Tensor "
+      "sin, Tensor lengths, Tensor positions, float eps, int variant, bool interleaved) -> ()");
 }
 
 GRAFT_OPS_IMPL(Meta, ops) { graft_kernels::rotary::MetaOps::implement(ops); }

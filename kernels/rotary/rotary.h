@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "kernels/common/dtype.h"
+#include "kernels/rms-norm/rms_norm.h"
 
 namespace graft_kernels::rotary {
 
@@ -23,6 +24,14 @@ struct Table {
   int64_t stride[2] = {};  // batch, length
 };
 
+// RMSNorm of each head before its rotation, rounded to the heads' dtype as a norm of its own would leave it.
+struct HeadNorm {
+  const void* weight[2] = {};  // of query and key, [head_dim] each, dense
+  bool float_weights = false;  // weights in float32 beside 16-bit heads
+  rms_norm::Variant variant = rms_norm::Variant::kCastBeforeWeight;
+  float eps = 0;
+};
+
 // A checked call. Pairs of elements (a, b) with the table entries of their places become
 //   forward  (a * cos_a - b * sin_a, b * cos_b + a * sin_b)
 //   inverse  (a * cos_a + b * sin_b, b * cos_b - a * sin_a), the gradient of the forward
@@ -39,6 +48,8 @@ struct Problem {
   int64_t rotary_dim = 0;
   Heads heads[2];  // query, key
   Table cos, sin;
+  bool is_normed = false;  // the ops of norm_rotary.cpp
+  HeadNorm norm;
 };
 
 // Tokens [begin, end), counted over batch and length, with one instruction set.
@@ -46,13 +57,16 @@ using TokensFunction = void (*)(const Problem& problem, int64_t begin, int64_t e
 
 }  // namespace graft_kernels::rotary
 
-// One entry per instruction set (rotary_simd.cpp).
+// One entry per instruction set (rotary_simd.cpp, norm_rotary_simd.cpp).
 namespace graft_kernels::plain {
 void rotary_tokens(const rotary::Problem& problem, int64_t begin, int64_t end);
-}
+void norm_rotary_tokens(const rotary::Problem& problem, int64_t begin, int64_t end);
+}  // namespace graft_kernels::plain
 namespace graft_kernels::avx2 {
 void rotary_tokens(const rotary::Problem& problem, int64_t begin, int64_t end);
-}
+void norm_rotary_tokens(const rotary::Problem& problem, int64_t begin, int64_t end);
+}  // namespace graft_kernels::avx2
 namespace graft_kernels::avx512 {
 void rotary_tokens(const rotary::Problem& problem, int64_t begin, int64_t end);
-}
+void norm_rotary_tokens(const rotary::Problem& problem, int64_t begin, int64_t end);
+}  // namespace graft_kernels::avx512

@@ -20,12 +20,10 @@ namespace graft_kernels::rotary {
 
 namespace {
 
-constexpr char kOp[] = "rotary_append_out";
-
-void check_like_query(NamedTensor value, const Tensor& query) {
-  check_dtype(kOp, value, query.scalar_type(), "that of query");
-  check_same_device(kOp, value, {"query", query});
-  check_rows(kOp, value);
+void check_like_query(const char* op, NamedTensor value, const Tensor& query) {
+  check_dtype(op, value, query.scalar_type(), "that of query");
+  check_same_device(op, value, {"query", query});
+  check_rows(op, value);
 }
 
 std::string sizes_text(std::initializer_list<int64_t> sizes) {
@@ -37,7 +35,7 @@ std::string sizes_text(std::initializer_list<int64_t> sizes) {
 }
 
 // A negative size stands for any.
-void check_sizes(NamedTensor value, std::initializer_list<int64_t> sizes) {
+void check_sizes(const char* op, NamedTensor value, std::initializer_list<int64_t> sizes) {
   bool fits = value.tensor.dim() == static_cast<int64_t>(sizes.size());
   int64_t dim = 0;
   for (const int64_t size : sizes) {
@@ -45,35 +43,35 @@ void check_sizes(NamedTensor value, std::initializer_list<int64_t> sizes) {
     ++dim;
   }
   if (!fits) {
-    fail(kOp, value.name, sizes_text(sizes), shape_text(value.tensor));
+    fail(op, value.name, sizes_text(sizes), shape_text(value.tensor));
   }
 }
 
-const int32_t* read_counts(NamedTensor value, const Tensor& query) {
-  check_sizes(value, {query.size(0)});
+const int32_t* read_counts(const char* op, NamedTensor value, const Tensor& query) {
+  check_sizes(op, value, {query.size(0)});
   if (value.tensor.scalar_type() != ScalarType::Int) {
-    fail(kOp, value.name, "int32", to_text(value.tensor.scalar_type()));
+    fail(op, value.name, "int32", to_text(value.tensor.scalar_type()));
   }
-  check_same_device(kOp, value, {"query", query});
-  check_rows(kOp, value);
+  check_same_device(op, value, {"query", query});
+  check_rows(op, value);
   return static_cast<const int32_t*>(read_pointer(value.tensor));
 }
 
-void describe_tables(const AppendArguments& arguments, AppendProblem& problem) {
+void describe_tables(const char* op, const AppendArguments& arguments, AppendProblem& problem) {
   const Tensor &cos = arguments.cos, &query = arguments.query;
   const bool shaped = cos.dim() == 2 && cos.size(1) % 2 == 0 && cos.size(1) >= 2 &&
                       cos.size(1) <= query.size(3);
   if (!shaped) {
-    fail(kOp, "cos",
+    fail(op, "cos",
          "shape [positions, even, at least 2, at most " + std::to_string(query.size(3)) + "]",
          shape_text(cos));
   }
-  check_same_shape(kOp, {"sin", arguments.sin}, {"cos", cos});
-  check_dtype_or_float32(kOp, {"cos", cos}, {"query", query});
-  check_dtype(kOp, {"sin", arguments.sin}, cos.scalar_type(), "that of cos");
+  check_same_shape(op, {"sin", arguments.sin}, {"cos", cos});
+  check_dtype_or_float32(op, {"cos", cos}, {"query", query});
+  check_dtype(op, {"sin", arguments.sin}, cos.scalar_type(), "that of cos");
   for (const NamedTensor& table : {NamedTensor{"cos", cos}, NamedTensor{"sin", arguments.sin}}) {
-    check_same_device(kOp, table, {"query", query});
-    check_rows(kOp, table);
+    check_same_device(op, table, {"query", query});
+    check_rows(op, table);
   }
   Problem& base = problem.base;
   base.cos.data = read_pointer(cos);
@@ -86,16 +84,16 @@ void describe_tables(const AppendArguments& arguments, AppendProblem& problem) {
       cos.scalar_type() == ScalarType::Float && dtype_of(query) != Dtype::kFloat32;
 }
 
-void describe_cache(const AppendArguments& arguments, AppendProblem& problem) {
+void describe_cache(const char* op, const AppendArguments& arguments, AppendProblem& problem) {
   const Tensor &query = arguments.query, &key = arguments.key, &keys = arguments.keys;
-  check_sizes({"key", key}, {query.size(0), 1, -1, query.size(3)});
-  check_sizes({"keys", keys}, {query.size(0), key.size(2), -1, query.size(3)});
-  check_same_shape(kOp, {"value", arguments.value}, {"key", key});
-  check_same_shape(kOp, {"values", arguments.values}, {"keys", keys});
+  check_sizes(op, {"key", key}, {query.size(0), 1, -1, query.size(3)});
+  check_sizes(op, {"keys", keys}, {query.size(0), key.size(2), -1, query.size(3)});
+  check_same_shape(op, {"value", arguments.value}, {"key", key});
+  check_same_shape(op, {"values", arguments.values}, {"keys", keys});
   for (const NamedTensor& value :
        {NamedTensor{"key", key}, NamedTensor{"value", arguments.value}, NamedTensor{"keys", keys},
         NamedTensor{"values", arguments.values}}) {
-    check_like_query(value, query);
+    check_like_query(op, value, query);
   }
   Heads& heads = problem.base.heads[1];
   heads.in = read_pointer(key);
@@ -120,13 +118,13 @@ void run_meta(const AppendProblem&, const Tensor&) {}
 
 }  // namespace
 
-AppendProblem check_append(const AppendArguments& arguments, bool interleaved) {
+AppendProblem check_append(const char* op, const AppendArguments& arguments, bool interleaved) {
   const Tensor& query = arguments.query;
-  check_floating(kOp, {"query", query});
-  check_sizes({"query", query}, {-1, 1, -1, -1});
-  check_rows(kOp, {"query", query});
-  check_same_shape(kOp, {"query_out", arguments.query_out}, {"query", query});
-  check_like_query({"query_out", arguments.query_out}, query);
+  check_floating(op, {"query", query});
+  check_sizes(op, {"query", query}, {-1, 1, -1, -1});
+  check_rows(op, {"query", query});
+  check_same_shape(op, {"query_out", arguments.query_out}, {"query", query});
+  check_like_query(op, {"query_out", arguments.query_out}, query);
   AppendProblem problem;
   problem.base.dtype = dtype_of(query);
   problem.base.interleaved = interleaved;
@@ -141,10 +139,10 @@ AppendProblem check_append(const AppendArguments& arguments, bool interleaved) {
     heads.in_stride[dim] = query.stride(dim);
     heads.out_stride[dim] = arguments.query_out.stride(dim);
   }
-  describe_cache(arguments, problem);
-  describe_tables(arguments, problem);
-  problem.lengths = read_counts({"lengths", arguments.lengths}, query);
-  problem.positions = read_counts({"positions", arguments.positions}, query);
+  describe_cache(op, arguments, problem);
+  describe_tables(op, arguments, problem);
+  problem.lengths = read_counts(op, {"lengths", arguments.lengths}, query);
+  problem.positions = read_counts(op, {"positions", arguments.positions}, query);
   return problem;
 }
 

@@ -1,9 +1,10 @@
-// The append of one token a row on the CPU: a rotation of one token each, written straight into the cache.
+// The append of one token a row on the CPU: a rotation of one token each, with its norm or without, written straight
+// into the cache.
 
 #include <cstring>
 
-#include "kernels/common/isa.h"
-#include "kernels/rotary/rotary_append_ops.h"
+#include "kernels/rotary/norm_rotary_ops.h"
+#include "kernels/rotary/rotary_cpu.h"
 
 namespace graft_kernels::rotary {
 
@@ -39,8 +40,7 @@ void run_cpu(const AppendProblem& problem, const Tensor&) {
   if (base.head_dim == 0 || base.heads[0].count + base.heads[1].count == 0) {
     return;
   }
-  const auto run =
-      choose_isa<TokensFunction>(plain::rotary_tokens, avx2::rotary_tokens, avx512::rotary_tokens);
+  const auto run = tokens_function(base);
   for (int64_t batch = 0; batch < base.batch; ++batch) {
     const int64_t place = problem.lengths[batch] - int64_t{1}, position = problem.positions[batch];
     if (place < 0 || place >= problem.places || position < 0 || position >= problem.table_rows) {
@@ -60,7 +60,11 @@ void run_cpu(const AppendProblem& problem, const Tensor&) {
 }  // namespace
 
 using CpuAppendOps = AppendOps<&run_cpu>;
+using CpuNormAppendOps = NormAppendOps<&run_cpu>;
 
 }  // namespace graft_kernels::rotary
 
-GRAFT_OPS_IMPL(CPU, ops) { graft_kernels::rotary::CpuAppendOps::implement(ops); }
+GRAFT_OPS_IMPL(CPU, ops) {
+  graft_kernels::rotary::CpuAppendOps::implement(ops);
+  graft_kernels::rotary::CpuNormAppendOps::implement(ops);
+}

@@ -1,22 +1,16 @@
 // The append of one token a row on CUDA: picks the vector width by alignment and launches on the current
 // stream.
 
-#include <algorithm>
 #include <cstdint>
 
 #include "kernels/common/cuda_launch.h"
 #include "kernels/rotary/rotary_append_kernel.cuh"
 #include "kernels/rotary/rotary_append_ops.h"
+#include "kernels/rotary/rotary_layout.h"
 
 namespace graft_kernels::rotary {
 
 namespace {
-
-bool is_aligned(const void* pointer, std::initializer_list<int64_t> strides, int64_t bytes) {
-  return reinterpret_cast<uintptr_t>(pointer) % 16 == 0 &&
-         std::all_of(strides.begin(), strides.end(),
-                     [&](int64_t stride) { return stride * bytes % 16 == 0; });
-}
 
 // Whole vectors of 16 bytes of heads, in both halves, of tables and of values?
 template <typename T, typename S>

@@ -21,7 +21,7 @@ struct AppendArguments {
 };
 
 // Throws std::runtime_error `[op] argument: expected …, got …`.
-AppendProblem check_append(const AppendArguments& arguments, bool interleaved);
+AppendProblem check_append(const char* op, const AppendArguments& arguments, bool interleaved);
 
 template <void (*kRun)(const AppendProblem&, const Tensor& query)>
 struct AppendOps {
@@ -30,6 +30,7 @@ struct AppendOps {
                                 const Tensor& sin, const Tensor& lengths, const Tensor& positions,
                                 bool interleaved) {
     kRun(check_append(
+             "rotary_append_out",
              {query_out, keys, values, query, key, value, cos, sin, lengths, positions},
              interleaved),
          query);

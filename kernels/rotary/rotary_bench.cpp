@@ -1,9 +1,12 @@
-// Rotary position embedding of query and key beside eager evaluation.
+// Rotary position embedding of query and key beside eager evaluation; with norms before it beside our own ops too.
 
 #include "kernels/common/bench_harness.h"
+#include "kernels/rotary/norm_rotary_bench.h"
 
 namespace {
 
+using graft_kernels::rotary::bench_norm;
+using graft_kernels::rotary::bench_norm_append;
 using graft_kernels::testing::Harness;
 using graft_kernels::testing::is_same_bits;
 using graft_kernels::testing::Package;
@@ -63,10 +66,28 @@ int main() {
       bench(harness, at::kBFloat16, {32, 1, 32, 8, 128});
       bench(harness, at::kHalf, {4, 4096, 32, 8, 128});
       bench(harness, at::kFloat, {4, 2048, 32, 8, 128});
+      bench_norm(harness, at::kBFloat16, {4, 4096, 32, 8, 128});
+      bench_norm(harness, at::kBFloat16, {1, 27030, 24, 24, 128});
+      bench_norm(harness, at::kBFloat16, {1, 27030, 24, 24, 128, 0, true});
+      bench_norm(harness, at::kBFloat16, {4, 4096, 32, 8, 64});
+      bench_norm(harness, at::kBFloat16, {4, 4096, 8, 4, 256, 3});
+      bench_norm(harness, at::kHalf, {4, 4096, 32, 8, 128});
+      bench_norm(harness, at::kFloat, {4, 2048, 32, 8, 128});
+      bench_norm(harness, at::kBFloat16, {1, 1, 32, 8, 128});
+      bench_norm(harness, at::kBFloat16, {32, 1, 32, 8, 128});
+      bench_norm_append(harness, at::kBFloat16, {1, 1, 32, 8, 128});
+      bench_norm_append(harness, at::kBFloat16, {32, 1, 32, 8, 128});
+      bench_norm_append(harness, at::kBFloat16, {1, 1, 8, 4, 256, 3});
     } else {
       bench(harness, at::kBFloat16, {1, 512, 9, 3, 64});
       bench(harness, at::kFloat, {1, 512, 9, 3, 64});
       bench(harness, at::kFloat, {1, 1, 9, 3, 64});
+      for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
+        bench_norm(harness, dtype, {1, 512, 32, 8, 128});
+        bench_norm(harness, dtype, {1, 512, 4, 1, 256, 3});
+        bench_norm(harness, dtype, {1, 1, 32, 8, 128});
+        bench_norm_append(harness, dtype, {1, 1, 32, 8, 128});
+      }
     }
   });
 }

@@ -1,9 +1,8 @@
-// Rotary position embedding on the CPU: the instruction set is chosen at run time, tokens are spread
-// over ATen's threads.
+// Rotary position embedding on the CPU, with a norm before it or without: tokens are spread over ATen's threads.
 
-#include "kernels/common/isa.h"
 #include "kernels/common/parallel.h"
-#include "kernels/rotary/rotary_ops.h"
+#include "kernels/rotary/norm_rotary_ops.h"
+#include "kernels/rotary/rotary_cpu.h"
 
 namespace graft_kernels::rotary {
 
@@ -19,8 +18,7 @@ void run_cpu(const Problem& problem, const Tensor&) {
   if (tokens == 0 || elements == 0) {
     return;
   }
-  const auto run =
-      choose_isa<TokensFunction>(plain::rotary_tokens, avx2::rotary_tokens, avx512::rotary_tokens);
+  const auto run = tokens_function(problem);
   const int64_t grain = kGrainElements / elements + 1;
   spread(tokens, grain, [&](int64_t begin, int64_t end) { run(problem, begin, end); });
 }
@@ -28,7 +26,11 @@ void run_cpu(const Problem& problem, const Tensor&) {
 }  // namespace
 
 using CpuOps = Ops<&run_cpu>;
+using CpuNormOps = NormOps<&run_cpu>;
 
 }  // namespace graft_kernels::rotary
 
-GRAFT_OPS_IMPL(CPU, ops) { graft_kernels::rotary::CpuOps::implement(ops); }
+GRAFT_OPS_IMPL(CPU, ops) {
+  graft_kernels::rotary::CpuOps::implement(ops);
+  graft_kernels::rotary::CpuNormOps::implement(ops);
+}

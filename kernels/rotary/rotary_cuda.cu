@@ -6,30 +6,23 @@
 
 #include "kernels/common/cuda_launch.h"
 #include "kernels/rotary/rotary_kernel.cuh"
+#include "kernels/rotary/rotary_layout.h"
 #include "kernels/rotary/rotary_ops.h"
 
 namespace graft_kernels::rotary {
 
 namespace {
 
-bool is_aligned(const void* pointer, const int64_t* strides, int count, int64_t element_bytes) {
-  bool aligned = reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
-  for (int dim = 0; dim < count; ++dim) {
-    aligned = aligned && (strides[dim] * element_bytes) % 16 == 0;
-  }
-  return aligned;
-}
-
 // Whole vectors of 16 bytes of heads in both halves, and the same elements of the tables?
 template <typename T, typename S>
 bool is_vectorizable(const Problem& problem) {
   bool fits = !problem.interleaved && problem.rotary_dim / 2 % kVectorSize<T> == 0;
   for (const Heads& heads : problem.heads) {
-    fits = fits && is_aligned(heads.in, heads.in_stride, 3, sizeof(T)) &&
-           is_aligned(heads.out, heads.out_stride, 3, sizeof(T));
+    fits = fits && is_aligned(heads.in, {heads.in_stride[0], heads.in_stride[1], heads.in_stride[2]}, sizeof(T)) &&
+           is_aligned(heads.out, {heads.out_stride[0], heads.out_stride[1], heads.out_stride[2]}, sizeof(T));
   }
   for (const Table& table : {problem.cos, problem.sin}) {
-    fits = fits && is_aligned(table.data, table.stride, 2, sizeof(S));
+    fits = fits && is_aligned(table.data, {table.stride[0], table.stride[1]}, sizeof(S));
   }
   return fits;
 }

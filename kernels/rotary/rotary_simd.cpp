@@ -1,8 +1,7 @@
 // Rotary position embedding with the vectors of one instruction set. Compiled once per set: see
 // common/simd.h.
 
-#include "kernels/common/simd.h"
-#include "kernels/rotary/rotary.h"
+#include "kernels/rotary/rotary_simd.h"
 
 namespace graft_kernels::GRAFT_ISA {
 
@@ -10,23 +9,6 @@ namespace {
 
 using rotary::Heads;
 using rotary::Problem;
-
-struct Pair {
-  Float first;
-  Float second;
-};
-
-// Each step rounded to S, the dtype of the tables.
-template <bool kInverse, typename S>
-Pair rotate(Pair x, Pair cos, Pair sin) {
-  const Float first = round_to<S>(x.first * cos.first);
-  const Float second = round_to<S>(x.second * cos.second);
-  if constexpr (kInverse) {
-    return {first + round_to<S>(x.second * sin.second), second - round_to<S>(x.first * sin.first)};
-  } else {
-    return {first - round_to<S>(x.second * sin.first), second + round_to<S>(x.first * sin.second)};
-  }
-}
 
 // One head, halves apart. cos and sin point to the token's tables.
 template <bool kInverse, typename T, typename S>
@@ -50,17 +32,6 @@ void rotate_halves(const T* in, T* out, const S* cos, const S* sin, int64_t half
   }
 }
 
-// Every second of 2 * count elements, from the first or the second on; zero beyond.
-template <typename T>
-Pair load_neighbours(const T* from, int64_t count) {
-  Pair pair = {};
-  for (int64_t i = 0; i < count; ++i) {
-    pair.first[i] = load_partial<T>(from + 2 * i, 1)[0];
-    pair.second[i] = load_partial<T>(from + 2 * i + 1, 1)[0];
-  }
-  return pair;
-}
-
 template <bool kInverse, typename T, typename S>
 void rotate_neighbours(const T* in, T* out, const S* cos, const S* sin, int64_t half) {
   for (int64_t i = 0; i < half; i += kLanes) {
@@ -68,10 +39,7 @@ void rotate_neighbours(const T* in, T* out, const S* cos, const S* sin, int64_t 
     const Pair result =
         rotate<kInverse, S>(load_neighbours(in + 2 * i, count), load_neighbours(cos + 2 * i, count),
                             load_neighbours(sin + 2 * i, count));
-    for (int64_t k = 0; k < count; ++k) {
-      store_partial(out + 2 * (i + k), splat(result.first[k]), 1);
-      store_partial(out + 2 * (i + k) + 1, splat(result.second[k]), 1);
-    }
+    store_neighbours(out + 2 * i, result, count);
   }
 }
 
