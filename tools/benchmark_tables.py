@@ -17,6 +17,8 @@ RMS_NORM = ["1x4096", "32x4096", "32768x256", "8192x4096", "8192x8192", "8192x16
 NORMS = ["8192x4096", "8192x5120", "8192x16384", "8192x32768", "4096x65536", "2048x131072", "1024x262144",
          "27030x24x128", "262144x128", "8192x1024"]
 ACTIVATION = ["8192x14336", "1x14336"]
+NORM_ROTARY = ["B4 S4096 32+8 heads of 128", "B4 S4096 32+8 heads of 64", "B1 S27030 24+24 heads of 128",
+               "B4 S4096 8+4 heads of 256", "B1 S1 32+8 heads of 128", "B32 S1 32+8 heads of 128", "B1 S1 8+4 heads of 256"]
 ROTARY = ["B4 S4096 32+8 heads of 128", "B4 S4096 32+8 heads of 64", "B1 S1 32+8 heads of 128"]
 
 
@@ -225,7 +227,8 @@ def main():
     parts = {"docs/benchmarks.md": {"rms-norm": kernel_table("rms_norm", RMS_NORM),
                                     "norms": kernel_table("rms_norm", NORMS, "h100"),
                                     "activation": kernel_table("activation", ACTIVATION),
-                                    "rotary": kernel_table("rotary", ROTARY), "loss": work_table("loss"),
+                                    "rotary": kernel_table("rotary", ROTARY),
+                                    "norm-rotary": kernel_table("rotary", NORM_ROTARY, "h100"), "loss": work_table("loss"),
                                     "linear": work_table("linear"), "mlp": work_table("mlp"),
                                     "attention": work_table("attention"),
                                     "attention-training": work_table("attention", "h100", alone=True),

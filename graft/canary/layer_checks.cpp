@@ -23,6 +23,10 @@ constexpr ActivationKind kActivations[] = {ActivationKind::kSilu,     Activation
                                            ActivationKind::kGeluTanh, ActivationKind::kGeluNew,
                                            ActivationKind::kGeluFast, ActivationKind::kQuickGelu};
 
+constexpr layers::RmsNormVariant kNormVariants[] = {
+    layers::RmsNormVariant::kCastBeforeWeight, layers::RmsNormVariant::kCastAfterWeight,
+    layers::RmsNormVariant::kFloatWeight, layers::RmsNormVariant::kZeroCentered};
+
 using io::GgmlType;
 constexpr GgmlType kPacked[] = {GgmlType::kQ4_0, GgmlType::kQ4_1, GgmlType::kQ5_0, GgmlType::kQ5_1,
                                 GgmlType::kQ8_0, GgmlType::kQ4_K, GgmlType::kQ5_K, GgmlType::kQ6_K};
@@ -52,6 +56,10 @@ class Checker {
       run_guard<layers::Linear>(name, layer, {}, true);
     } else if (layer.contract == "Rotary") {
       run_guard<layers::Rotary>(name, layer, {}, true);
+    } else if (layer.contract == layers::QkNormRotary::kName) {
+      for (const auto variant : kNormVariants) {
+        run_guard<layers::QkNormRotary>(name, layer, {variant}, true);
+      }
     } else if (layer.contract == "Attention") {
       run_guard<layers::Attention>(name, layer, {}, true);
     } else if (layer.contract == layers::CausalLoss::kName) {
@@ -73,9 +81,7 @@ class Checker {
   void run_norms(const std::string& name, const kernel::PackageLayer& layer) {
     const auto all_rows = layer.rows.empty() ? std::vector<int64_t>{0} : layer.rows;
     const auto all_eps = layer.eps.empty() ? std::vector<double>{0.0} : layer.eps;
-    for (const auto variant :
-         {layers::RmsNormVariant::kCastBeforeWeight, layers::RmsNormVariant::kCastAfterWeight,
-          layers::RmsNormVariant::kFloatWeight, layers::RmsNormVariant::kZeroCentered}) {
+    for (const auto variant : kNormVariants) {
       for (const int64_t rows : all_rows) {
         for (const double eps : all_eps) {
           run_guard<layers::RmsNorm>(name, layer, {variant, rows, eps}, true);

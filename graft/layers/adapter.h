@@ -37,6 +37,9 @@ std::shared_ptr<const PackedLinear::Kernel> bind(const PackedLinear::Spec& spec,
 std::shared_ptr<const Rotary::Kernel> bind(const Rotary::Spec& spec,
                                            const kernel::LoadedKernel& kernel,
                                            const kernel::PackageLayer& layer);
+std::shared_ptr<const QkNormRotary::Kernel> bind(const QkNormRotary::Spec& spec,
+                                                 const kernel::LoadedKernel& kernel,
+                                                 const kernel::PackageLayer& layer);
 std::shared_ptr<const Attention::Kernel> bind(const Attention::Spec& spec,
                                               const kernel::LoadedKernel& kernel,
                                               const kernel::PackageLayer& layer);

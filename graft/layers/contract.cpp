@@ -128,6 +128,23 @@ class RotaryReference final : public Rotary::Kernel {
   }
 };
 
+class QkNormRotaryReference final : public QkNormRotary::Kernel {
+ public:
+  explicit QkNormRotaryReference(RmsNormVariant variant)
+      : norm_(RmsNorm::reference({variant})), rotary_(Rotary::reference({})) {}
+
+  std::pair<at::Tensor, at::Tensor> forward(const at::Tensor& query, const at::Tensor& key,
+                                            const QkNormRotary::Norms& norms,
+                                            const RotaryTables& tables) const override {
+    return rotary_->forward(norm_->forward(query, norms.query_weight, norms.eps),
+                            norm_->forward(key, norms.key_weight, norms.eps), tables);
+  }
+
+ private:
+  std::shared_ptr<const RmsNorm::Kernel> norm_;
+  std::shared_ptr<const Rotary::Kernel> rotary_;
+};
+
 class AttentionReference final : public Attention::Kernel {
  public:
   at::Tensor forward(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
@@ -192,15 +209,33 @@ void append_to_cache(const at::Tensor& key, const at::Tensor& value, const StepP
   all_values.index_copy_(2, index, value.transpose(1, 2));
 }
 
+namespace {
+
+// The rows of each batch entry's newest token, [B, 1, R].
+RotaryTables rows_at(const RotaryTables& tables, const StepPlace& place) {
+  const auto rows = [&](const at::Tensor& table) {
+    return table.squeeze(0).index_select(0, place.positions).unsqueeze(1);
+  };
+  return {rows(tables.cos), rows(tables.sin), rows(tables.signed_sin)};
+}
+
+}  // namespace
+
 at::Tensor Rotary::Kernel::append_forward(const at::Tensor& query, const at::Tensor& key,
                                           const at::Tensor& value, const RotaryTables& tables,
                                           const StepPlace& place, const at::Tensor& keys,
                                           const at::Tensor& values) const {
-  const auto rows = [&](const at::Tensor& table) {
-    return table.squeeze(0).index_select(0, place.positions).unsqueeze(1);
-  };
-  const auto [rotated, rotated_key] =
-      forward(query, key, {rows(tables.cos), rows(tables.sin), rows(tables.signed_sin)});
+  const auto [rotated, rotated_key] = forward(query, key, rows_at(tables, place));
+  append_to_cache(rotated_key, value, place, keys, values);
+  return rotated;
+}
+
+at::Tensor QkNormRotary::Kernel::append_forward(const at::Tensor& query, const at::Tensor& key,
+                                                const at::Tensor& value, const Norms& norms,
+                                                const RotaryTables& tables, const StepPlace& place,
+                                                const at::Tensor& keys,
+                                                const at::Tensor& values) const {
+  const auto [rotated, rotated_key] = forward(query, key, norms, rows_at(tables, place));
   append_to_cache(rotated_key, value, place, keys, values);
   return rotated;
 }
@@ -296,6 +331,14 @@ std::shared_ptr<const Rotary::Kernel> Rotary::reference(const Spec&) {
 
 std::string Rotary::variant_name(const Spec&) { return "half_split"; }
 
+std::shared_ptr<const QkNormRotary::Kernel> QkNormRotary::reference(const Spec& spec) {
+  return std::make_shared<QkNormRotaryReference>(spec.variant);
+}
+
+std::string QkNormRotary::variant_name(const Spec& spec) {
+  return RmsNorm::variant_name({spec.variant});
+}
+
 std::shared_ptr<const CausalLoss::Kernel> CausalLoss::reference(const Spec&) {
   return std::make_shared<CausalLossReference>();
 }
@@ -356,6 +399,8 @@ std::string layer_name(const Mlp::Spec& spec) {
 }
 
 std::string layer_name(const Attention::Spec&) { return std::string(Attention::kName); }
+
+std::string layer_name(const QkNormRotary::Spec&) { return std::string(QkNormRotary::kName); }
 
 std::string layer_name(const Rotary::Spec&) { return std::string(Rotary::kName); }
 

@@ -5,6 +5,7 @@
 // Shape letters: B batch, S query length, H hidden, I intermediate, N rows (all leading dims).
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -220,6 +221,46 @@ struct Rotary {
   static std::string variant_name(const Spec& spec);
 };
 
+// Layer name `QKNormRotary`: RMSNorm of each head of query and key, by a weight of its own for each of the two, and the
+// rotation of the result, which is rounded to the heads' dtype in between: what RMSNorm and rotary_pos_emb leave one
+// after another. The module that has such a slot has others for the norms and the rotation. Those serve where no kernel
+// is in this one, and are not called where one is.
+struct QkNormRotary {
+  static constexpr std::string_view kName = "QKNormRotary";
+  static constexpr bool kEncloses = true;
+  // What is enclosed of the slots below the module that owns this one: these children and what they hold.
+  static constexpr std::array<std::string_view, 3> kParts = {"q_norm", "k_norm", "rotary_fn"};
+
+  struct Spec {
+    RmsNormVariant variant = RmsNormVariant::kCastBeforeWeight;
+  };
+  struct Norms {
+    at::Tensor query_weight, key_weight;  // [D], the heads' dtype
+    double eps = 0.0;
+  };
+
+  class Kernel {
+   public:
+    virtual ~Kernel() = default;
+    // Whether results can be differentiated. References can; a kernel that cannot refuses inputs
+    // that need a gradient.
+    virtual bool has_backward() const { return true; }
+    // As Rotary's.
+    virtual std::pair<at::Tensor, at::Tensor> forward(const at::Tensor& query,
+                                                      const at::Tensor& key, const Norms& norms,
+                                                      const RotaryTables& tables) const = 0;
+    // As Rotary's. The default calls forward().
+    virtual at::Tensor append_forward(const at::Tensor& query, const at::Tensor& key,
+                                      const at::Tensor& value, const Norms& norms,
+                                      const RotaryTables& tables, const StepPlace& place,
+                                      const at::Tensor& keys, const at::Tensor& values) const;
+  };
+
+  static std::shared_ptr<const Kernel> reference(const Spec& spec);
+  // As RmsNorm's.
+  static std::string variant_name(const Spec& spec);
+};
+
 // Layer name `Attention`: softmax(query key^T * scale + mask) value, query heads sharing key heads.
 struct Attention {
   static constexpr std::string_view kName = "Attention";
@@ -329,6 +370,7 @@ std::string layer_name(const GatedActivation::Spec& spec);
 std::string layer_name(const Linear::Spec& spec);
 std::string layer_name(const PackedLinear::Spec& spec);
 std::string layer_name(const Rotary::Spec& spec);
+std::string layer_name(const QkNormRotary::Spec& spec);
 std::string layer_name(const Attention::Spec& spec);
 std::string layer_name(const CausalLoss::Spec& spec);
 std::string layer_name(const Mlp::Spec& spec);

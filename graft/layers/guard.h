@@ -28,6 +28,8 @@ std::string guard(const PackedLinear::Spec& spec, const PackedLinear::Kernel& ca
                   const PackedLinear::Kernel& reference, at::ScalarType dtype, at::Device device);
 std::string guard(const Rotary::Spec& spec, const Rotary::Kernel& candidate,
                   const Rotary::Kernel& reference, at::ScalarType dtype, at::Device device);
+std::string guard(const QkNormRotary::Spec& spec, const QkNormRotary::Kernel& candidate,
+                  const QkNormRotary::Kernel& reference, at::ScalarType dtype, at::Device device);
 std::string guard(const Attention::Spec& spec, const Attention::Kernel& candidate,
                   const Attention::Kernel& reference, at::ScalarType dtype, at::Device device);
 std::string guard(const CausalLoss::Spec& spec, const CausalLoss::Kernel& candidate,

@@ -153,6 +153,8 @@ const KernelMapping& default_mapping() {
       made.set("Linear", {device}, {{Mode::kInferenceCompile, reference("linear", "Linear")}});
       made.set("PackedLinear", {device},
                {{Mode::kInferenceCompile, reference("linear", "PackedLinear")}});
+      made.set("QKNormRotary", {device},
+               {{Mode::kInferenceCompile, reference("rotary", "QKNormRotary")}});
       made.set("Attention", {device},
                {{Mode::kInferenceCompile, reference("attention", "Attention")}});
     }

@@ -3,12 +3,11 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include "graft/layers/exact.h"
 #include "graft/layers/guard.h"
 #include "graft/layers/guard_check.h"
 
 namespace graft::layers {
-
-namespace {
 
 at::Tensor exact_rms_norm(RmsNormVariant variant, const at::Tensor& x, const at::Tensor& weight,
                           double eps) {
@@ -16,8 +15,6 @@ at::Tensor exact_rms_norm(RmsNormVariant variant, const at::Tensor& x, const at:
   const at::Tensor norm = wide * at::rsqrt(wide.pow(2).mean(-1, true) + eps);
   return norm * (variant == RmsNormVariant::kZeroCentered ? 1.0 + scale : scale);
 }
-
-}  // namespace
 
 std::string guard(const RmsNorm::Spec& spec, const RmsNorm::Kernel& candidate,
                   const RmsNorm::Kernel& reference, at::ScalarType dtype, at::Device device) {

@@ -3,14 +3,12 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include "graft/layers/exact.h"
 #include "graft/layers/guard.h"
 #include "graft/layers/guard_check.h"
 
 namespace graft::layers {
 
-namespace {
-
-// Tables of angles that differ everywhere, so that a wrong pairing of elements or sign shows.
 RotaryTables make_tables(int64_t batch, int64_t length, int64_t rotary_dim, at::ScalarType dtype,
                          at::Device device) {
   const auto wide = at::TensorOptions().dtype(at::kDouble);
@@ -31,6 +29,16 @@ at::Tensor exact_rotation(const at::Tensor& x, const RotaryTables& tables) {
   return at::cat({head * cos + other * sin, to_exact(x).slice(-1, dim)}, -1);
 }
 
+RotaryTables rows_of(const RotaryTables& tables, const at::Tensor& positions) {
+  const at::Tensor rows = positions.cpu().to(at::kLong);
+  const auto row = [&](const at::Tensor& table) {
+    return table.cpu()[0].index_select(0, rows).unsqueeze(1);
+  };
+  return {row(tables.cos), row(tables.sin), row(tables.signed_sin)};
+}
+
+namespace {
+
 // One new token of each of two rows into a cache, rotated by `rotary_dim` elements of a head.
 std::string check_append(GuardInputs& inputs, const Rotary::Kernel& candidate,
                          const Rotary::Kernel& reference, int64_t rotary_dim, at::ScalarType dtype,
@@ -46,11 +54,7 @@ std::string check_append(GuardInputs& inputs, const Rotary::Kernel& candidate,
     const auto whole = at::TensorOptions().dtype(at::kInt);
     const StepPlace place{at::full({2}, kLength, whole).to(device),
                           at::tensor({4, 1}, whole).to(device)};
-    const at::Tensor rows = place.positions.cpu().to(at::kLong);
-    const auto row = [&](const at::Tensor& table) {
-      return table.cpu()[0].index_select(0, rows).unsqueeze(1);
-    };
-    const RotaryTables own{row(tables.cos), row(tables.sin), row(tables.signed_sin)};
+    const RotaryTables own = rows_of(tables, place.positions);
     at::Tensor exact_keys = to_exact(cache).clone(), exact_values = to_exact(cache).clone();
     exact_keys.select(2, kLength - 1).copy_(exact_rotation(key, own).squeeze(1));
     exact_values.select(2, kLength - 1).copy_(to_exact(value).squeeze(1));
@@ -59,8 +63,8 @@ std::string check_append(GuardInputs& inputs, const Rotary::Kernel& candidate,
     };
     const auto run = [&](const Rotary::Kernel& kernel) {
       Result result{{}, cache.clone(), cache.clone()};
-      result.query = kernel.append_forward(query, key, value, tables, place, result.keys,
-                                           result.values);
+      result.query =
+          kernel.append_forward(query, key, value, tables, place, result.keys, result.values);
       return result;
     };
     const Result ours = run(candidate), theirs = run(reference);

@@ -106,7 +106,8 @@ void KernelSession::add_slot(SlotModule& slot, const std::string& name, const st
   order_.push_back(&slot);
   names_[&slot] = name;
   for (auto& outer : enclosing_) {
-    if (path.starts_with(outer.prefix)) {
+    if (path.starts_with(outer.prefix) &&
+        outer.slot->encloses(std::string_view(path).substr(outer.prefix.size()))) {
       outer.parts.push_back(&slot);
     }
   }

@@ -102,6 +102,7 @@ template class ContractSlot<GatedActivation>;
 template class ContractSlot<Linear>;
 template class ContractSlot<PackedLinear>;
 template class ContractSlot<Rotary>;
+template class ContractSlot<QkNormRotary>;
 template class ContractSlot<Attention>;
 template class ContractSlot<CausalLoss>;
 template class ContractSlot<Mlp>;

@@ -7,8 +7,10 @@
 //   };
 #pragma once
 
+#include <algorithm>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <utility>
 
 #include <torch/nn/module.h>
@@ -37,9 +39,11 @@ class SlotModule : public torch::nn::Module {
   // Puts the reference back; bit for bit the unswapped model.
   virtual void restore_reference() = 0;
   virtual bool swapped() const = 0;
-  // Whether a kernel here does the work of the other slots below the module that owns this one, which it declares
+  // Whether a kernel here does the work of other slots below the module that owns this one, which it declares
   // before them.
   virtual bool encloses() const = 0;
+  // Whether the slot at `path`, as that module names it, is one of them.
+  virtual bool encloses(std::string_view path) const = 0;
   // Binds the package's layer to this slot's contract, holds it against the reference, and swaps it
   // in. Throws what bind() throws, and IncompatibleError `layers.guard.refused`.
   virtual void swap_in(const kernel::LoadedKernel& kernel, const kernel::PackageLayer& layer,
@@ -75,6 +79,13 @@ class ContractSlot final : public SlotModule {
   bool swapped() const override { return active_ != reference_; }
   bool encloses() const override {
     return requires { Contract::kEncloses; };
+  }
+  bool encloses(std::string_view path) const override {
+    if constexpr (requires { Contract::kParts; }) {
+      return std::find(Contract::kParts.begin(), Contract::kParts.end(),
+                       path.substr(0, path.find('.'))) != Contract::kParts.end();
+    }
+    return encloses();
   }
   void swap_in(const kernel::LoadedKernel& kernel, const kernel::PackageLayer& layer,
                at::ScalarType dtype, at::Device device) override;

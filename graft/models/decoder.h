@@ -67,15 +67,23 @@ at::Tensor soft_capped(const at::Tensor& x, double cap);
 
 nn::MlpOptions mlp_options(const DecoderConfig& config);
 
+// Norms over each head of query and key, and the slot of a kernel that norms and rotates at once.
+struct HeadNorms {
+  const nn::RmsNorm& query;
+  const nn::RmsNorm& key;
+  const layers::Slot<layers::QkNormRotary>& joined;
+};
+
 // Where a layer's attention stands in the model, and what it calls.
 struct AttentionPlace {
   int64_t layer_idx = 0;
   const layers::Slot<layers::Rotary>* rotary = nullptr;  // null: positions turn nothing here
   const nn::AttentionSlot& kernel;
   const nn::AttentionOptions& options;
+  const HeadNorms* norms = nullptr;  // null: heads are rotated as they are
 };
 
-// Turns query and key by their positions, appends key and value to the cache, where there is one, and
+// Norms query and key where the place says so, turns them by their positions, appends key and value to the cache, where there is one, and
 // attends.
 //
 // heads  query [B, S, Hq, D], key and value [B, S, Hkv, D]

@@ -1,5 +1,6 @@
-// What the attention of every family does between its projections: heads, rotation, cache.
+// What the attention of every family does between its projections: heads, norms, rotation, cache.
 
+#include "graft/layers/gradient.h"
 #include "graft/models/decoder.h"
 
 namespace graft::models {
@@ -40,18 +41,50 @@ at::Tensor attend_with_cache(const AttentionPlace& place, const at::Tensor& quer
                     place.options);
 }
 
+// The kernel that norms and rotates at once, where it may be called. Without gradients: where one is wanted the norms and
+// the rotation work one after another.
+const layers::QkNormRotary::Kernel* joined_kernel(const AttentionPlace& place,
+                                                  const ProjectedHeads& heads) {
+  if (place.norms == nullptr || place.rotary == nullptr ||
+      !place.norms->joined.module().swapped() ||
+      layers::needs_gradient({&heads.query, &heads.key, &heads.value, &place.norms->query.weight,
+                              &place.norms->key.weight})) {
+    return nullptr;
+  }
+  return place.norms->joined.operator->();
+}
+
+layers::QkNormRotary::Norms weights_of(const HeadNorms& norms) {
+  return {norms.query.weight, norms.key.weight, norms.query.eps()};
+}
+
+ProjectedHeads normed(const AttentionPlace& place, const ProjectedHeads& heads) {
+  if (place.norms == nullptr) {
+    return heads;
+  }
+  return {place.norms->query.forward(heads.query), place.norms->key.forward(heads.key),
+          heads.value};
+}
+
 // One token a row whose place the device knows.
 at::Tensor attend_in_step(const AttentionPlace& place, const ProjectedHeads& heads,
                           const layers::RotaryTables& tables, const nn::AttentionMask& mask,
                           const ForwardContext& context) {
   const auto [keys, values] = context.cache->storage(place.layer_idx);
-  at::Tensor query = heads.query;
-  if (place.rotary != nullptr) {
-    query = (*place.rotary)
-                ->append_forward(heads.query, heads.key, heads.value, tables, context.steps->place,
-                                 keys, values);
+  const layers::StepPlace& step = context.steps->place;
+  at::Tensor query;
+  if (const auto* kernel = joined_kernel(place, heads)) {
+    query = kernel->append_forward(heads.query, heads.key, heads.value, weights_of(*place.norms),
+                                   tables, step, keys, values);
   } else {
-    layers::append_to_cache(heads.key, heads.value, context.steps->place, keys, values);
+    const ProjectedHeads own = normed(place, heads);
+    query = own.query;
+    if (place.rotary != nullptr) {
+      query = (*place.rotary)
+                  ->append_forward(own.query, own.key, own.value, tables, step, keys, values);
+    } else {
+      layers::append_to_cache(own.key, own.value, step, keys, values);
+    }
   }
   return nn::attend(place.kernel, query, keys, values, mask, place.options);
 }
@@ -64,11 +97,17 @@ at::Tensor rotate_and_attend(const AttentionPlace& place, const ProjectedHeads& 
   if (context.steps != nullptr) {
     return attend_in_step(place, heads, tables, mask, context);
   }
-  if (place.rotary == nullptr) {
-    return attend_with_cache(place, heads.query, heads.key, heads.value, mask, context);
+  if (const auto* kernel = joined_kernel(place, heads)) {
+    const auto [query, key] =
+        kernel->forward(heads.query, heads.key, weights_of(*place.norms), tables);
+    return attend_with_cache(place, query, key, heads.value, mask, context);
   }
-  const auto [query, key] = (*place.rotary)->forward(heads.query, heads.key, tables);
-  return attend_with_cache(place, query, key, heads.value, mask, context);
+  const ProjectedHeads own = normed(place, heads);
+  if (place.rotary == nullptr) {
+    return attend_with_cache(place, own.query, own.key, own.value, mask, context);
+  }
+  const auto [query, key] = (*place.rotary)->forward(own.query, own.key, tables);
+  return attend_with_cache(place, query, key, own.value, mask, context);
 }
 
 }  // namespace graft::models

@@ -20,6 +20,8 @@ class RmsNorm : public Block {
     return kernel_->add_forward(x, residual, weight, eps_);
   }
 
+  double eps() const { return eps_; }
+
   at::Tensor weight;  // [H]
 
  private:

@@ -22,7 +22,7 @@ void normalize_row(const X* x, const W* weight, Out* out, int64_t columns, float
     const int64_t count = columns - column;
     store_partial(out + column,
                   scale_norm<kVariant, X>(load_partial<X>(x + column, count), inverse,
-                                             load_partial<W>(weight + column, count)),
+                                          load_partial<W>(weight + column, count)),
                   count);
   }
 }

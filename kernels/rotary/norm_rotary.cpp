@@ -60,8 +60,7 @@ void add_norm(const char* op, const NormArguments& arguments, const Tensor& quer
   check_dtype(op, {"key_weight", second}, first.scalar_type(), "that of query_weight");
   norm.weight[0] = read_pointer(first);
   norm.weight[1] = read_pointer(second);
-  norm.float_weights =
-      first.scalar_type() == ScalarType::Float && problem.dtype != Dtype::kFloat32;
+  norm.float_weights = first.scalar_type() == ScalarType::Float && problem.dtype != Dtype::kFloat32;
   norm.eps = static_cast<float>(arguments.eps);
   problem.is_normed = true;
 }

@@ -19,9 +19,9 @@ struct CacheShape {
 };
 
 constexpr CacheShape kShapes[] = {
-    {1, 32, 8, 128, 128, 33}, {3, 6, 3, 80, 32, 7}, {2, 4, 2, 64, 64, 1},   {1, 1, 1, 2, 2, 5},
-    {2, 71, 1, 64, 64, 9},    {2, 3, 3, 10, 6, 4},  {5, 8, 4, 256, 256, 3}, {300, 4, 2, 64, 64, 3},
-    {2, 4, 4, 512, 62, 3}};
+    {1, 32, 8, 128, 128, 33}, {3, 6, 3, 80, 32, 7},   {2, 4, 2, 64, 64, 1},
+    {1, 1, 1, 2, 2, 5},       {2, 71, 1, 64, 64, 9},  {2, 3, 3, 10, 6, 4},
+    {5, 8, 4, 256, 256, 3},   {300, 4, 2, 64, 64, 3}, {2, 4, 4, 512, 62, 3}};
 
 class NormRotaryAppend : public ::testing::TestWithParam<Case> {
  protected:
@@ -48,8 +48,7 @@ class NormRotaryAppend : public ::testing::TestWithParam<Case> {
                      sin = random({kPositions, s.rotary_dim}).to(table_dtype);
     const at::Tensor keys = random({s.batch, s.key_heads, s.places, s.head_dim});
     // Places before heads, as other caches have them.
-    const at::Tensor values =
-        random({s.batch, s.places, s.key_heads, s.head_dim}).transpose(1, 2);
+    const at::Tensor values = random({s.batch, s.places, s.key_heads, s.head_dim}).transpose(1, 2);
     std::vector<int64_t> lengths, positions;
     for (int64_t row = 0; row < s.batch; ++row) {
       lengths.push_back(1 + (row * 5 + 2) % s.places);
@@ -57,8 +56,7 @@ class NormRotaryAppend : public ::testing::TestWithParam<Case> {
     }
     const at::Tensor their_keys = keys.clone(), their_values = values.clone();
     const at::Tensor out = at::empty_like(query), theirs = at::empty_like(query);
-    const Both normed =
-        normed_by_package(GetParam().device, {query, key}, weights, kEps, variant);
+    const Both normed = normed_by_package(GetParam().device, {query, key}, weights, kEps, variant);
     package()("rotary_append_out", theirs, their_keys, their_values, normed.first, normed.second,
               value, cos, sin, counts(lengths), counts(positions), interleaved);
     package()("norm_rotary_append_out", out, keys, values, query, key, value, weights.first,

@@ -44,9 +44,8 @@ inline void bench_norm(testing::Harness& harness, at::ScalarType dtype, const No
   const auto eager_of = [&](const at::Tensor& x, const at::Tensor& weight) {
     const at::Tensor wide = x.to(at::kFloat);
     const at::Tensor norm = wide * at::rsqrt(wide.pow(2).mean(-1, true) + kEps);
-    const at::Tensor normed = shape.variant == 3
-                                  ? (norm * (1.0 + weight.to(at::kFloat))).to(dtype)
-                                  : weight * norm.to(dtype);
+    const at::Tensor normed = shape.variant == 3 ? (norm * (1.0 + weight.to(at::kFloat))).to(dtype)
+                                                 : weight * norm.to(dtype);
     const int64_t half = x.size(-1) / 2;
     const at::Tensor turned =
         shape.interleaved
@@ -59,8 +58,8 @@ inline void bench_norm(testing::Harness& harness, at::ScalarType dtype, const No
   const auto one_after_another = [&] {
     norms("rms_norm_out", query_normed, query, query_weight, kEps, shape.variant);
     norms("rms_norm_out", key_normed, key, key_weight, kEps, shape.variant);
-    package("rotary_out", query_out, key_out, query_normed, key_normed, cos, sin,
-            shape.interleaved, false);
+    package("rotary_out", query_out, key_out, query_normed, key_normed, cos, sin, shape.interleaved,
+            false);
   };
   testing::Row row;
   row.op = "norm_rotary";
@@ -74,9 +73,9 @@ inline void bench_norm(testing::Harness& harness, at::ScalarType dtype, const No
             kEps, shape.variant, shape.interleaved);
   };
   row.peers = {{"rms_norm, rms_norm, rotary", one_after_another}, {"eager", [&] {
-                  eager_of(query, query_weight);
-                  eager_of(key, key_weight);
-                }}};
+                                                                     eager_of(query, query_weight);
+                                                                     eager_of(key, key_weight);
+                                                                   }}};
   row.difference = [&] {
     one_after_another();
     const at::Tensor query_wanted = query_out.clone(), key_wanted = key_out.clone();

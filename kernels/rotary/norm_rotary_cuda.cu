@@ -40,13 +40,12 @@ bool is_vectorizable(const AppendProblem& problem) {
                           : is_aligned(table.data, {table.stride[0], table.stride[1]}, sizeof(S)));
   }
   return all &&
-         (!appends ||
-          (is_aligned(problem.values,
-                      {problem.values_stride[0], problem.values_stride[1],
-                       problem.values_stride[2], problem.key_place_stride},
-                      sizeof(T)) &&
-           is_aligned(problem.value, {problem.value_stride[0], problem.value_stride[1]},
-                      sizeof(T))));
+         (!appends || (is_aligned(problem.values,
+                                  {problem.values_stride[0], problem.values_stride[1],
+                                   problem.values_stride[2], problem.key_place_stride},
+                                  sizeof(T)) &&
+                       is_aligned(problem.value, {problem.value_stride[0], problem.value_stride[1]},
+                                  sizeof(T))));
 }
 
 template <bool kInterleaved, typename T, typename S, int kWidth, int kVectors>
@@ -71,8 +70,8 @@ void launch_vectors(const AppendProblem& problem, const CudaScope& scope) {
     parts.values = static_cast<int>(std::min<int64_t>((items + threads - 1) / threads, 1 << 16));
   }
   if (tokens > INT32_MAX / parts.all()) {
-    fail("norm_rotary", "query",
-         "at most " + std::to_string(INT32_MAX / parts.all()) + " tokens", std::to_string(tokens));
+    fail("norm_rotary", "query", "at most " + std::to_string(INT32_MAX / parts.all()) + " tokens",
+         std::to_string(tokens));
   }
   launch_overlapping(scope, norm_rotary_kernel<kInterleaved, T, S, kWidth, kVectors>,
                      static_cast<unsigned>(tokens * parts.all()), static_cast<unsigned>(threads), 0,
@@ -96,10 +95,9 @@ void launch_width(const AppendProblem& problem, const CudaScope& scope) {
 template <typename T, typename S, typename W>
 void launch_scalar(const AppendProblem& problem, const CudaScope& scope) {
   const Problem& base = problem.base;
-  const int64_t num_heads = base.heads[0].count +
-                            base.heads[1].count * (problem.lengths != nullptr ? 2 : 1);
-  const int64_t blocks =
-      (base.batch * base.length * num_heads + kScalarWarps - 1) / kScalarWarps;
+  const int64_t num_heads =
+      base.heads[0].count + base.heads[1].count * (problem.lengths != nullptr ? 2 : 1);
+  const int64_t blocks = (base.batch * base.length * num_heads + kScalarWarps - 1) / kScalarWarps;
   launch_overlapping(scope, norm_rotary_scalar_kernel<T, S, W>,
                      static_cast<unsigned>(std::min<int64_t>(blocks, INT32_MAX)),
                      kScalarWarps * rms_norm::kWarp, 0, problem);
@@ -108,8 +106,7 @@ void launch_scalar(const AppendProblem& problem, const CudaScope& scope) {
 template <typename T, typename S>
 void launch(const AppendProblem& problem, const CudaScope& scope) {
   constexpr int64_t kMostVectors = 64;
-  if (is_vectorizable<T, S>(problem) &&
-      problem.base.head_dim / kVectorSize<T> <= kMostVectors) {
+  if (is_vectorizable<T, S>(problem) && problem.base.head_dim / kVectorSize<T> <= kMostVectors) {
     problem.base.interleaved ? launch_width<true, T, S>(problem, scope)
                              : launch_width<false, T, S>(problem, scope);
   } else if (problem.base.norm.float_weights) {

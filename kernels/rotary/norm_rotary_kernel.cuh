@@ -45,8 +45,8 @@ __device__ __forceinline__ TokenPlace<S> place_of(const AppendProblem& problem, 
   } else {
     const int64_t row = problem.positions[found.batch];
     found.place = problem.lengths[found.batch] - int64_t{1};
-    found.is_there = found.place >= 0 && found.place < problem.places && row >= 0 &&
-                     row < problem.table_rows;
+    found.is_there =
+        found.place >= 0 && found.place < problem.places && row >= 0 && row < problem.table_rows;
     cos_offset = row * problem.table_stride[0];
     sin_offset = row * problem.table_stride[1];
   }
@@ -114,8 +114,8 @@ __device__ __forceinline__ Vec<T, kSize> neighbours_of(const Vec<T, kSize>& own)
 
 // The same where halves lie apart: another lane has them. `half` is counted in vectors; all lanes of a warp call.
 template <int kWidth, int kVectors, typename T, int kSize>
-__device__ __forceinline__ Vec<T, kSize> half_across(const Vec<T, kSize> (&own)[kVectors], int index,
-                                                     int half) {
+__device__ __forceinline__ Vec<T, kSize> half_across(const Vec<T, kSize> (&own)[kVectors],
+                                                     int index, int half) {
   const bool is_first = index < half, is_turned = index < 2 * half;
   const int source = is_first ? index + half : is_turned ? index - half : index;
   constexpr int kWords = sizeof(Vec<T, kSize>) / 4;
@@ -148,16 +148,14 @@ __device__ __forceinline__ Vec<T, kSize> turn(const Vec<T, kSize>& own, const Ve
     };
 #pragma unroll
     for (int i = 0; i < kSize / 2; ++i) {
-      reinterpret_cast<Packed*>(&result)[i] = __hadd2_rn(__hmul2_rn(words(own)[i], words(cos)[i]),
-                                                         __hmul2_rn(words(other)[i], words(sin)[i]));
+      reinterpret_cast<Packed*>(&result)[i] = __hadd2_rn(
+          __hmul2_rn(words(own)[i], words(cos)[i]), __hmul2_rn(words(other)[i], words(sin)[i]));
     }
   } else {
 #pragma unroll
     for (int i = 0; i < kSize; ++i) {
-      const float straight =
-          round_to<S>(__fmul_rn(to_float(own.data[i]), to_float(cos.data[i])));
-      const float crossed =
-          round_to<S>(__fmul_rn(to_float(other.data[i]), to_float(sin.data[i])));
+      const float straight = round_to<S>(__fmul_rn(to_float(own.data[i]), to_float(cos.data[i])));
+      const float crossed = round_to<S>(__fmul_rn(to_float(other.data[i]), to_float(sin.data[i])));
       result.data[i] = from_float<T>(__fadd_rn(straight, crossed));
     }
   }
@@ -166,8 +164,8 @@ __device__ __forceinline__ Vec<T, kSize> turn(const Vec<T, kSize>& own, const Ve
 
 // Vectors of the value, shared by the blocks of `parts.values`.
 template <typename T, typename S>
-__device__ __forceinline__ void copy_value(const AppendProblem& problem,
-                                           const TokenPlace<S>& token, int part, int parts) {
+__device__ __forceinline__ void copy_value(const AppendProblem& problem, const TokenPlace<S>& token,
+                                           int part, int parts) {
   constexpr int kSize = kVectorSize<T>;
   const int lanes = static_cast<int>(problem.base.head_dim) / kSize;
   const int items = static_cast<int>(problem.base.heads[1].count) * lanes;
@@ -191,8 +189,7 @@ __global__ void __launch_bounds__(kNormThreads)
   const int part = static_cast<int>(blockIdx.x % static_cast<unsigned>(parts.all()));
   let_next_start();
   wait_for_previous();
-  const TokenPlace<S> token =
-      place_of<S>(problem, blockIdx.x / static_cast<unsigned>(parts.all()));
+  const TokenPlace<S> token = place_of<S>(problem, blockIdx.x / static_cast<unsigned>(parts.all()));
   if (!token.is_there) {
     return;
   }
@@ -257,14 +254,14 @@ __global__ void __launch_bounds__(kNormThreads)
         squares += rms_norm::squares_of(rows[r][v]);
       }
       squares = rms_norm::sum_over_lanes<kWidth>(squares);
-      const float inverse =
-          rsqrtf(squares / static_cast<float>(base.head_dim) + base.norm.eps);
+      const float inverse = rsqrtf(squares / static_cast<float>(base.head_dim) + base.norm.eps);
 #pragma unroll
       for (int v = 0; v < kVectors; ++v) {
         const Vector weight = head < num_query ? weights[0][v] : weights[1][v];
-        rows[r][v] = cast_before ? rms_norm::scale_vector<true, T>(rows[r][v], inverse, weight, false)
-                                 : rms_norm::scale_vector<false, T>(rows[r][v], inverse, weight,
-                                                                    zero_centered);
+        rows[r][v] =
+            cast_before
+                ? rms_norm::scale_vector<true, T>(rows[r][v], inverse, weight, false)
+                : rms_norm::scale_vector<false, T>(rows[r][v], inverse, weight, zero_centered);
       }
 #pragma unroll
       for (int v = 0; v < kVectors; ++v) {

@@ -40,18 +40,18 @@ void norm_and_rotate(const Problem& problem, const NormedHead<kVariant, T, W>& h
   const int64_t half = problem.rotary_dim / 2, rotated = problem.rotary_dim;
   if (problem.interleaved) {
     for_each_vector(half, [&](int64_t i, int64_t count) {
-      store_neighbours(out + 2 * i,
-                       rotate<false, S>(head.neighbours(2 * i, count),
-                                        load_neighbours(cos + 2 * i, count),
-                                        load_neighbours(sin + 2 * i, count)),
-                       count);
+      store_neighbours(
+          out + 2 * i,
+          rotate<false, S>(head.neighbours(2 * i, count), load_neighbours(cos + 2 * i, count),
+                           load_neighbours(sin + 2 * i, count)),
+          count);
     });
   } else {
     for_each_vector(half, [&](int64_t i, int64_t count) {
-      const Pair result = rotate<false, S>(
-          {head.at(i, count), head.at(half + i, count)},
-          {load_some<S>(cos + i, count), load_some<S>(cos + half + i, count)},
-          {load_some<S>(sin + i, count), load_some<S>(sin + half + i, count)});
+      const Pair result =
+          rotate<false, S>({head.at(i, count), head.at(half + i, count)},
+                           {load_some<S>(cos + i, count), load_some<S>(cos + half + i, count)},
+                           {load_some<S>(sin + i, count), load_some<S>(sin + half + i, count)});
       store_some(out + i, result.first, count);
       store_some(out + half + i, result.second, count);
     });
@@ -73,8 +73,8 @@ void tokens(const Problem& problem, int64_t begin, int64_t end) {
       const Heads& heads = problem.heads[which];
       const T* in = static_cast<const T*>(heads.in) + batch * heads.in_stride[0] +
                     position * heads.in_stride[1];
-      T* out = static_cast<T*>(heads.out) + batch * heads.out_stride[0] +
-               position * heads.out_stride[1];
+      T* out =
+          static_cast<T*>(heads.out) + batch * heads.out_stride[0] + position * heads.out_stride[1];
       for (int64_t i = 0; i < heads.count; ++i) {
         const T* own = in + i * heads.in_stride[2];
         const NormedHead<kVariant, T, W> head{

@@ -1,12 +1,12 @@
 // RMSNorm of heads and their rotation in one launch: against float64, and against the package's own ops one after
 // another; one suite for all devices and dtypes.
 
+#include "kernels/rotary/norm_rotary_test.h"
+
 #include <limits>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-
-#include "kernels/rotary/norm_rotary_test.h"
 
 namespace graft_kernels::rotary {
 namespace {
@@ -237,8 +237,9 @@ TEST_P(NormRotary, NamesTheArgumentThatIsWrong) {
   EXPECT_EQ(message(heads, weights, tables), "no error");
   EXPECT_THAT(message({heads.first[0], heads.second}, weights, tables),
               HasSubstr("[norm_rotary] query: expected shape [batch, length, heads, head_dim]"));
-  EXPECT_THAT(message(heads, {weights.first, random({7})}, tables),
-              HasSubstr("[norm_rotary] key_weight: expected shape [8] (head_dim of query), got [7]"));
+  EXPECT_THAT(
+      message(heads, {weights.first, random({7})}, tables),
+      HasSubstr("[norm_rotary] key_weight: expected shape [8] (head_dim of query), got [7]"));
   EXPECT_THAT(message(heads, {weights.first.to(at::kDouble), weights.second}, tables, 1),
               HasSubstr("[norm_rotary] query_weight: expected"));
   EXPECT_THAT(message(heads, weights, tables, 4),
@@ -246,8 +247,9 @@ TEST_P(NormRotary, NamesTheArgumentThatIsWrong) {
   EXPECT_THAT(message(heads, weights, {tables.first, tables.second.slice(1, 0, 2)}),
               HasSubstr("[norm_rotary] sin: expected shape"));
   if (GetParam().dtype != at::kFloat) {
-    EXPECT_THAT(message(heads, {weights.first.to(at::kFloat), weights.second.to(at::kFloat)}, tables),
-                HasSubstr("(that of query, in variant 0), got float32"));
+    EXPECT_THAT(
+        message(heads, {weights.first.to(at::kFloat), weights.second.to(at::kFloat)}, tables),
+        HasSubstr("(that of query, in variant 0), got float32"));
     EXPECT_THAT(message(heads, {weights.first, weights.second.to(at::kFloat)}, tables, 1),
                 HasSubstr("[norm_rotary] key_weight: expected"));
   }
@@ -311,7 +313,9 @@ TEST_F(NormRotaryCuda, ReachesBeyondTwoToTheThirtyFirstElements) {
                      sin = at::randn({1, 1, head_dim}, options),
                      weight = at::randn({head_dim}, options);
     const at::Tensor query = token.expand({1, length, 32, head_dim}).contiguous();
-    const auto expand = [&](const at::Tensor& table) { return table.expand({1, length, head_dim}); };
+    const auto expand = [&](const at::Tensor& table) {
+      return table.expand({1, length, head_dim});
+    };
     const at::Tensor keys = key.expand({1, length, 1, head_dim}),
                      keys_out = at::empty(keys.sizes(), options);
     package("norm_rotary_out", query, keys_out, query, keys, weight, weight, expand(cos),
@@ -320,7 +324,8 @@ TEST_F(NormRotaryCuda, ReachesBeyondTwoToTheThirtyFirstElements) {
         package("norm_rotary", token, key, weight, weight, cos, sin, kEps, int64_t{0}, false);
     EXPECT_TRUE(is_same_bits(query.slice(1, length - 1), expected.at(0).toTensor())) << head_dim;
     EXPECT_TRUE(is_same_bits(keys_out.slice(1, length - 1), expected.at(1).toTensor()));
-    EXPECT_TRUE(is_same_bits(query.slice(1, length / 2, length / 2 + 1), expected.at(0).toTensor()));
+    EXPECT_TRUE(
+        is_same_bits(query.slice(1, length / 2, length / 2 + 1), expected.at(0).toTensor()));
   }
 }
 

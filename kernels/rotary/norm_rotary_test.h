@@ -39,11 +39,11 @@ struct Shape {
 
 // Every width of the kernels, whole and in part turned, odd ones, no key, heads beyond what a warp holds.
 inline std::vector<Shape> shapes() {
-  return {{1, 1, 1, 1, 2, 2},      {2, 7, 4, 2, 64, 64},   {1, 5, 32, 8, 128, 128},
-          {3, 4, 6, 3, 80, 32},    {2, 3, 5, 1, 96, 96},   {1, 9, 3, 3, 10, 6},
-          {2, 2, 71, 1, 64, 64},   {1, 3, 8, 4, 256, 256}, {2, 5, 4, 4, 64, 62},
-          {1, 2, 8, 0, 64, 64},    {2, 3, 9, 9, 192, 96},  {1, 2, 2, 1, 512, 512},
-          {1, 2, 2, 1, 576, 64},   {1, 3, 2, 2, 1024, 256}, {1, 2, 3, 2, 129, 128}};
+  return {{1, 1, 1, 1, 2, 2},    {2, 7, 4, 2, 64, 64},    {1, 5, 32, 8, 128, 128},
+          {3, 4, 6, 3, 80, 32},  {2, 3, 5, 1, 96, 96},    {1, 9, 3, 3, 10, 6},
+          {2, 2, 71, 1, 64, 64}, {1, 3, 8, 4, 256, 256},  {2, 5, 4, 4, 64, 62},
+          {1, 2, 8, 0, 64, 64},  {2, 3, 9, 9, 192, 96},   {1, 2, 2, 1, 512, 512},
+          {1, 2, 2, 1, 576, 64}, {1, 3, 2, 2, 1024, 256}, {1, 2, 3, 2, 129, 128}};
 }
 
 // Tokens enough for a block each, and more heads than a block takes at once.
@@ -64,10 +64,10 @@ inline at::Tensor eager(const at::Tensor& x, const at::Tensor& weight, const Bot
   const at::Tensor cos = tables.first.unsqueeze(2), sin = tables.second.unsqueeze(2);
   const at::Tensor head = normed.narrow(-1, 0, rotary_dim);
   const at::Tensor turned =
-      interleaved ? at::stack({-head.slice(-1, 1, rotary_dim, 2), head.slice(-1, 0, rotary_dim, 2)},
-                              -1)
-                        .flatten(-2)
-                  : at::cat({-head.narrow(-1, half, half), head.narrow(-1, 0, half)}, -1);
+      interleaved
+          ? at::stack({-head.slice(-1, 1, rotary_dim, 2), head.slice(-1, 0, rotary_dim, 2)}, -1)
+                .flatten(-2)
+          : at::cat({-head.narrow(-1, half, half), head.narrow(-1, 0, half)}, -1);
   const at::Tensor out = (head * cos + turned * sin).to(x.scalar_type());
   return at::cat({out, normed.narrow(-1, rotary_dim, x.size(-1) - rotary_dim)}, -1);
 }

@@ -59,8 +59,8 @@ const int32_t* read_counts(const char* op, NamedTensor value, const Tensor& quer
 
 void describe_tables(const char* op, const AppendArguments& arguments, AppendProblem& problem) {
   const Tensor &cos = arguments.cos, &query = arguments.query;
-  const bool shaped = cos.dim() == 2 && cos.size(1) % 2 == 0 && cos.size(1) >= 2 &&
-                      cos.size(1) <= query.size(3);
+  const bool shaped =
+      cos.dim() == 2 && cos.size(1) % 2 == 0 && cos.size(1) >= 2 && cos.size(1) <= query.size(3);
   if (!shaped) {
     fail(op, "cos",
          "shape [positions, even, at least 2, at most " + std::to_string(query.size(3)) + "]",
@@ -80,8 +80,7 @@ void describe_tables(const char* op, const AppendArguments& arguments, AppendPro
   problem.table_stride[1] = arguments.sin.stride(0);
   problem.table_rows = cos.size(0);
   base.rotary_dim = cos.size(1);
-  base.float_tables =
-      cos.scalar_type() == ScalarType::Float && dtype_of(query) != Dtype::kFloat32;
+  base.float_tables = cos.scalar_type() == ScalarType::Float && dtype_of(query) != Dtype::kFloat32;
 }
 
 void describe_cache(const char* op, const AppendArguments& arguments, AppendProblem& problem) {

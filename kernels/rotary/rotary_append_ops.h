@@ -29,10 +29,9 @@ struct AppendOps {
                                 const Tensor& key, const Tensor& value, const Tensor& cos,
                                 const Tensor& sin, const Tensor& lengths, const Tensor& positions,
                                 bool interleaved) {
-    kRun(check_append(
-             "rotary_append_out",
-             {query_out, keys, values, query, key, value, cos, sin, lengths, positions},
-             interleaved),
+    kRun(check_append("rotary_append_out",
+                      {query_out, keys, values, query, key, value, cos, sin, lengths, positions},
+                      interleaved),
          query);
   }
   static void implement(torch::stable::detail::StableLibrary& library) {

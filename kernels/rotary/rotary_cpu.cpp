@@ -1,8 +1,9 @@
 // Rotary position embedding on the CPU, with a norm before it or without: tokens are spread over ATen's threads.
 
+#include "kernels/rotary/rotary_cpu.h"
+
 #include "kernels/common/parallel.h"
 #include "kernels/rotary/norm_rotary_ops.h"
-#include "kernels/rotary/rotary_cpu.h"
 
 namespace graft_kernels::rotary {
 

@@ -18,8 +18,11 @@ template <typename T, typename S>
 bool is_vectorizable(const Problem& problem) {
   bool fits = !problem.interleaved && problem.rotary_dim / 2 % kVectorSize<T> == 0;
   for (const Heads& heads : problem.heads) {
-    fits = fits && is_aligned(heads.in, {heads.in_stride[0], heads.in_stride[1], heads.in_stride[2]}, sizeof(T)) &&
-           is_aligned(heads.out, {heads.out_stride[0], heads.out_stride[1], heads.out_stride[2]}, sizeof(T));
+    fits = fits &&
+           is_aligned(heads.in, {heads.in_stride[0], heads.in_stride[1], heads.in_stride[2]},
+                      sizeof(T)) &&
+           is_aligned(heads.out, {heads.out_stride[0], heads.out_stride[1], heads.out_stride[2]},
+                      sizeof(T));
   }
   for (const Table& table : {problem.cos, problem.sin}) {
     fits = fits && is_aligned(table.data, {table.stride[0], table.stride[1]}, sizeof(S));

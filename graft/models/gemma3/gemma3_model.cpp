@@ -35,16 +35,17 @@ class Gemma3Attention : public nn::Block {
     const nn::RotaryTables& rotary =
         layer_type_ == LayerType::kSliding ? context.sliding_rotary : context.rotary;
     const auto heads = project_heads(x, *q_proj_, *k_proj_, *v_proj_, options_.head_dim);
-    return o_proj_->forward(
-        rotate_and_attend({layer_idx_, &rotary_, attention_, options_},
-                          {q_norm_->forward(heads.query), k_norm_->forward(heads.key), heads.value},
-                          rotary, context.mask(layer_type_), context));
+    const HeadNorms norms{*q_norm_, *k_norm_, qk_norm_rotary_};
+    return o_proj_->forward(rotate_and_attend({layer_idx_, &rotary_, attention_, options_, &norms},
+                                              heads, rotary, context.mask(layer_type_), context));
   }
 
  private:
   int64_t layer_idx_;
   LayerType layer_type_;
   nn::AttentionOptions options_;
+  // Before the slots that it encloses: q_norm, k_norm, rotary_fn.
+  layers::Slot<layers::QkNormRotary> qk_norm_rotary_{*this, {kNorm}, "qk_norm_rotary"};
   layers::Slot<layers::Rotary> rotary_{*this, {}, "rotary_fn"};
   nn::AttentionSlot attention_{*this, {}, "attention"};
   std::shared_ptr<nn::Linear> q_proj_;

@@ -1,4 +1,5 @@
-"""Rotary position embedding of query and key in one call, with a right gradient; and of a new token into a cache."""
+"""Rotary position embedding of query and key in one call, with a right gradient; and of a new token into a cache; with
+the norms of query and key before it where a model has them."""
 
 from typing import Tuple
 
@@ -6,6 +7,7 @@ import torch
 
 from . import layers
 from ._ops import ops
+from .norm_rotary import norm_rotary, norm_rotary_append
 
 
 def rotary(query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor,
@@ -16,4 +18,4 @@ def rotary(query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch
 
 apply_rotary_transformers = layers.apply_rotary_transformers
 
-__all__ = ["layers", "rotary", "apply_rotary_transformers"]
+__all__ = ["layers", "rotary", "norm_rotary", "norm_rotary_append", "apply_rotary_transformers"]
