@@ -21,12 +21,13 @@ static inline void for_each_vector(int64_t columns, const Body& body) {
     body(column, columns - column);
   }
 }
+// Always in line: a call in a loop would spill every vector around it.
 template <typename T>
-static inline Float load_some(const T* from, int64_t count) {
+[[gnu::always_inline]] static inline Float load_some(const T* from, int64_t count) {
   return count == kLanes ? load<T>(from) : load_partial<T>(from, count);
 }
 template <typename T>
-static inline void store_some(T* to, Float value, int64_t count) {
+[[gnu::always_inline]] static inline void store_some(T* to, Float value, int64_t count) {
   count == kLanes ? store(to, value) : store_partial(to, value, count);
 }
 

@@ -13,6 +13,8 @@ using rms_norm::Variant;
 using rotary::Heads;
 using rotary::Problem;
 
+constexpr int64_t kHeadsAtOnce = 16;
+
 // Elements of one head as its norm leaves them.
 template <Variant kVariant, typename T, typename W>
 struct NormedHead {
@@ -75,12 +77,20 @@ void tokens(const Problem& problem, int64_t begin, int64_t end) {
                     position * heads.in_stride[1];
       T* out =
           static_cast<T*>(heads.out) + batch * heads.out_stride[0] + position * heads.out_stride[1];
-      for (int64_t i = 0; i < heads.count; ++i) {
-        const T* own = in + i * heads.in_stride[2];
-        const NormedHead<kVariant, T, W> head{
-            own, static_cast<const W*>(problem.norm.weight[which]),
-            splat(inverse_rms(own, problem.head_dim, problem.norm.eps))};
-        norm_and_rotate(problem, head, out + i * heads.out_stride[2], cos, sin);
+      const W* weight = static_cast<const W*>(problem.norm.weight[which]);
+      // Sums of several heads first: one alone would wait for its root and its quotient.
+      float inverse[kHeadsAtOnce];
+      for (int64_t first = 0; first < heads.count; first += kHeadsAtOnce) {
+        const int64_t left = heads.count - first, count = left < kHeadsAtOnce ? left : kHeadsAtOnce;
+        for (int64_t i = 0; i < count; ++i) {
+          inverse[i] = inverse_rms(in + (first + i) * heads.in_stride[2], problem.head_dim,
+                                   problem.norm.eps);
+        }
+        for (int64_t i = 0; i < count; ++i) {
+          const NormedHead<kVariant, T, W> head{in + (first + i) * heads.in_stride[2], weight,
+                                                splat(inverse[i])};
+          norm_and_rotate(problem, head, out + (first + i) * heads.out_stride[2], cos, sin);
+        }
       }
     }
   }
