@@ -150,10 +150,14 @@ int run_kernels_get(const KernelsOptions& options) {
     print_json({{"kernels", rows}, {"dry_run", options.dry_run}, {"bytes_fetched", bytes}});
     return 0;
   }
-  options.dry_run ? write_report(text) : write_stdout(folders);
-  if (!options.dry_run && !text.empty()) {
-    text.pop_back();
-    print_note(options.common, text);
+  if (options.dry_run) {
+    write_report(text);
+  } else {
+    write_stdout(folders);  // for programs: every byte as it is
+    if (!text.empty()) {
+      text.pop_back();
+      print_note(options.common, text);
+    }
   }
   print_note(options.common, fmt::format("{} kernels, {} {}", rows.size(), format_bytes(bytes),
                                          options.dry_run ? "to fetch" : "fetched"));

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <utility>
 
 #include <fcntl.h>
 #include <fmt/format.h>
@@ -43,7 +44,8 @@ std::optional<std::string> read_regular_file(const fs::path& path, size_t max_by
   }
   constexpr size_t kPiece = 64 << 10;
   std::string content;
-  for (ssize_t size = 1; size > 0 && content.size() < max_bytes;) {
+  ssize_t size = 1;
+  while (size > 0 && content.size() < max_bytes) {
     const size_t known = content.size(), wanted = std::min(kPiece, max_bytes - known);
     content.resize(known + wanted);
     do {
@@ -52,7 +54,7 @@ std::optional<std::string> read_regular_file(const fs::path& path, size_t max_by
     content.resize(known + static_cast<size_t>(std::max<ssize_t>(size, 0)));
   }
   close(file);
-  return content;
+  return size < 0 ? std::nullopt : std::optional(std::move(content));
 }
 
 bool is_file(const fs::path& path) { return type_of(path) == fs::file_type::regular; }
