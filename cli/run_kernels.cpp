@@ -81,8 +81,7 @@ std::string info_text(const kernel::Resolution& found) {
                                                      metadata.digest->files.size())
                                        : "none") +
          row("signature", signature_of(found)) +
-         library_text(library_report(found), 0, kNameWidth) +
-         row("canary", canary_text_of(found)) +
+         library_text(library_report(found), 0, kNameWidth) + row("canary", canary_text_of(found)) +
          row("provenance", metadata.is_dirty ? "built from changed sources" : "") +
          row("to fetch", found.bytes_fetched == 0 ? "" : format_bytes(found.bytes_fetched));
 }
