@@ -47,17 +47,20 @@ int run(const DownloadOptions& options) {
   }
   if (options.dry_run) {
     for (const auto& file : snapshot.files) {
-      write_report(fmt::format("{:>12}  {}\n", format_bytes(file.size_bytes),
-                               printable_line(file.path)));
+      write_report(
+          fmt::format("{:>12}  {}\n", format_bytes(file.size_bytes), printable_line(file.path)));
     }
   } else {
     write_stdout(snapshot.folder.string() + "\n");
   }
-  print_note(options.common,
-             fmt::format("{} at {}: {} files of {}, {} {}", options.repo_id, snapshot.commit,
-                         snapshot.files.size(), format_bytes(snapshot.size_bytes),
-                         format_bytes(snapshot.bytes_fetched),
-                         options.dry_run ? "to fetch" : "fetched"));
+  const std::string what = fmt::format("{} at {}", options.repo_id, snapshot.commit);
+  print_note(
+      options.common,
+      snapshot.files.empty()
+          ? what + ": as it lies there, since nobody can say which files it should have"
+          : fmt::format("{}: {} files of {}, {} {}", what, snapshot.files.size(),
+                        format_bytes(snapshot.size_bytes), format_bytes(snapshot.bytes_fetched),
+                        options.dry_run ? "to fetch" : "fetched"));
   return 0;
 }
 

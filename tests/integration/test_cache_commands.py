@@ -81,8 +81,9 @@ class CacheCommands(unittest.TestCase):
         repo = self.cache / "models--somebody--model"
         kernel = self.cache / "kernels--somebody--kernel"
         blob = (repo / "snapshots" / self.commit / "config.json").resolve()
-        for place in (repo / "refs/pipe", kernel / "refs/pipe", repo / "refs/main", repo / f"trees/{self.commit}.json",
-                      kernel / "refs/v1", blob, next(kernel.glob("snapshots/*")) / "kernel-status.toml"):
+        tree = repo / f"trees/{self.commit}.json"
+        for place in (repo / "refs/pipe", kernel / "refs/pipe", repo / "refs/main", kernel / "refs/v1", blob,
+                      next(kernel.glob("snapshots/*")) / "kernel-status.toml"):
             place.unlink(missing_ok=True)
             os.mkfifo(place)
         (repo / "refs/device").symlink_to("/dev/zero")
@@ -95,6 +96,9 @@ class CacheCommands(unittest.TestCase):
             with self.subTest(command):
                 done = run(*command, env=env, timeout=20)
                 self.assertEqual(done.returncode, expect, done.stderr)
+        tree.unlink()
+        os.mkfifo(tree)  # then nobody can say what is missing
+        self.assertEqual(run("download", MODEL, "--revision", self.commit, env=env, timeout=20).returncode, 0)
         done = run("kernels", "trust", "list", "--json", env={**env, "GRAFT_TRUST_POLICY": str(policy)}, timeout=20)
         self.assertEqual(json.loads(done.stdout)["error"]["code"], "trust.policy.file")
 
