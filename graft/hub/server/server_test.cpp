@@ -250,7 +250,8 @@ TEST_F(HubServer, FilesThatJsonCannotNameAreLeftOut) {
   for (const auto& entry : get_json("/api/models/acme/tiny/tree/main?recursive=true")) {
     names.push_back(entry["path"]);
     if (entry["type"] == "file") {
-      EXPECT_EQ(get("/acme/tiny/resolve/main/" + percent_encode(names.back(), "/"))->status / 100, 2)
+      // There, or in the storage of large files.
+      EXPECT_LT(get("/acme/tiny/resolve/main/" + percent_encode(names.back(), "/"))->status, 400)
           << names.back();
     }
   }
