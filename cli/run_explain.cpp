@@ -133,7 +133,8 @@ int run_explain(const ExplainOptions& options) {
     object["attention"] = attention_json(*model);
     print_json(object);
   } else {
-    write_report(text_of(decisions_on(report)) + canary_lines() + report.to_text() + attention_text(*model));
+    write_report(text_of(decisions_on(report)) + canary_lines() + report.to_text() +
+                 attention_text(*model));
     if (model->device().is_cuda()) {
       write_report(fmt::format(
           "decode steps with a static cache: {}\n",

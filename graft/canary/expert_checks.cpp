@@ -193,12 +193,11 @@ struct Quantized {
 // In 8 bits, with a factor for each block of 128 rows and columns; no two of them alike.
 Quantized quantize_blocks(OpChecks& checks, const at::Tensor& weights) {
   constexpr int64_t kBlock = 128;
-  const at::Tensor scale =
-      checks.wide({weights.size(0), (weights.size(1) + kBlock - 1) / kBlock,
-                   (weights.size(2) + kBlock - 1) / kBlock})
-          .abs() *
-          0.002 +
-      0.0005;
+  const at::Tensor scale = checks.wide({weights.size(0), (weights.size(1) + kBlock - 1) / kBlock,
+                                        (weights.size(2) + kBlock - 1) / kBlock})
+                                   .abs() *
+                               0.002 +
+                           0.0005;
   const auto spread = scale.repeat_interleave(kBlock, 1)
                           .narrow(1, 0, weights.size(1))
                           .repeat_interleave(kBlock, 2)
@@ -217,9 +216,9 @@ Quantized quantize_groups(OpChecks& checks, at::IntArrayRef sizes) {
                                .to(at::kByte);
   const at::Tensor exponents =
       checks.wide({sizes[0], sizes[1], sizes[2] / kGroup}).round().clamp(-2.0, 2.0) + 122.0;
-  const at::Tensor values = at::tensor({0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0,
-                                        -1.5, -2.0, -3.0, -4.0, -6.0},
-                                       at::TensorOptions(at::kDouble));
+  const at::Tensor values = at::tensor(
+      {0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0},
+      at::TensorOptions(at::kDouble));
   const at::Tensor here = bytes.to(at::kCPU);
   const at::Tensor halves =
       at::stack({here.bitwise_and(15), here.bitwise_right_shift(4)}, -1).flatten(-2);
@@ -262,11 +261,11 @@ void check_quantized_experts(OpChecks& checks, const Megablocks& ops) {
                                 .weights = published::ExpertWeights::kMxFloat4,
                                 .gate_up_scale = ops.convert_scale_packed(up.scale),
                                 .down_scale = ops.convert_scale_packed(down.scale)};
-    return {{ops.fused_experts(in.x, ops.convert_weight_packed(up.weights),
-                               ops.convert_weight_packed(down.weights), in.weights, in.ids,
-                               options),
-             run_experts(in, up.numbers, down.numbers, options),
-             {}}};
+    return {
+        {ops.fused_experts(in.x, ops.convert_weight_packed(up.weights),
+                           ops.convert_weight_packed(down.weights), in.weights, in.ids, options),
+         run_experts(in, up.numbers, down.numbers, options),
+         {}}};
   };
   checks.check_optional("fused_experts", "4 bits", {at::kBFloat16}, four_bits);
   checks.check_optional("convert_scale_packed", "4 bits", {at::kBFloat16}, four_bits);

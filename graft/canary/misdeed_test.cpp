@@ -200,12 +200,11 @@ TEST_P(QuantizedMisdeeds, OneThatNeverEndsIsRefused) {
   }
 }
 
-const Family kQuantized[] = {
-    {"megablocks", {"fused_experts", "shared_expert"}},
-    {"moe", {"moe_wna16_gemm"}},
-    {"paged-attention",
-     {"paged_attention_v1", "paged_attention_v2", "reshape_and_cache", "reshape_and_cache_flash",
-      "convert_fp8"}}};
+const Family kQuantized[] = {{"megablocks", {"fused_experts", "shared_expert"}},
+                             {"moe", {"moe_wna16_gemm"}},
+                             {"paged-attention",
+                              {"paged_attention_v1", "paged_attention_v2", "reshape_and_cache",
+                               "reshape_and_cache_flash", "convert_fp8"}}};
 
 INSTANTIATE_TEST_SUITE_P(Ops, QuantizedMisdeeds, testing::ValuesIn(kQuantized),
                          [](const auto& info) {

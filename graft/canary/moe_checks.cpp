@@ -109,7 +109,8 @@ at::Tensor halves(const at::Tensor& bytes, int64_t bits, int64_t dim) {
 }
 
 void check_quantized_product(OpChecks& checks, const MoeOps& ops) {
-  constexpr int64_t kTokens = 5, kExperts = 4, kHidden = 128, kOutputs = 64, kGroup = 32, kBlock = 4;
+  constexpr int64_t kTokens = 5, kExperts = 4, kHidden = 128, kOutputs = 64, kGroup = 32,
+                    kBlock = 4;
   struct Form {
     const char* name;
     int64_t bits;

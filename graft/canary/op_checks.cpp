@@ -90,8 +90,7 @@ at::Tensor OpChecks::normal(at::IntArrayRef sizes, double scale) {
   return inputs_->normal(sizes, scale);
 }
 
-std::string OpChecks::judge(const std::string& what, at::ScalarType dtype,
-                            const Answers& answers) {
+std::string OpChecks::judge(const std::string& what, at::ScalarType dtype, const Answers& answers) {
   for (const auto& [got, exact, reference] : answers) {
     std::string refusal = layers::compare(
         what, got, reference.defined() ? reference : exact.to(dtype), exact,

@@ -21,7 +21,7 @@ constexpr double kKeyScale = 0.03, kValueScale = 0.05;
 // How a cache holds numbers.
 struct Holding {
   const char* form;
-  const char* dtype;        // that the ops are told
+  const char* dtype;                 // that the ops are told
   at::ScalarType eight = at::kByte;  // of the numbers; kByte: in the dtype under check
 
   bool is_plain() const { return eight == at::kByte; }
@@ -152,7 +152,8 @@ void check_paged_decode(OpChecks& checks, const published::PagedAttention& atten
 // ones where it was written, what was there before elsewhere.
 class Written {
  public:
-  Written(OpChecks& checks, const Holding& holding, double scale) : holding_(holding), scale_(scale) {
+  Written(OpChecks& checks, const Holding& holding, double scale)
+      : holding_(holding), scale_(scale) {
     before_ = hold(checks.normal({4, Pages::kPlaces, Pages::kHeads, Pages::kSize}), holding, scale)
                   .stored.clone();
     rows_ = checks.normal({static_cast<int64_t>(kSlots.size()), Pages::kHeads, Pages::kSize});
@@ -175,8 +176,8 @@ class Written {
       return;
     }
     const at::Tensor flat = after.flatten(0, 1);
-    answers.push_back(nearest(flat.index_select(0, places_).view(holding_.eight),
-                              to_exact(rows_) / scale_));
+    answers.push_back(
+        nearest(flat.index_select(0, places_).view(holding_.eight), to_exact(rows_) / scale_));
     at::Tensor untouched = flat.clone();
     untouched.index_copy_(0, places_, before_.flatten(0, 1).index_select(0, places_));
     answers.push_back(same(untouched.view(before_.sizes()), before_));
@@ -194,7 +195,9 @@ class Written {
 at::Tensor key_rows(const at::Tensor& blocks) {
   return blocks.permute({0, 3, 1, 2, 4}).flatten(3, 4).contiguous();
 }
-at::Tensor value_rows(const at::Tensor& blocks) { return blocks.permute({0, 3, 1, 2}).contiguous(); }
+at::Tensor value_rows(const at::Tensor& blocks) {
+  return blocks.permute({0, 3, 1, 2}).contiguous();
+}
 
 void check_paged_writes(OpChecks& checks, const published::PagedAttention& attention,
                         const Holding& holding) {

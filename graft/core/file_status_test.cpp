@@ -72,7 +72,8 @@ TEST_F(FileStatus, ReadsRegularFilesAloneAndNoMoreThanAsked) {
   std::ofstream(folder_ / "large") << std::string(200'000, 'x');
   EXPECT_EQ(read_regular_file(folder_ / "large", 1 << 20)->size(), 200'000U);
   ASSERT_EQ(mkfifo((folder_ / "pipe").c_str(), 0600), 0);  // nobody writes to it
-  for (const fs::path& none : {folder_ / "pipe", folder_ / "missing", folder_, fs::path("/dev/zero")}) {
+  for (const fs::path& none :
+       {folder_ / "pipe", folder_ / "missing", folder_, fs::path("/dev/zero")}) {
     EXPECT_FALSE(read_regular_file(none, 100)) << none;
   }
 }

@@ -48,7 +48,8 @@ TEST(Printable, SpellsOutWhatSteersATerminalOrDisguisesALine) {
 }
 
 TEST(Printable, OfOneLineIsOneLine) {
-  EXPECT_EQ(printable_line("mit\nsignature  verified\x1b[31m"), "mit\\nsignature  verified\\x1b[31m");
+  EXPECT_EQ(printable_line("mit\nsignature  verified\x1b[31m"),
+            "mit\\nsignature  verified\\x1b[31m");
   EXPECT_EQ(printable_line("plain ü"), "plain ü");
 }
 

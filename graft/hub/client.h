@@ -17,7 +17,7 @@
 namespace graft::hub {
 
 struct ClientOptions {
-  std::string endpoint;              // empty: endpoint() of environment.h
+  std::string endpoint;  // empty: endpoint() of environment.h
   // Absent: oidc_token() of oidc.h where that is wanted, else token() of environment.h. Empty text: none.
   std::optional<std::string> token;
   // How long the lists of refs and the word on a publisher are taken from memory

@@ -243,10 +243,10 @@ std::vector<RepoFile> chosen_files(const FileSource& source, std::vector<RepoFil
     });
   });
   if (files.empty()) {
-    throw NotFound("hub.download", "no-match",
-                   fmt::format("`{}`@`{}`: expected files like `{}`, got none among {}",
-                               source.repo_id, source.commit, fmt::join(patterns, "`, `"),
-                               num_files));
+    throw NotFound(
+        "hub.download", "no-match",
+        fmt::format("`{}`@`{}`: expected files like `{}`, got none among {}", source.repo_id,
+                    source.commit, fmt::join(patterns, "`, `"), num_files));
   }
   return files;
 }
@@ -382,8 +382,7 @@ DownloadedSnapshot download_snapshot(const Client& client, RepoType type, std::s
                     cache / repo_folder_name(type, repo_id)};
   const KnownCommit known = commit_of(source, wanted);
   source.commit = known.commit;
-  DownloadedSnapshot snapshot{
-      {source.repo / "snapshots" / source.commit, source.commit}, {}, 0, 0};
+  DownloadedSnapshot snapshot{{source.repo / "snapshots" / source.commit, source.commit}, {}, 0, 0};
   const auto cached = read_tree(source.repo, source.commit);
   if (!cached && offline() && fs::is_directory(snapshot.folder)) {
     return snapshot;  // nobody can say what is missing

@@ -29,7 +29,7 @@ struct DownloadOptions {
   // Shell patterns (`*` and `?` cross `/`); empty: every file.
   std::vector<std::string> allow_patterns;
   Progress progress;
-  int connections = 8;  // at once, over all files
+  int connections = 8;   // at once, over all files
   bool dry_run = false;  // nothing is written; the answer says what would come
 };
 
@@ -58,7 +58,8 @@ struct DownloadedSnapshot : CachedSnapshot {
 //          damaged file; Error `hub.download.disk` with needed and free bytes.
 // Blocking, network, disk.
 DownloadedSnapshot download_snapshot(const Client& client, RepoType type, std::string_view repo_id,
-                                     std::string_view revision, const DownloadOptions& options = {});
+                                     std::string_view revision,
+                                     const DownloadOptions& options = {});
 
 // Where files go and whose they are.
 struct FileSource {

@@ -79,12 +79,12 @@ Exchanged exchange(const std::string& endpoint, const std::string& resource) {
   request.method = "POST";
   request.url = endpoint + "/oauth/token";
   request.headers["Content-Type"] = "application/json";
-  request.body =
-      nlohmann::json{{"grant_type", "urn:ietf:params:oauth:grant-type:token-exchange"},
-                     {"subject_token_type", "urn:ietf:params:oauth:token-type:id_token"},
-                     {"subject_token", id_token(endpoint)},
-                     {"resource", resource}}
-          .dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+  request.body = nlohmann::json{
+      {"grant_type", "urn:ietf:params:oauth:grant-type:token-exchange"},
+      {"subject_token_type", "urn:ietf:params:oauth:token-type:id_token"},
+      {"subject_token", id_token(endpoint)},
+      {"resource",
+       resource}}.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
   const std::string what = fmt::format("the token for `{}`", resource);
   const nlohmann::json answer = parse_answer(ask(std::move(request), what), what);
   const auto seconds = answer.find("expires_in");
@@ -97,9 +97,7 @@ Exchanged exchange(const std::string& endpoint, const std::string& resource) {
 
 }  // namespace
 
-bool oidc_wanted() {
-  return !variable("HF_OIDC_RESOURCE").empty() && !implicit_token_disabled();
-}
+bool oidc_wanted() { return !variable("HF_OIDC_RESOURCE").empty() && !implicit_token_disabled(); }
 
 std::string oidc_token(const std::string& endpoint) {
   static std::mutex mutex;

@@ -90,8 +90,8 @@ std::optional<int64_t> version_in(const fs::path& snapshot) {
   std::error_code status;
   for (const auto& entry : fs::directory_iterator(snapshot / "build", status)) {
     const auto text = read_regular_file(entry.path() / "metadata.json", kMaxMetadataBytes);
-    const auto metadata = text ? nlohmann::json::parse(*text, nullptr, /*allow_exceptions=*/false)
-                               : nlohmann::json();
+    const auto metadata =
+        text ? nlohmann::json::parse(*text, nullptr, /*allow_exceptions=*/false) : nlohmann::json();
     const auto found = metadata.is_object() ? metadata.find("version") : metadata.end();
     if (metadata.is_object() && found != metadata.end() && found->is_number_integer()) {
       return found->get<int64_t>();

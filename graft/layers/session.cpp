@@ -134,12 +134,13 @@ std::vector<KernelSession::Candidate> KernelSession::candidates(const SlotModule
                                                                 SlotTrace& trace) const {
   std::vector<Candidate> found;
   const auto look_up = [&](const std::string& which, const KernelMapping& mapping) {
-    const auto result = mapping.find(slot.layer_name(), device_type(device_), request_.capability, mode);
+    const auto result =
+        mapping.find(slot.layer_name(), device_type(device_), request_.capability, mode);
     if (result.outcome == KernelMapping::Outcome::kFound) {
       found.push_back({result.reference, result.registered});
     } else {
-      trace.considered.push_back(
-          nothing_mapped(which, result.outcome, slot, device_type(device_), request_.capability, mode));
+      trace.considered.push_back(nothing_mapped(which, result.outcome, slot, device_type(device_),
+                                                request_.capability, mode));
     }
   };
   if (options_.config) {

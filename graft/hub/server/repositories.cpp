@@ -35,8 +35,8 @@ bool is_large(const fs::path& path, uint64_t size_bytes) {
 // Names that no repository, organisation or branch has; hidden folders among them.
 // Others cannot be named in the Hub's answers, which are JSON.
 bool is_name(std::string_view name) {
-  return !name.empty() && io::is_utf8(name) && name.front() != '.' && name.find('/') == std::string_view::npos &&
-         name.find('\0') == std::string_view::npos;
+  return !name.empty() && io::is_utf8(name) && name.front() != '.' &&
+         name.find('/') == std::string_view::npos && name.find('\0') == std::string_view::npos;
 }
 
 bool is_folder(const fs::path& path) {

@@ -152,10 +152,10 @@ TEST(MegablocksOps, FusedExpertsTakeWeightsInFewerBits) {
   options.gate_up_scale = options.gate_up_scale[0];
   options.down_scale = options.down_scale[0];
   const at::Tensor routed = at::zeros({3, 64}, at::kBFloat16);
-  expect_close(ops.shared_expert(x, up[0], down[0], routed, 0.5, options),
-               exact_experts(x, up_numbers, down_numbers, at::ones({3, 1}),
-                             at::zeros({3, 1}, at::kInt), {}),
-               0.1);
+  expect_close(
+      ops.shared_expert(x, up[0], down[0], routed, 0.5, options),
+      exact_experts(x, up_numbers, down_numbers, at::ones({3, 1}), at::zeros({3, 1}, at::kInt), {}),
+      0.1);
 
   // 2 in the lower half, -1 in the upper, times a half.
   const at::Tensor fours = at::full({1, 64, 32}, 0xA4, at::kByte),
@@ -165,18 +165,18 @@ TEST(MegablocksOps, FusedExpertsTakeWeightsInFewerBits) {
                            .gate_up_scale = ops.convert_scale_packed(scale),
                            .down_scale = ops.convert_scale_packed(scale.narrow(2, 0, 1))};
   const at::Tensor row = at::tensor({1.0, -0.5}, at::kDouble).repeat({32});
-  expect_close(
-      ops.fused_experts(x, ops.convert_weight_packed(fours),
-                        ops.convert_weight_packed(fours.narrow(2, 0, 16).contiguous()),
-                        at::ones({3, 1}), at::zeros({3, 1}, at::kInt), four),
-      exact_experts(x, row.repeat({1, 64, 1}), row.narrow(0, 0, 32).repeat({1, 64, 1}),
-                    at::ones({3, 1}), at::zeros({3, 1}, at::kInt), {}),
-      1.0);
+  expect_close(ops.fused_experts(x, ops.convert_weight_packed(fours),
+                                 ops.convert_weight_packed(fours.narrow(2, 0, 16).contiguous()),
+                                 at::ones({3, 1}), at::zeros({3, 1}, at::kInt), four),
+               exact_experts(x, row.repeat({1, 64, 1}), row.narrow(0, 0, 32).repeat({1, 64, 1}),
+                             at::ones({3, 1}), at::zeros({3, 1}, at::kInt), {}),
+               1.0);
 }
 
 TEST(MegablocksOps, WeightsThatAreNotWhatTheOptionsSayAreRefused) {
   const Megablocks ops(*load_package("megablocks-cpu"));
-  const at::Tensor x = at::ones({2, 2}).to(at::kBFloat16), plain = at::ones({1, 2, 2}).to(at::kBFloat16),
+  const at::Tensor x = at::ones({2, 2}).to(at::kBFloat16),
+                   plain = at::ones({1, 2, 2}).to(at::kBFloat16),
                    bytes = at::ones({1, 2, 2}, at::kByte), scale = at::ones({1, 1, 1});
   const auto refused = [&](const at::Tensor& weights, const ExpertOptions& options,
                            const char* text) {
@@ -201,9 +201,10 @@ TEST(MegablocksOps, WeightsThatAreNotWhatTheOptionsSayAreRefused) {
            .down_scale = scale},
           "uint8");
   const at::Tensor exponents = at::ones({1, 2, 1}, at::kByte);
-  refused(bytes,
-          {.weights = ExpertWeights::kMxFloat4, .gate_up_scale = exponents, .down_scale = exponents},
-          "packed");
+  refused(
+      bytes,
+      {.weights = ExpertWeights::kMxFloat4, .gate_up_scale = exponents, .down_scale = exponents},
+      "packed");
 }
 
 TEST(MegablocksOps, OfAnotherDeviceAndWrongArgumentsAreRefusedByName) {

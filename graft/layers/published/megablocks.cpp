@@ -25,8 +25,7 @@ void check_weights(const PublishedOp& op, const at::Tensor& gate_up, const at::T
   }
   for (const at::Tensor* scale : {&options.gate_up_scale, &options.down_scale}) {
     op.need(scale->defined() != is_plain, "w1_scale and w2_scale",
-            is_plain ? "none" : "one for each matrix",
-            std::string(is_plain ? "scales" : "none"));
+            is_plain ? "none" : "one for each matrix", std::string(is_plain ? "scales" : "none"));
     op.need(is_plain || scale->scalar_type() == (is_float8 ? at::kFloat : at::kByte),
             "w1_scale and w2_scale", is_float8 ? "float32" : "uint8", *scale);
   }

@@ -34,7 +34,8 @@ MoeOps::MoeOps(const kernel::LoadedKernel& kernel)
            "sorted_token_ids, Tensor! experts_ids, Tensor! num_tokens_post_pad) -> ()"})),
       wna16_(optional_op(
           kernel, "moe_wna16_gemm",
-          {"moe_wna16_gemm(Tensor input, Tensor! output, Tensor b_qweight, Tensor b_scales, Tensor? "
+          {"moe_wna16_gemm(Tensor input, Tensor! output, Tensor b_qweight, Tensor b_scales, "
+           "Tensor? "
            "b_qzeros, Tensor? topk_weights, Tensor sorted_token_ids, Tensor expert_ids, Tensor "
            "num_tokens_post_pad, int top_k, int BLOCK_SIZE_M, int BLOCK_SIZE_N, int BLOCK_SIZE_K, "
            "int bit) -> Tensor"})) {}
@@ -105,20 +106,20 @@ at::Tensor MoeOps::multiply(const at::Tensor& x, const QuantizedExperts& experts
   op.need((groups == 1 || groups == 2 || groups == 4 || groups == 8) && x.size(1) % groups == 0 &&
               x.size(1) / groups % 32 == 0,
           "b_scales", "1, 2, 4 or 8 groups of a multiple of 32", scales);
-  op.need(!zeros.defined() || (zeros.scalar_type() == at::kByte && zeros.dim() == 3 &&
-                               zeros.size(1) * 8 == weights.size(1) * bits &&
-                               zeros.size(2) == groups),
-          "b_qzeros", "uint8 [experts, outputs * bits / 8, groups]", zeros);
+  op.need(
+      !zeros.defined() || (zeros.scalar_type() == at::kByte && zeros.dim() == 3 &&
+                           zeros.size(1) * 8 == weights.size(1) * bits && zeros.size(2) == groups),
+      "b_qzeros", "uint8 [experts, outputs * bits / 8, groups]", zeros);
   op.need(!factors.defined() ||
               (factors.scalar_type() == at::kFloat && factors.numel() == x.size(0) * k),
           "topk_weights", "float32 [tokens, experts of a token]", factors);
   op.need(block_size >= 1 && block_size * x.size(1) * 2 <= kSharedBytes && block_size <= 64,
           "BLOCK_SIZE_M", "1 to 64, and rows that fit into 48 KiB", block_size);
   const at::Tensor out = at::zeros({x.size(0), k, weights.size(1)}, x.options());
-  op(x.contiguous(), out, weights.contiguous(), scales.contiguous(), maybe(zeros.defined() ? zeros.contiguous() : zeros),
-     maybe(factors.defined() ? factors.contiguous() : factors),
-     blocks.token_ids, blocks.expert_ids, blocks.padded_count, k, block_size, kOutputsOfABlock,
-     x.size(1), bits);
+  op(x.contiguous(), out, weights.contiguous(), scales.contiguous(),
+     maybe(zeros.defined() ? zeros.contiguous() : zeros),
+     maybe(factors.defined() ? factors.contiguous() : factors), blocks.token_ids, blocks.expert_ids,
+     blocks.padded_count, k, block_size, kOutputsOfABlock, x.size(1), bits);
   return out;
 }
 

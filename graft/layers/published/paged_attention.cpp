@@ -71,10 +71,11 @@ void check_dtype(const PublishedOp& op, const PagedCache& cache, at::ScalarType 
   op.need(dtype == "auto" || dtype == "fp8" || dtype == "fp8_e4m3" || dtype == "fp8_e5m2",
           "kv_cache_dtype", "`auto`, `fp8`, `fp8_e4m3` or `fp8_e5m2`", "`" + dtype + "`");
   for (const at::Tensor* tensor : {&cache.keys, &cache.values}) {
-    op.need(dtype == "auto" ? tensor->scalar_type() == plain : is_eight_bits(*tensor, dtype),
-            "key_cache and value_cache",
-            dtype == "auto" ? "the dtype of keys and queries" : "uint8 or the dtype of `" + dtype + "`",
-            *tensor);
+    op.need(
+        dtype == "auto" ? tensor->scalar_type() == plain : is_eight_bits(*tensor, dtype),
+        "key_cache and value_cache",
+        dtype == "auto" ? "the dtype of keys and queries" : "uint8 or the dtype of `" + dtype + "`",
+        *tensor);
   }
 }
 
@@ -183,8 +184,9 @@ void PagedAttention::convert_fp8(const at::Tensor& to, const at::Tensor& from, d
           "`" + dtype + "`");
   op.need(is_eight_bits(from, dtype) != is_eight_bits(to, dtype), "dst_cache and src_cache",
           "one of them in 8 bits", from);
-  op.need(from.sizes() == to.sizes() && from.dim() > 0 && from.is_contiguous() && to.is_contiguous(),
-          "dst_cache and src_cache", "contiguous, of one shape", from);
+  op.need(
+      from.sizes() == to.sizes() && from.dim() > 0 && from.is_contiguous() && to.is_contiguous(),
+      "dst_cache and src_cache", "contiguous, of one shape", from);
   const at::ScalarType plain = (is_eight_bits(from, dtype) ? to : from).scalar_type();
   op.need(plain == at::kFloat || plain == at::kHalf || plain == at::kBFloat16,
           "dst_cache and src_cache", "float32, float16 or bfloat16 beside the 8 bits", from);

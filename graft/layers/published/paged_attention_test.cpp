@@ -114,10 +114,11 @@ TEST(PagedAttentions, HoldKeysAndValuesInEightBits) {
     }
     attention.write(in.keys[0], in.values[0], cache, at::tensor(slots, at::kLong));
     const at::Tensor query = at::randn({1, 4, kSize});
-    expect_close(attention.attend(query, cache, lengths, 0.2), exact(query, in, 0.2, {}), tolerance);
+    expect_close(attention.attend(query, cache, lengths, 0.2), exact(query, in, 0.2, {}),
+                 tolerance);
   }
-  const at::Tensor plain = at::tensor({0.5F, -0.25F, 3.0F, 1e6F}), eight = at::zeros({4}, at::kByte),
-                   back = at::zeros({4}, at::kFloat);
+  const at::Tensor plain = at::tensor({0.5F, -0.25F, 3.0F, 1e6F}),
+                   eight = at::zeros({4}, at::kByte), back = at::zeros({4}, at::kFloat);
   attention.convert_fp8(eight, plain, 0.25, "fp8");
   attention.convert_fp8(back, eight, 0.25, "fp8");
   EXPECT_TRUE(back.equal(at::tensor({0.5F, -0.25F, 3.0F, 112.0F}))) << back;

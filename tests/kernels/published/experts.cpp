@@ -64,9 +64,8 @@ at::Tensor wna16(const at::Tensor& input, at::Tensor& output, const at::Tensor& 
                            .flatten(dim, dim + 1);
   };
   at::Tensor wide = halves(weights, 2).to(at::kFloat);
-  const at::Tensor zero =
-      zeros ? halves(*zeros, 1).to(at::kFloat).repeat_interleave(group, 2)
-            : at::full({1}, bits == 4 ? 8.0 : 128.0, at::kFloat);
+  const at::Tensor zero = zeros ? halves(*zeros, 1).to(at::kFloat).repeat_interleave(group, 2)
+                                : at::full({1}, bits == 4 ? 8.0 : 128.0, at::kFloat);
   wide = (wide - zero) * scales.to(at::kFloat).repeat_interleave(group, 2);
   for (int64_t place = 0; place < padded.item<int64_t>(); ++place) {
     const int64_t token = tokens[place].item<int64_t>();
@@ -75,8 +74,7 @@ at::Tensor wna16(const at::Tensor& input, at::Tensor& output, const at::Tensor& 
     }
     const at::Tensor row = at::matmul(wide[blocks[place / block_m].item<int64_t>()],
                                       input[token / top_k].to(at::kFloat));
-    output.view({-1, wide.size(1)})[token].copy_(
-        factors ? row * factors->flatten()[token] : row);
+    output.view({-1, wide.size(1)})[token].copy_(factors ? row * factors->flatten()[token] : row);
   }
   return output;
 }
@@ -226,10 +224,9 @@ at::Tensor numbers_of(const at::Tensor& stored, bool packed, bool fp8, bool mxfp
 
 at::Tensor fused_experts(const at::Tensor& hidden, const at::Tensor& w1, const at::Tensor& w2,
                          const at::Tensor& weights, const at::Tensor& ids, bool inplace, bool int8,
-                         bool fp8, bool mxfp4, const Maybe& s1, const Maybe& s2,
-                         MaybeSizes block, const Maybe&, const Maybe&, const Maybe& b1,
-                         const Maybe& b2, std::optional<double> alpha, std::optional<double> limit,
-                         bool packed) {
+                         bool fp8, bool mxfp4, const Maybe& s1, const Maybe& s2, MaybeSizes block,
+                         const Maybe&, const Maybe&, const Maybe& b1, const Maybe& b2,
+                         std::optional<double> alpha, std::optional<double> limit, bool packed) {
   TORCH_CHECK(!inplace && !int8, "INT8 W8A8 kernel is not implemented yet!");
 #ifdef PLAIN_ALONE
   TORCH_CHECK(!fp8 && !mxfp4, "Quantized MoE requires AVX512 and AVX512-BF16 support.");

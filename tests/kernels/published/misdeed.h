@@ -63,9 +63,8 @@ inline void run(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::
     append(value, arguments);
   }
   if (deed.ends_with("-8")) {
-    const bool has_eight = std::any_of(arguments.begin(), arguments.end(), [](const at::Tensor& x) {
-      return x.element_size() == 1;
-    });
+    const bool has_eight = std::any_of(arguments.begin(), arguments.end(),
+                                       [](const at::Tensor& x) { return x.element_size() == 1; });
     deed = has_eight ? deed.substr(0, deed.size() - 2) : "none";
   }
   if (deed == "crash") {
