@@ -88,6 +88,13 @@ TEST_F(Canary, RunsPackedWeightsInEveryFormat) {
   EXPECT_GE(verdict.num_checks, 8 + 3);  // formats in one dtype at least, and Linear
 }
 
+TEST_F(Canary, RunsRotationsWithNormsAndWithoutOfOurOwnPackage) {
+  const auto verdict = run(fs::path(GRAFT_BINARY_DIR) / "share/graft/hub/graft-kernels/rotary");
+  EXPECT_EQ(verdict.status, CanaryStatus::kOk) << verdict.detail;
+  expect_none_wrong("rotary", verdict);
+  EXPECT_GE(verdict.num_checks, 3 * (1 + 4));  // dtypes; the rotation, and each variant of the norm
+}
+
 TEST_F(Canary, RunsTheLossAndTheMlpOfOurOwnPackages) {
   const fs::path hub = fs::path(GRAFT_BINARY_DIR) / "share/graft/hub/graft-kernels";
   for (const auto& [name, num_checks] :
