@@ -34,6 +34,9 @@ layers::GuardFunction rounded(const layers::GuardFunction& exact, at::ScalarType
   };
 }
 
+bool is_e5m2(at::ScalarType eight_bits) { return eight_bits == at::kFloat8_e5m2; }
+double largest_of(at::ScalarType eight_bits) { return is_e5m2(eight_bits) ? 57344.0 : 448.0; }
+
 }  // namespace
 
 at::Tensor wide_numbers(const at::Tensor& eight_bits) {
@@ -41,14 +44,15 @@ at::Tensor wide_numbers(const at::Tensor& eight_bits) {
 }
 
 at::Tensor round_to(const at::Tensor& numbers, at::ScalarType eight_bits) {
-  const double largest = eight_bits == at::kFloat8_e5m2 ? 57344.0 : 448.0;
+  const double largest = largest_of(eight_bits);
   return numbers.to(at::kFloat).clamp(-largest, largest).to(eight_bits);
 }
 
 Answer nearest(const at::Tensor& eight_bits, const at::Tensor& exact) {
-  const bool is_wide = eight_bits.scalar_type() == at::kFloat8_e5m2;
-  const at::Tensor right = wide_numbers(round_to(exact, eight_bits.scalar_type())),
-                   reachable = exact.clamp(-(is_wide ? 57344.0 : 448.0), is_wide ? 57344.0 : 448.0);
+  const at::ScalarType type = eight_bits.scalar_type();
+  const bool is_wide = is_e5m2(type);
+  const at::Tensor right = wide_numbers(round_to(exact, type)),
+                   reachable = exact.clamp(-largest_of(type), largest_of(type));
   // Half a step of three bits (or two), or of the smallest numbers: a tie may fall either way.
   const at::Tensor half_step =
       reachable.abs() * (is_wide ? 0x1p-3 : 0x1p-4) + (is_wide ? 0x1p-17 : 0x1p-10);
@@ -90,32 +94,29 @@ at::Tensor OpChecks::normal(at::IntArrayRef sizes, double scale) {
   return inputs_->normal(sizes, scale);
 }
 
-std::string OpChecks::judge(const std::string& what, at::ScalarType dtype, const Answers& answers) {
-  for (const auto& [got, exact, reference] : answers) {
-    std::string refusal = layers::compare(
-        what, got, reference.defined() ? reference : exact.to(dtype), exact,
-        got.is_floating_point() ? slack_of(dtype) * std::max(1.0, layers::largest(exact)) : 0.0);
-    if (!refusal.empty()) {
-      return refusal;
+OpChecks::Refusal OpChecks::comparing(const std::function<Answers()>& answers) {
+  return [&answers](const std::string& what, at::ScalarType dtype) {
+    const c10::InferenceMode inference;
+    for (const auto& [got, exact, reference] : answers()) {
+      std::string refusal = layers::compare(
+          what, got, reference.defined() ? reference : exact.to(dtype), exact,
+          got.is_floating_point() ? slack_of(dtype) * std::max(1.0, layers::largest(exact)) : 0.0);
+      if (!refusal.empty()) {
+        return refusal;
+      }
     }
-  }
-  return "";
+    return std::string();
+  };
 }
 
 void OpChecks::check(const std::string& op, const std::string& form, Dtypes dtypes,
                      const std::function<Answers()>& answers) {
-  run(op, form, dtypes, /*is_optional=*/false, [&](const std::string& what, at::ScalarType dtype) {
-    const c10::InferenceMode inference;
-    return judge(what, dtype, answers());
-  });
+  run(op, form, dtypes, /*is_optional=*/false, comparing(answers));
 }
 
 void OpChecks::check_optional(const std::string& op, const std::string& form, Dtypes dtypes,
                               const std::function<Answers()>& answers) {
-  run(op, form, dtypes, /*is_optional=*/true, [&](const std::string& what, at::ScalarType dtype) {
-    const c10::InferenceMode inference;
-    return judge(what, dtype, answers());
-  });
+  run(op, form, dtypes, /*is_optional=*/true, comparing(answers));
 }
 
 void OpChecks::check_gradients(const std::string& op, const std::string& form, Dtypes dtypes,

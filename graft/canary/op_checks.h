@@ -73,7 +73,8 @@ class OpChecks {
  private:
   using Refusal = std::function<std::string(const std::string& what, at::ScalarType dtype)>;
 
-  static std::string judge(const std::string& what, at::ScalarType dtype, const Answers& answers);
+  // Holds what `answers` gives, which outlives the result, against what is right.
+  static Refusal comparing(const std::function<Answers()>& answers);
   void run(const std::string& op, const std::string& form, Dtypes dtypes, bool is_optional,
            const Refusal& refusal);
 
