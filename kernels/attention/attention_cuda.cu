@@ -196,14 +196,11 @@ void run_few_queries_sm90(DecodeProblem& problem, const Tensor& query, const Cud
   problem.splits = shape.splits;
   Tensor parts;
   if (problem.splits > 1) {
-    parts = torch::stable::new_empty(query, {problem.part_floats()}, ScalarType::Float);
+    parts =
+        torch::stable::new_empty(query, {decode_part_floats(problem, shape)}, ScalarType::Float);
     problem.parts = static_cast<float*>(parts.mutable_data_ptr());
   }
   run_decode_sm90(problem, shape, scope.may_overlap(), scope.stream());
-  if (problem.splits > 1) {
-    problem.base.dtype == Dtype::kBfloat16 ? launch_merge<Bf16>(problem, scope)
-                                           : launch_merge<Fp16>(problem, scope);
-  }
 }
 
 void run_cuda(DecodeProblem problem, const Tensor& query) {

@@ -155,6 +155,38 @@ TEST_P(CudaDecode, FollowsEveryLengthFromOneGraph) {
 #endif
 }
 
+TEST_P(CudaDecode, PartsMeetInEveryReplayOfOneGraph) {
+#ifdef GRAFT_WITH_CUDA
+  // One key head: several clusters, whose last to come merges; and parts that are no cluster.
+  const at::Tensor query = random({1, 1, 8, 128}), key = random({1, 1, 20000, 128});
+  at::Tensor lengths = ints({1}), chosen = at::empty_like(query), five = at::empty_like(query);
+  const auto both = [&] {
+    for (const auto& [out, splits] : {std::pair<at::Tensor, int64_t>{chosen, 0}, {five, 5}}) {
+      package()("attention_decode_out", out, c10::IValue(), query, key, key, lengths, c10::IValue(),
+                c10::IValue(), c10::IValue(), scale_of(query), 0.0, int64_t{0}, true, splits);
+    }
+  };
+  both();
+  testing::check_status(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+  const testing::CurrentStream stream;
+  const testing::CapturedGraph graph(stream, both);
+  for (const int32_t length : {20000, 63, 1, 0, 4097, 19999, 20000}) {
+    lengths.fill_(length);
+    chosen.fill_(777.0);
+    five.fill_(777.0);
+    for (int replay = 0; replay < 3; ++replay) {
+      graph.launch();
+    }
+    stream.synchronize();
+    const Cache cache{.lengths = lengths};
+    expect_close(chosen, query, key, key, cache, "length " + std::to_string(length));
+    expect_close(five, query, key, key, cache, "five parts, length " + std::to_string(length));
+    EXPECT_TRUE(is_same_bits(chosen, decode(query, key, key, cache))) << length;
+    stream.synchronize();
+  }
+#endif
+}
+
 TEST_P(CudaDecode, GivesTheSameBitsInEveryOfManyRuns) {
   const at::Tensor query = random({3, 4, 8, 128}), key = random({3, 2, 2500, 128});
   const Cache cache{.lengths = ints({2500, 1203, 64})};

@@ -12,20 +12,28 @@ const char* why_not_decode_sm90(const DecodeProblem& problem, int compute_capabi
 
 // How the work is laid over the device. Parts = splits * cluster, a block each.
 struct DecodeShape {
-  int splits;      // parts that meet in device memory, merged by a second kernel
-  int cluster;     // blocks of a cluster, a power of two: parts that meet in shared memory
-  int stages;      // of the ring of tiles
-  int row_tiles;   // of 16 rows, worked on by one block
-  int sets;        // of warps that take turns at the tiles
-  int box_keys;    // keys of one bulk copy
-  bool read_once;  // what is read does not stay in L2
+  int splits;       // parts that meet in device memory
+  int cluster;      // blocks of a cluster, a power of two: parts that meet in shared memory
+  int stages;       // of the ring of tiles
+  int row_tiles;    // of 16 rows, worked on by one block
+  int sets;         // of warps that take turns at the tiles
+  int box_keys;     // keys of one bulk copy
+  bool joined;      // which copies all columns of a head
+  bool early;       // the first tile is copied before a sequence's length is known
+  bool read_once;   // what is read does not stay in L2
+  uint64_t launch;  // the launch's number among all, of 56 bits
 };
+
+// Most blocks of a cluster.
+inline constexpr int kMostCluster = 16;
 
 // Depends on shapes and device alone. The tensors' device must be current.
 DecodeShape choose_decode_shape(const DecodeProblem& problem, int processors, int64_t l2_bytes);
 
-// Launches it. With splits > 1 `problem.parts` is to be merged afterwards. Throws std::runtime_error
-// when the driver refuses.
+// Device memory that parts meet in, in floats; nothing where splits is 1. May hold anything.
+int64_t decode_part_floats(const DecodeProblem& problem, const DecodeShape& shape);
+
+// Launches it; `problem.parts` has decode_part_floats(). Throws std::runtime_error when the driver refuses.
 void run_decode_sm90(const DecodeProblem& problem, const DecodeShape& shape, bool may_overlap,
                      CUstream_st* stream);
 

@@ -7,6 +7,9 @@
 #include <bit>
 #include <cstdint>
 #include <numeric>
+#include <random>
+#include <stdexcept>
+#include <string>
 
 #include "kernels/attention/attention_decode_sm90.h"
 #include "kernels/attention/attention_decode_sm90_kernel.cuh"
@@ -29,7 +32,7 @@ constexpr int64_t kLongStream = 4;
 // Longest head of which two blocks fit on a processor.
 constexpr int64_t kMostShared = 128;
 constexpr int kMostClusterLog2 = 4;
-constexpr int kMostCluster = 1 << kMostClusterLog2;
+static_assert(kMostCluster == 1 << kMostClusterLog2);
 // Of a launch's second and third dimension.
 constexpr int64_t kMostGrid = 65535;
 
@@ -46,7 +49,8 @@ struct Instance {
   DecodeKernel kernel;
   int threads;
   int stage_bytes;
-  int other_bytes;
+  int other_bytes;                     // beside the stages
+  int cluster_bytes;                   // and those of a cluster
   int least_stages;                    // that the merge fits into
   std::array<Prepared, 64>* prepared;  // by device
 };
@@ -58,8 +62,9 @@ Instance instance() {
   return {sm90::attention_decode_sm90_kernel<T, kD, kRowTiles, kSets>,
           Ring::kThreads,
           Ring::kStageBytes,
-          Ring::bytes(0),
-          std::max((Ring::kMergeBytes + Ring::kStageBytes - 1) / Ring::kStageBytes, kSets),
+          Ring::bytes(0, false),
+          Ring::bytes(0, true) - Ring::bytes(0, false),
+          std::max((Ring::kLeastRing + Ring::kStageBytes - 1) / Ring::kStageBytes, kSets),
           &prepared};
 }
 
@@ -107,10 +112,11 @@ Prepared& prepare(const Instance& instance) {
   return prepared;
 }
 
-// Stages that fit with `per_processor` blocks on a processor.
+// Stages that fit with `per_processor` blocks on a processor; a block alone may be one of a cluster.
 int stages_of(const Instance& instance, int per_processor) {
   const int most = prepare(instance).shared_bytes.load(std::memory_order_acquire);
-  const int room = (most + 1024) / per_processor - 1024 - instance.other_bytes;
+  const int room = (most + 1024) / per_processor - 1024 - instance.other_bytes -
+                   (per_processor == 1 ? instance.cluster_bytes : 0);
   return std::min(room / instance.stage_bytes, sm90::kMaxStages);
 }
 
@@ -120,7 +126,8 @@ cudaLaunchConfig_t configure(const Instance& instance, int stages, dim3 grid,
   config.gridDim = grid;
   config.blockDim = dim3(static_cast<unsigned>(instance.threads));
   config.dynamicSmemBytes =
-      static_cast<size_t>(instance.other_bytes + stages * instance.stage_bytes);
+      static_cast<size_t>(instance.other_bytes + stages * instance.stage_bytes +
+                          (cluster > 1 ? instance.cluster_bytes : 0));
   config.attrs = attributes;
   if (cluster > 1) {
     attributes[0].id = cudaLaunchAttributeClusterDimension;
@@ -157,14 +164,46 @@ bool is_strided(const int64_t (&stride)[3], int64_t a, int64_t b, int64_t c) {
   return (stride[0] > 0 || a == 1) && (stride[1] > 0 || b == 1) && (stride[2] > 0 || c == 1);
 }
 
+// Columns of 64 elements become a dimension of their own where they fill the head: all of them are one copy.
+bool is_joined(const Problem& base) { return base.head_dim % sm90::kBoxColumns == 0; }
+
 CUtensorMap describe_cache(const DecodeProblem& problem, const void* from,
                            const int64_t (&stride)[3], int tile_keys) {
   const Problem& base = problem.base;
   const bool paged = problem.table != nullptr;
-  return sm90::describe(base, from,
-                        {paged ? problem.page_keys : base.keys, base.key_heads,
-                         paged ? problem.pages : base.batch, stride[2], stride[1], stride[0]},
-                        tile_keys);
+  const auto size = [](int64_t count) { return static_cast<cuuint64_t>(count); };
+  const auto bytes = [](int64_t count, int64_t of) {
+    return static_cast<cuuint64_t>(count == 1 ? 16 : of * 2);
+  };
+  const int64_t columns = is_joined(base) ? base.head_dim / sm90::kBoxColumns : 1;
+  const int64_t rows = paged ? problem.page_keys : base.keys;
+  const int64_t batch = paged ? problem.pages : base.batch;
+  const cuuint64_t sizes[5] = {size(base.head_dim / columns), size(rows), size(columns),
+                               size(base.key_heads), size(batch)};
+  const cuuint64_t strides[4] = {bytes(rows, stride[2]), bytes(columns, sm90::kBoxColumns),
+                                 bytes(base.key_heads, stride[1]), bytes(batch, stride[0])};
+  const cuuint32_t box[5] = {sm90::kBoxColumns, static_cast<cuuint32_t>(tile_keys),
+                             static_cast<cuuint32_t>(columns), 1, 1};
+  const cuuint32_t steps[5] = {1, 1, 1, 1, 1};
+  CUtensorMap map;
+  const CUresult status = graft_kernels::sm90::encode_function()(
+      &map,
+      base.dtype == Dtype::kBfloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
+                                     : CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+      5, const_cast<void*>(from), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+      CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  if (status != CUDA_SUCCESS) {
+    throw std::runtime_error("[cuda] cuTensorMapEncodeTiled: expected CUDA_SUCCESS, got " +
+                             std::to_string(static_cast<int>(status)));
+  }
+  return map;
+}
+
+// Differs from those of all other launches of this process, and from what memory happens to hold.
+uint64_t next_launch() {
+  static std::atomic<uint64_t> next{std::random_device{}() | uint64_t{1} << 40};
+  return next.fetch_add(1, std::memory_order_relaxed) & ((uint64_t{1} << 56) - 1);
 }
 
 }  // namespace
@@ -248,6 +287,8 @@ DecodeShape choose_decode_shape(const DecodeProblem& problem, int processors, in
   shape.splits = shape.cluster = shape.row_tiles = shape.sets = 1;
   shape.row_tiles = base.rows() > kBlockRows ? 2 : 1;
   shape.box_keys = box_keys(problem);
+  shape.joined = is_joined(base);
+  shape.launch = next_launch();
   const int64_t blocks = row_blocks(base, shape), works = base.batch * base.key_heads * blocks;
   const int64_t seen =
       problem.window > 0 ? std::min(base.keys, problem.window + base.queries) : base.keys;
@@ -255,6 +296,7 @@ DecodeShape choose_decode_shape(const DecodeProblem& problem, int processors, in
   // A stream of several times L2 was slower so, a shorter one faster.
   shape.read_once = blocks == 1 && works * seen * base.head_dim * 4 < kLongStream * l2_bytes;
   const bool crowded = works > processors;
+  shape.early = !crowded && problem.lengths != nullptr && problem.window == 0;
   // Two blocks a processor where there is work for them: one computes while the other waits.
   const bool shared = crowded && shape.row_tiles == 1 && base.head_dim <= kMostShared;
   const Instance chosen = choose_sets(base, shared, shape);
@@ -273,6 +315,13 @@ DecodeShape choose_decode_shape(const DecodeProblem& problem, int processors, in
     shape.stages = stages_of(chosen, 1);
   }
   return shape;
+}
+
+int64_t decode_part_floats(const DecodeProblem& problem, const DecodeShape& shape) {
+  const Problem& base = problem.base;
+  const int64_t works = base.batch * base.key_heads * row_blocks(base, shape);
+  const int64_t fours = base.head_dim / 4 * kBlockRows * shape.row_tiles;
+  return shape.splits == 1 ? 0 : works * (shape.splits * fours * 6 + shape.cluster * 2);
 }
 
 void run_decode_sm90(const DecodeProblem& problem, const DecodeShape& shape, bool may_overlap,

@@ -1,7 +1,6 @@
 // Attention for few rows on Hopper. One warp keeps a ring of key and value tiles filled by bulk copies;
 // of the others, sets of four take turns at the tiles, each warp 16 keys for the rows that share them, with a
-// running softmax of its own. Warps of all blocks of a cluster merge in shared memory, and what is left by the
-// merge kernel. Device code, no Torch.
+// running softmax of its own, and all of them merge in the end. Device code, no Torch.
 #pragma once
 
 #include "kernels/attention/attention_decode_sm90_merge.cuh"
@@ -10,8 +9,8 @@ namespace graft_kernels::attention::sm90 {
 
 template <typename T, typename Ring>
 __device__ __forceinline__ void work_tiles(const DecodeProblem& problem, const DecodeShape& shape,
-                                           const Place& place, unsigned char* ring,
-                                           RingBarriers& barriers, T* queries,
+                                           const Place& place, const Tiles& tiles,
+                                           unsigned char* ring, RingBarriers& barriers, T* queries,
                                            RowsState<Ring::kD>& state) {
   constexpr int kD = Ring::kD;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -31,6 +30,7 @@ __device__ __forceinline__ void work_tiles(const DecodeProblem& problem, const D
     read_queries<T, Ring>(problem, place, queries);
   }
   sync_named(kQueriesBarrier, Ring::kThreads - 32);
+  const TileRows tile_rows = TileRows::of<Ring>(shape);
   QueryRows<T, kD> rows;
   rows.read(queries + row_tile * kBlockRows * Ring::kQueryPitch, Ring::kQueryPitch, lane);
   const int row = row_tile * kBlockRows + lane / 4;
@@ -38,19 +38,20 @@ __device__ __forceinline__ void work_tiles(const DecodeProblem& problem, const D
   // Keys that every row sees.
   const int whole_end = min(view_row(problem, place, 0).end, place.end);
   const int whole_begin = max(view_row(problem, place, max(place.rows - 1, 0)).begin, place.begin);
-  int first = (place.begin / kStageKeys + set) * kStageKeys + keys16;
-  for (int stage = set, phase = 0; first - keys16 < place.end; first += Ring::kSets * kStageKeys) {
+  int first = tiles.first + set * tiles.step + keys16;
+  for (int index = set, stage = set, phase = 0; index < tiles.count;
+       index += Ring::kSets, first += Ring::kSets * tiles.step) {
     wait(&barriers.full[stage], phase);
     if (first < place.end && first + 16 > place.begin) {
-      unsigned char* keys = ring + stage * Ring::kStageBytes + keys16 * 128;
-      unsigned char* values = keys + Ring::kBoxes * Ring::kBoxBytes;
+      unsigned char* keys = ring + stage * Ring::kStageBytes + tile_rows.at<Ring>(keys16);
+      unsigned char* values = keys + Ring::kStageBytes / 2;
       const bool whole = first >= whole_begin && first + 16 <= whole_end;
       // Keys that were not in the cache when it was copied, or that no row may see.
       if (first < place.begin || first + 16 > place.end || first + 16 > first_new) {
         if (row_tile == 0) {
-          patch_new<T>(problem, place, first_new, first, keys, values);
+          patch_new<T>(problem, place, first_new, first, tile_rows, keys, values);
           __syncwarp();
-          clear_unseen<kD>(place, first, values);
+          clear_unseen<kD>(place, first, tile_rows, values);
           publish_shared();  // the ring may be filled again by a bulk copy
         }
         if constexpr (Ring::kSetWarps == kKeyWarps) {
@@ -59,7 +60,7 @@ __device__ __forceinline__ void work_tiles(const DecodeProblem& problem, const D
           sync_named(kTileBarrier + keys16 / 16, Ring::kSetWarps / kKeyWarps * 32);
         }
       }
-      work_keys16<T, kD>(problem, place, views, whole, rows, keys, values, first, state);
+      work_keys16<T, kD>(problem, place, views, whole, rows, tile_rows, keys, values, first, state);
     }
     __syncwarp();
     if (lane == 0) {
@@ -91,23 +92,29 @@ __global__ void __launch_bounds__(DecodeRing<kD, kRowTiles, kSets>::kThreads,
   if (threadIdx.x == Ring::kWarps * 32) {
     prefetch_map(&key_map);
     prefetch_map(&value_map);
+#pragma unroll 1
     for (int stage = 0; stage < shape.stages; ++stage) {
       init_barrier(&barriers.full[stage], 1);
       init_barrier(&barriers.free[stage], Ring::kSetWarps);
     }
+    init_barrier(&barriers.sent, 1);
     publish_barriers();
+  }
+  if (shape.cluster > 1) {
+    arrive_cluster_relaxed();
   }
   allow_next_kernel();
   wait_for_kernel_before();
-  const Place place = decode_place(problem, shape.cluster, Ring::kRows);
+  Place place = decode_place(problem, shape.cluster, Ring::kRows);
   RowsState<kD> state;
   if (warp == Ring::kWarps) {
     __syncwarp();
     arrive_named(kReadyBarrier, Ring::kThreads);
-    copy_tiles<Ring>(key_map, value_map, problem, shape, place, ring, barriers);
+    Copier<Ring>(key_map, value_map, problem, shape, ring, barriers).run(place);
   } else {
+    const Tiles tiles = find_keys(problem, Ring::kRows, place);
     sync_named(kReadyBarrier, Ring::kThreads);
-    work_tiles<T, Ring>(problem, shape, place, ring, barriers, queries, state);
+    work_tiles<T, Ring>(problem, shape, place, tiles, ring, barriers, queries, state);
   }
   // The ring is used up. NOTE: racecheck reports reads of tiles beside the writes of share_rows(), and those beside the
   // reads of merge_parts(): this barrier and the one below lie between them, in the machine code too.
@@ -115,19 +122,23 @@ __global__ void __launch_bounds__(DecodeRing<kD, kRowTiles, kSets>::kThreads,
   float* values = reinterpret_cast<float*>(ring);
   const PartRows parts{
       values, reinterpret_cast<float2*>(values + Ring::kParts * Ring::kRows * Ring::kPitch)};
+  unsigned char* sent =
+      Ring::kSentApart ? reinterpret_cast<unsigned char*>(&barriers + 1) : ring + Ring::kMergeBytes;
+  const Inbox inbox{reinterpret_cast<float4*>(sent),
+                    reinterpret_cast<float2*>(sent + Ring::kSentColumns), &barriers.sent,
+                    &barriers.is_last};
   if (warp < Ring::kWarps) {
     share_rows<Ring>(place, state, parts);
   }
   if (shape.cluster > 1) {
-    arrive_cluster();
-    wait_cluster();
-    merge_parts<T, Ring>(problem, place, parts, shape.cluster);
-    arrive_cluster_relaxed();
-    wait_cluster();  // others may still read what this block shares
-  } else {
-    __syncthreads();
-    merge_parts<T, Ring>(problem, place, parts, 1);
+    wait_cluster();  // every block's barriers are set up
+    if constexpr (!Ring::kSentApart) {
+      arrive_cluster();
+      wait_cluster();  // every block's ring is used up
+    }
   }
+  __syncthreads();
+  merge_parts<T, Ring>(problem, shape, place, parts, inbox);
 #endif
 }
 

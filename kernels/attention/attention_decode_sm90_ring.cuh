@@ -17,8 +17,15 @@ inline constexpr int kReadyBarrier = 1;
 inline constexpr int kQueriesBarrier = 2;
 inline constexpr int kTileBarrier = 3;
 
-// Shared memory: the ring, the queries, and the ring's barriers. A stage holds keys, then values, each as
-// boxes of 64 columns; rows are 128 bytes, swizzled. The merge takes the ring's place.
+struct alignas(16) RingBarriers {
+  uint64_t full[kMaxStages];
+  uint64_t free[kMaxStages];
+  uint64_t sent;  // all of what the cluster's blocks send this one
+  bool is_last;   // of the clusters that come to where theirs meet
+};
+
+// Shared memory: the ring, the queries, the barriers, and what the blocks of a cluster send one another. A stage
+// holds keys, then values, each as boxes of 64 columns; rows are 128 bytes, swizzled. The merge takes the ring's place.
 template <int kHead, int kRowTiles, int kSetCount>
 struct DecodeRing {
   static constexpr int kD = kHead;
@@ -35,54 +42,69 @@ struct DecodeRing {
   static constexpr int kParts = kKeyWarps * kSets;  // of a row's keys
   static constexpr int kPitch = kD + 8;  // floats of a row of the merge: rows in different banks
   static constexpr int kMergeBytes = kParts * kRows * (kPitch + 2) * 4;
-  static constexpr int bytes(int stages) {
-    return stages * kStageBytes + kQueryBytes + 2 * kMaxStages * 8;
+  // Four columns each of the block's share, from every sender, then largest score and sum of every row.
+  static constexpr int kSentColumns = (kRows * kD / 4 + kMostCluster) * 16;
+  static constexpr int kSentBytes = kSentColumns + kMostCluster * kRows * 8;
+  // Where it fits beside the ring, blocks need not wait for one another's rings to be used up.
+  static constexpr bool kSentApart = kRows * kD <= 16 * 256;
+  static constexpr int kLeastRing = kMergeBytes + (kSentApart ? 0 : kSentBytes);
+  static constexpr int bytes(int stages, bool clustered) {
+    return stages * kStageBytes + kQueryBytes + static_cast<int>(sizeof(RingBarriers)) +
+           (clustered && kSentApart ? kSentBytes : 0);
   }
 };
 
-struct RingBarriers {
-  uint64_t full[kMaxStages];
-  uint64_t free[kMaxStages];
+// A block's part of the keys: every `step`-th tile of those that its rows see.
+struct Tiles {
+  int first;  // key
+  int step;   // keys
+  int count;
 };
 
-// The block's rows and its part of the keys, cut at whole tiles. The grid is parts, blocks of rows of all key
-// heads, batch: divisions take as long as a tile.
+// The block's rows, and the keys that some of them see. The grid is parts, blocks of rows of all key heads, batch:
+// divisions take as long as a tile.
 __device__ __forceinline__ Place decode_place(const DecodeProblem& problem, int cluster,
                                               int rows_together) {
   const Problem& base = problem.base;
-  const unsigned parts = gridDim.x, part = blockIdx.x;
-  const unsigned groups = static_cast<unsigned>(base.groups);
+  const unsigned part = blockIdx.x;
   const int rows = static_cast<int>(base.rows());
   Place place;
   place.batch = blockIdx.z;
   place.head = blockIdx.y;
   place.row = 0;
-  int first_query = 0, last_query = static_cast<int>(base.queries) - 1;
   if (rows > rows_together) {
     const unsigned row_blocks = (static_cast<unsigned>(rows) + rows_together - 1) / rows_together;
     place.head = blockIdx.y / row_blocks;
     place.row = static_cast<int>(blockIdx.y % row_blocks) * rows_together;
-    first_query = static_cast<int>(place.row / groups);
-    last_query = static_cast<int>((min(place.row + rows_together, rows) - 1) / groups);
   }
   place.rows = min(rows_together, rows - place.row);
-  place.block =
-      (place.batch * base.key_heads + place.head) * base.row_blocks() + place.row / kBlockRows;
+  place.block = 0;  // nobody asks
   place.split = cluster == 1 ? static_cast<int>(part) : static_cast<int>(part) / cluster;
+  return place;
+}
+
+// Where the keys end is in the device's memory.
+__device__ __forceinline__ Tiles find_keys(const DecodeProblem& problem, int rows_together,
+                                           Place& place) {
+  const Problem& base = problem.base;
+  const unsigned groups = static_cast<unsigned>(base.groups);
+  int first_query = 0, last_query = static_cast<int>(base.queries) - 1;
+  if (static_cast<int>(base.rows()) > rows_together) {
+    first_query = static_cast<int>(place.row / groups);
+    last_query = static_cast<int>((place.row + place.rows - 1) / groups);
+  }
   const int keys = static_cast<int>(base.keys);
   place.length =
       problem.lengths == nullptr ? keys : min(max(problem.lengths[place.batch], 0), keys);
-  const int end = row_end(problem, place.length, last_query);
-  const int begin = min(row_begin(problem, place.length, first_query), end);
-  const int first = begin / kStageKeys;
-  const unsigned tiles =
-      begin < end ? static_cast<unsigned>((end + kStageKeys - 1) / kStageKeys - first) : 0U;
-  const unsigned share = tiles / parts, extra = tiles - share * parts;
-  const int from = first + static_cast<int>(part * share + min(part, extra));
-  const int count = static_cast<int>(share + (part < extra ? 1U : 0U));
-  place.begin = count == 0 ? 0 : max(begin, from * kStageKeys);
-  place.end = count == 0 ? 0 : min(end, (from + count) * kStageKeys);
-  return place;
+  place.end = row_end(problem, place.length, last_query);
+  place.begin = min(row_begin(problem, place.length, first_query), place.end);
+  const int first = place.begin / kStageKeys, parts = static_cast<int>(gridDim.x);
+  const int tiles = place.begin < place.end ? (place.end + kStageKeys - 1) / kStageKeys - first : 0;
+  const int own = tiles - static_cast<int>(blockIdx.x) + parts - 1;
+  return {(first + static_cast<int>(blockIdx.x)) * kStageKeys, parts * kStageKeys,
+          own < parts
+              ? 0
+              : static_cast<int>(static_cast<unsigned>(own) / static_cast<unsigned>(parts))};
 }
 
 // Brings a tensor's description near before the first copy asks for it.
@@ -100,94 +122,152 @@ __device__ __forceinline__ void publish_barriers() {
 inline constexpr uint64_t kKeepNormal = 0x1000000000000000U;
 inline constexpr uint64_t kKeepLeast = 0x12F0000000000000U;
 
-// copy_box() with a policy.
-__device__ __forceinline__ void copy_box_keeping(void* to, const CUtensorMap* map,
-                                                 uint64_t* barrier, int column, int row, int head,
-                                                 int batch, uint64_t policy) {
+// Rows of a box: `column` of the head's, or all of its columns box after box (joined).
+__device__ __forceinline__ void copy_rows_keeping(void* to, const CUtensorMap* map,
+                                                  uint64_t* barrier, int column, int row, int head,
+                                                  int batch, uint64_t policy) {
   asm volatile(
-      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
-      "[%0], [%1, {%3, %4, %5, %6}], [%2], %7;" ::"r"(shared_address(to)),
-      "l"(map), "r"(shared_address(barrier)), "r"(column), "r"(row), "r"(head), "r"(batch),
+      "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+      "[%0], [%1, {%3, %4, %5, %6, %7}], [%2], %8;" ::"r"(shared_address(to)),
+      "l"(map), "r"(shared_address(barrier)), "r"(column), "r"(row), "r"(0), "r"(head), "r"(batch),
       "l"(policy)
       : "memory");
 }
 
-// Places of the next 32 boxes, one a lane: page and row in it.
+// Rows of a tile as copies lay them down: those of a box, then its further columns', then the next box.
+struct TileRows {
+  int box_keys;
+  int box_columns;  // bytes from 64 columns to the next
+  int eight_rows;   // bytes from eight rows to the next, of 16 that begin at a multiple of 16
+
+  template <typename Ring>
+  static __device__ __forceinline__ TileRows of(const DecodeShape& shape) {
+    return {shape.box_keys, shape.box_keys * 128, shape.box_keys == 8 ? Ring::kBoxes * 1024 : 1024};
+  }
+  // Where 16 rows begin.
+  template <typename Ring>
+  __device__ __forceinline__ int at(int row) const {
+    return row * 128 + row / box_keys * ((Ring::kBoxes - 1) * box_columns);
+  }
+  // An element of these 16.
+  __device__ __forceinline__ int element(int row, int column) const {
+    return column / 64 * box_columns + row / 8 * eight_rows + row % 8 * 128 +
+           ((column % 64 / 8) ^ (row % 8)) * 16 + column % 8 * 2;
+  }
+};
+
+// Pages and rows in them of the boxes of the next tiles, one a lane.
 struct PageWindow {
-  int first = 0;  // box
   int page = 0;
   int row = 0;
 };
 
-__device__ __forceinline__ PageWindow read_pages(const DecodeProblem& problem, const Place& place,
-                                                 int box_keys, int first) {
-  PageWindow window;
-  window.first = first;
-  const int key = (first + static_cast<int>(threadIdx.x) % 32) * box_keys;
-  if (key + box_keys > place.begin && key < place.end) {
-    const unsigned index = static_cast<unsigned>(key) / static_cast<unsigned>(problem.page_keys);
-    window.page = problem.table[place.batch * problem.table_stride + index];
-    window.row = key - static_cast<int>(index) * problem.page_keys;
-  }
-  return window;
-}
-
-// Boxes of keys by the even lanes, of values by the odd ones.
+// The warp that copies. Keys by even lanes, values by odd ones.
 template <typename Ring>
-__device__ __forceinline__ void copy_tiles(const CUtensorMap& key_map, const CUtensorMap& value_map,
-                                           const DecodeProblem& problem, const DecodeShape& shape,
-                                           const Place& place, unsigned char* ring,
-                                           RingBarriers& barriers) {
-  const int lane = threadIdx.x % 32;
-  const CUtensorMap* map = lane % 2 == 0 ? &key_map : &value_map;
-  const int box = lane / 2;
-  const bool copies = box < Ring::kBoxes;
-  const int boxes = kStageKeys / shape.box_keys;  // of a tile's keys
-  const bool paged = problem.table != nullptr;
-  const uint64_t policy = shape.read_once ? kKeepLeast : kKeepNormal;
-  int first = place.begin / kStageKeys * kStageKeys;
-  PageWindow pages, ahead;
-  if (paged) {
-    pages = read_pages(problem, place, shape.box_keys, first / shape.box_keys);
-    ahead = read_pages(problem, place, shape.box_keys, pages.first + 32);
+struct Copier {
+  const CUtensorMap *key_map, *value_map;
+  const DecodeProblem& problem;
+  const DecodeShape& shape;
+  unsigned char* ring;
+  RingBarriers& barriers;
+  int lane, boxes, tiles_ahead;  // boxes of a tile's keys; tiles whose pages are read together
+
+  __device__ __forceinline__ Copier(const CUtensorMap& keys, const CUtensorMap& values,
+                                    const DecodeProblem& of, const DecodeShape& as,
+                                    unsigned char* to, RingBarriers& ready)
+      : key_map(&keys),
+        value_map(&values),
+        problem(of),
+        shape(as),
+        ring(to),
+        barriers(ready),
+        lane(static_cast<int>(threadIdx.x) % 32),
+        boxes(kStageKeys / as.box_keys),
+        tiles_ahead(32 / boxes) {}
+
+  // From the tile that begins at key `first`; `end`: of the keys that may be asked for.
+  __device__ __forceinline__ PageWindow read_pages(const Place& place, int first, int step,
+                                                   int end) const {
+    PageWindow window;
+    const int key = first + lane / boxes * step + lane % boxes * shape.box_keys;
+    if (problem.table != nullptr && key < end) {
+      const unsigned index = static_cast<unsigned>(key) / static_cast<unsigned>(problem.page_keys);
+      window.page = problem.table[place.batch * problem.table_stride + index];
+      window.row = key - static_cast<int>(index) * problem.page_keys;
+    }
+    return window;
   }
-  for (int stage = 0, phase = 1; first < place.end; first += kStageKeys) {
-    unsigned char* to =
-        ring + stage * Ring::kStageBytes + (lane % 2 * Ring::kBoxes + box) * Ring::kBoxBytes;
-    wait(&barriers.free[stage], phase);
-    // Boxes that hold a key some row sees.
-    const int skip = max(place.begin - first, 0) / shape.box_keys;
-    const int last = min(boxes, (place.end - first + shape.box_keys - 1) / shape.box_keys);
+
+  // Keys [max(first, begin), min(first + kStageKeys, end)) into a free stage, in whole boxes; `from`: of the window's
+  // lanes, where the tile's boxes begin.
+  __device__ __forceinline__ void copy_tile(const Place& place, int first, int begin, int end,
+                                            const PageWindow& window, int from, int stage) const {
+    const CUtensorMap* map = lane % 2 == 0 ? key_map : value_map;
+    const int pieces = shape.joined ? 1 : Ring::kBoxes;  // of a box's columns
+    const int piece = lane / 2;
+    const uint64_t policy = shape.read_once ? kKeepLeast : kKeepNormal;
+    const int skip = max(begin - first, 0) / shape.box_keys;
+    const int last = min(boxes, (end - first + shape.box_keys - 1) / shape.box_keys);
     if (lane == 0) {
       arrive_expecting(&barriers.full[stage],
                        (last - skip) * 2 * Ring::kBoxes * shape.box_keys * 128);
     }
     __syncwarp();
-    if (!paged) {
-      if (copies) {
-        copy_box_keeping(to, map, &barriers.full[stage], box * kBoxColumns, first,
-                         static_cast<int>(place.head), static_cast<int>(place.batch), policy);
+    unsigned char* to = ring + stage * Ring::kStageBytes + lane % 2 * (Ring::kStageBytes / 2) +
+                        piece * shape.box_keys * 128;
+    for (int index = skip; index < last; ++index) {
+      int row = first, page = static_cast<int>(place.batch);
+      if (problem.table != nullptr) {
+        page = __shfl_sync(0xFFFFFFFFU, window.page, from + index);
+        row = __shfl_sync(0xFFFFFFFFU, window.row, from + index);
       }
-    } else {
-      const int at = first / shape.box_keys;
-      if (at >= pages.first + 32) {
-        pages = ahead;
-        ahead = read_pages(problem, place, shape.box_keys, pages.first + 32);
+      if (piece < pieces) {
+        copy_rows_keeping(to + index * (Ring::kBoxes * shape.box_keys * 128), map,
+                          &barriers.full[stage], piece * kBoxColumns, row,
+                          static_cast<int>(place.head), page, policy);
       }
-      for (int index = skip; index < last; ++index) {
-        const int page = __shfl_sync(0xFFFFFFFFU, pages.page, at + index - pages.first);
-        const int row = __shfl_sync(0xFFFFFFFFU, pages.row, at + index - pages.first);
-        if (copies) {
-          copy_box_keeping(to + index * shape.box_keys * 128, map, &barriers.full[stage],
-                           box * kBoxColumns, row, static_cast<int>(place.head), page, policy);
-        }
-      }
-    }
-    if (++stage == shape.stages) {
-      stage = 0;
-      phase ^= 1;
     }
   }
-}
+
+  // All of a part's tiles. Early: the first is asked for before it is known whether the keys reach it.
+  __device__ __forceinline__ Tiles run(Place& place) const {
+    const int room = static_cast<int>(problem.base.keys);
+    int first = static_cast<int>(blockIdx.x) * kStageKeys;
+    const int step = static_cast<int>(gridDim.x) * kStageKeys;
+    const bool early = shape.early && first < room;
+    PageWindow pages;
+    if (early) {
+      pages = read_pages(place, first, step, room);
+      copy_tile(place, first, 0, room, pages, 0, 0);
+    }
+    const Tiles tiles = find_keys(problem, Ring::kRows, place);
+    if (early && tiles.count == 0) {
+      wait(&barriers.full[0], 0);  // the merge takes the ring's place
+    }
+    if (!early) {
+      first = tiles.first;
+      pages = read_pages(place, first, step, place.end);
+    }
+    PageWindow ahead = read_pages(place, first + tiles_ahead * step, step, place.end);
+    for (int index = 0, stage = 0, phase = 1, from = 0; index < tiles.count;
+         ++index, first += step) {
+      if (from == tiles_ahead * boxes) {
+        from = 0;
+        pages = ahead;
+        ahead = read_pages(place, first + tiles_ahead * step, step, place.end);
+      }
+      if (index > 0 || !early) {
+        wait(&barriers.free[stage], phase);
+        copy_tile(place, first, place.begin, place.end, pages, from, stage);
+      }
+      from += boxes;
+      if (++stage == shape.stages) {
+        stage = 0;
+        phase ^= 1;
+      }
+    }
+    return tiles;
+  }
+};
 
 }  // namespace graft_kernels::attention::sm90

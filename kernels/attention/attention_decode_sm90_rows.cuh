@@ -129,15 +129,13 @@ __device__ __forceinline__ void store_new(const DecodeProblem& problem, const Pl
 // Into the tile that was copied before they were there: 16 keys from `first`, by one warp.
 template <typename T>
 __device__ __forceinline__ void patch_new(const DecodeProblem& problem, const Place& place,
-                                          int first_new, int first, unsigned char* keys,
-                                          unsigned char* values) {
+                                          int first_new, int first, const TileRows& rows,
+                                          unsigned char* keys, unsigned char* values) {
   const int begin = max(first - first_new, max(-first_new, 0));
   const int end = min(first + 16 - first_new, static_cast<int>(problem.base.queries));
   for_new_elements<T>(problem, place, first_new, begin, end, static_cast<int>(threadIdx.x) % 32, 32,
                       [&](int token, int at, T key, T value) {
-                        const int row = first_new + token - first;
-                        const int byte = at / 64 * kStageKeys * 128 + row * 128 +
-                                         ((at % 64 / 8) ^ (row % 8)) * 16 + at % 8 * 2;
+                        const int byte = rows.element(first_new + token - first, at);
                         *reinterpret_cast<T*>(keys + byte) = key;
                         *reinterpret_cast<T*>(values + byte) = value;
                       });
@@ -146,14 +144,14 @@ __device__ __forceinline__ void patch_new(const DecodeProblem& problem, const Pl
 // Values of keys that no row sees become zeros: zero times what lies there may be NaN. 16 keys, by one
 // warp.
 template <int kD>
-__device__ __forceinline__ void clear_unseen(const Place& place, int first, unsigned char* values) {
+__device__ __forceinline__ void clear_unseen(const Place& place, int first, const TileRows& rows,
+                                             unsigned char* values) {
   const int lane = threadIdx.x % 32;
   constexpr int kChunks = kD / 8;
   for (int index = lane; index < 16 * kChunks; index += 32) {
     const int row = index / kChunks, chunk = index % kChunks;
     if (first + row < place.begin || first + row >= place.end) {
-      *reinterpret_cast<uint4*>(values + chunk / 8 * kStageKeys * 128 + row * 128 +
-                                chunk % 8 * 16) = {0, 0, 0, 0};
+      *reinterpret_cast<uint4*>(values + rows.element(row, chunk * 8)) = {0, 0, 0, 0};
     }
   }
 }
@@ -191,22 +189,21 @@ __device__ __forceinline__ void finish_scores(const DecodeProblem& problem, cons
 template <typename T, int kD>
 __device__ __forceinline__ void work_keys16(const DecodeProblem& problem, const Place& place,
                                             const RowView (&views)[2], bool whole,
-                                            const QueryRows<T, kD>& queries,
+                                            const QueryRows<T, kD>& queries, const TileRows& rows,
                                             const unsigned char* keys, const unsigned char* values,
                                             int first, RowsState<kD>& state) {
-  constexpr int kBox = kStageKeys * 128;
   const int lane = threadIdx.x % 32;
   const int swizzle = lane % 8;
   float scores[2][4] = {};
   {
     float odd[2][4] = {};  // every other step, so that half as many products wait for one another
-    const unsigned char* row = keys + (lane % 8 + lane / 16 * 8) * 128;
+    const unsigned char* row = keys + lane % 8 * 128 + lane / 16 * rows.eight_rows;
     const int chunk = (lane / 8 % 2 ^ swizzle) * 16;
 #pragma unroll
     for (int step = 0; step < kD / 16; ++step) {
       uint32_t a[4], b[4];
       queries.get(step, a);
-      load_matrices(b, row + step / 4 * kBox + (chunk ^ (step % 4 * 32)));
+      load_matrices(b, row + step / 4 * rows.box_columns + (chunk ^ (step % 4 * 32)));
       float(&sums)[2][4] = step % 2 == 0 ? scores : odd;
       multiply<T>(sums[0], a, b[0], b[1]);
       multiply<T>(sums[1], a, b[2], b[3]);
@@ -249,12 +246,12 @@ __device__ __forceinline__ void work_keys16(const DecodeProblem& problem, const 
       state.out[tile][3] *= factor[1];
     }
   }
-  const unsigned char* row = values + lane % 16 * 128;
+  const unsigned char* row = values + lane % 8 * 128 + lane % 16 / 8 * rows.eight_rows;
   const int chunk = (lane / 16 ^ swizzle) * 16;
 #pragma unroll
   for (int step = 0; step < kD / 16; ++step) {
     uint32_t b[4];
-    load_matrices_transposed(b, row + step / 4 * kBox + (chunk ^ (step % 4 * 32)));
+    load_matrices_transposed(b, row + step / 4 * rows.box_columns + (chunk ^ (step % 4 * 32)));
     multiply<T>(state.out[step * 2], weights, b[0], b[1]);
     multiply<T>(state.out[step * 2 + 1], weights, b[2], b[3]);
   }
