@@ -33,6 +33,7 @@ int run(const DownloadOptions& options) {
     bar.update(progress.done_bytes, progress.total_bytes, /*bytes=*/true, progress.file.path);
   };
   download.dry_run = options.dry_run;
+  const InterruptNote interrupt(options.common, kDownloadInterrupted);
   const auto snapshot =
       hub::download_snapshot(hub::Client(), type, options.repo_id, options.revision, download);
   if (options.common.json) {

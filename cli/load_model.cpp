@@ -56,10 +56,15 @@ bool loads_packed(const models::LoadOptions& load, const models::ModelLocation& 
   return may && models::stays_packed(load, location, load.device_map.resolve());
 }
 
-std::string settled_weights(const ModelOptions& options, layers::Mode mode) {
+ModelOptions settled(const ModelOptions& options, layers::Mode mode) {
   const models::LoadOptions load = load_options(options);
   const auto location = models::locate_model_files(resolve_model(options.model), load);
-  return loads_packed(load, location, mode) ? "packed" : "unpacked";
+  ModelOptions settled = options;
+  settled.model = location.gguf_file.empty() ? location.folder : location.gguf_file;
+  settled.gguf_file.clear();
+  settled.revision.clear();
+  settled.weights = loads_packed(load, location, mode) ? "packed" : "unpacked";
+  return settled;
 }
 
 std::vector<int64_t> parse_ids(const std::string& text) {

@@ -30,9 +30,10 @@ models::LoadOptions load_options(const ModelOptions& options);
 bool loads_packed(const models::LoadOptions& load, const models::ModelLocation& location,
                   layers::Mode mode);
 
-// The same of the model that the options name, as --weights has it: `packed` or `unpacked`. For commands that swap
-// kernels in themselves. Throws as from_pretrained() where the model is not here.
-std::string settled_weights(const ModelOptions& options, layers::Mode mode);
+// The options with what they leave open settled: the model as the path of its files, so that they are looked for once,
+// and weights `packed` or `unpacked` as for that mode with kernels. For commands that swap kernels in themselves.
+// Throws as from_pretrained() where the model is not here.
+ModelOptions settled(const ModelOptions& options, layers::Mode mode);
 
 // The kernel config of the options, from JSON text or a file; nothing when none was given.
 std::optional<layers::KernelConfig> kernel_config(const ModelOptions& options);

@@ -1,7 +1,9 @@
 #include "cli/progress.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cctype>
+#include <csignal>
 #include <cstdio>
 #include <utility>
 
@@ -38,6 +40,27 @@ size_t terminal_width() {
   winsize size{};
   const bool known = ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0;
   return known ? size.ws_col : 80;
+}
+
+// What the handler says; set before it stands.
+std::atomic<const char*> interrupt_line{nullptr};
+std::atomic<bool> clears_bar{false};
+
+void write_plainly(std::string_view text) {
+  [[maybe_unused]] const ssize_t written = ::write(STDERR_FILENO, text.data(), text.size());
+}
+
+// Runs in the middle of anything: no more than write() and signal() here.
+void on_interrupt(int) {
+  if (clears_bar) {
+    write_plainly("\r\033[K");
+  }
+  if (const char* line = interrupt_line) {
+    write_plainly(line);
+    write_plainly("\n");
+  }
+  std::signal(SIGINT, SIG_DFL);
+  std::raise(SIGINT);
 }
 
 }  // namespace
@@ -80,6 +103,21 @@ void ProgressBar::draw_bar(const std::string& numbers, uint64_t done, uint64_t t
   const std::string bar = width < 8 ? "" : fmt::format("[{:<{}}] ", std::string(full, '#'), width);
   write_stderr(fmt::format("\r\033[K{} {}{}", label_, bar, numbers));
   std::fflush(stderr);
+}
+
+InterruptNote::InterruptNote(const CommonOptions& common, const char* line) {
+  if (common.quiet || common.json || std::signal(SIGINT, SIG_IGN) == SIG_IGN) {
+    return;
+  }
+  interrupt_line = line;
+  clears_bar = is_watched();
+  std::signal(SIGINT, on_interrupt);
+}
+
+InterruptNote::~InterruptNote() {
+  if (interrupt_line.exchange(nullptr) != nullptr) {
+    std::signal(SIGINT, SIG_DFL);
+  }
 }
 
 }  // namespace graft::cli

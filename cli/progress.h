@@ -35,4 +35,20 @@ class ProgressBar {
   std::chrono::steady_clock::time_point last_;
 };
 
+// While it lives, Ctrl-C says what becomes of what was begun before it ends the process as it would have: the bar goes,
+// and a line stands in its place. Nothing under --quiet and --json, nothing where the process was started to ignore
+// Ctrl-C. One at a time.
+class InterruptNote {
+ public:
+  // line  a literal; what was begun has to be safe to leave at any point.
+  InterruptNote(const CommonOptions& common, const char* line);
+  ~InterruptNote();
+  InterruptNote(const InterruptNote&) = delete;
+  InterruptNote& operator=(const InterruptNote&) = delete;
+};
+
+// For downloads.
+inline constexpr char kDownloadInterrupted[] =
+    "interrupted; what has come is kept, the same command goes on from there";
+
 }  // namespace graft::cli

@@ -112,11 +112,10 @@ std::string attention_text(const models::CausalLM& model) {
 }  // namespace
 
 int run_explain(const ExplainOptions& options) {
-  ModelOptions model_options = options.model;
   const auto mode = layers::parse_mode(options.mode);
+  ModelOptions model_options = settled(options.model, mode);
   model_options.kernel_config.clear();
   model_options.use_kernels = false;  // kernelized below, with the mode that was asked for
-  model_options.weights = settled_weights(options.model, mode);
   const auto model = load_model(model_options, options.common);
   layers::KernelizeOptions kernelize{.mode = mode,
                                      .device = model->device(),

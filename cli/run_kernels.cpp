@@ -25,6 +25,7 @@ using nlohmann::ordered_json;
 // Every tree that the arguments name.
 std::vector<std::vector<ResolvedKernel>> fetch(const KernelsOptions& options) {
   ProgressBar bar(options.common, "downloading");
+  const InterruptNote interrupt(options.common, kDownloadInterrupted);
   const auto progress = [&bar](const hub::DownloadProgress& at) {
     bar.update(at.done_bytes, at.total_bytes, /*bytes=*/true, at.file.path);
   };

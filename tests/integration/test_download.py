@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ import unittest
 import urllib.parse
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
+from fault_server import wait_until  # noqa: E402
 from support import TINY, Workspace, run, run_json, run_on_terminal, start  # noqa: E402
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -155,6 +157,24 @@ class Download(unittest.TestCase):
             self.assertRegex(line, r"^downloading [\d.]+ \w+ of [\d.]+ \w+, at [\w.]+$")
         self.assertRegex(said["log"][-1], rf"^{REPO} at {COMMIT}: 3 files of [\d.]+ MiB, [\d.]+ MiB fetched$")
         self.assertEqual((said["off"], said["quiet"], said["json"]), (said["log"][-1:], [], []))
+
+    def test_an_interrupt_says_that_the_same_command_goes_on(self):
+        ways = {"plain": (), "quiet": ("-q",), "json": ("--json",)}
+        with Workspace() as place:
+            for name, arguments in ways.items():
+                env = self.variables(place / name)
+                Hub.slow = {"model.safetensors": 60}
+                Hub.requests.clear()
+                process = start("download", REPO, *arguments, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                wait_until(lambda: any("model.safetensors" in path for path in Hub.requests))
+                process.send_signal(signal.SIGINT)
+                out, said = process.communicate(timeout=60)
+                self.assertEqual((process.returncode, out), (-signal.SIGINT, b""), said)
+                lines = [line for line in said.decode().splitlines() if not line.startswith("downloading")]
+                kept = "interrupted; what has come is kept, the same command goes on from there"
+                self.assertEqual(lines, [kept] if name == "plain" else [])
+                Hub.slow = {}
+                self.assertEqual(run_json("download", REPO, env=env)["commit"], COMMIT)
 
     def test_a_ci_job_gets_its_token_as_in_python(self):
         program = "import huggingface_hub, sys; sys.stdout.write(huggingface_hub.get_token())"
