@@ -158,9 +158,11 @@ const KernelMapping& default_mapping() {
       made.set("Attention", {device},
                {{Mode::kInferenceCompile, reference("attention", "Attention")}});
     }
-    // In training on the CPU, and on CUDA in whole models, the parts of an MLP are as fast or faster (docs/benchmarks.md).
+    // In training, and before Hopper as far as is known, the parts of an MLP are as fast or faster (docs/benchmarks.md).
     for (const char* layer : {"SwiGLUMLP", "GeGLUMLP", "MLP"}) {
-      made.set(layer, {"cpu"}, {{Mode::kInferenceCompile, reference("mlp", layer)}});
+      for (const DeviceKey& device : {DeviceKey{"cpu"}, DeviceKey{"cuda", 90}}) {
+        made.set(layer, device, {{Mode::kInferenceCompile, reference("mlp", layer)}});
+      }
     }
     return made;
   }();

@@ -113,12 +113,26 @@ TEST(Mapping, TheDefaultServesOurLayersOnTheCpuAndOnCuda) {
                 Outcome::kFound);
     }
   }
-  // No backward and no CUDA yet.
+  // No backward.
   EXPECT_EQ(default_mapping().find("Linear", "cpu", 0, Mode::kInference).outcome, Outcome::kFound);
   EXPECT_EQ(default_mapping().find("PackedLinear", "cpu", 0, Mode::kInference).outcome,
             Outcome::kFound);
   EXPECT_EQ(default_mapping().find("Linear", "cpu", 0, Mode::kTraining).outcome,
             Outcome::kNoCompatibleMode);
+}
+
+TEST(Mapping, TheDefaultServesAWholeMlpWhereThatIsFasterThanItsParts) {
+  for (const char* layer : {"SwiGLUMLP", "GeGLUMLP", "MLP"}) {
+    const auto outcome = [&](const char* device, int capability, Mode mode) {
+      return default_mapping().find(layer, device, capability, mode).outcome;
+    };
+    EXPECT_EQ(outcome("cpu", 0, Mode::kInference), Outcome::kFound);
+    EXPECT_EQ(outcome("cuda", 90, Mode::kInference), Outcome::kFound);
+    EXPECT_EQ(outcome("cuda", 120, Mode::kInferenceCompile), Outcome::kFound);
+    EXPECT_NE(outcome("cuda", 89, Mode::kInference), Outcome::kFound);
+    EXPECT_NE(outcome("cuda", 90, Mode::kTraining), Outcome::kFound);
+    EXPECT_NE(outcome("cpu", 0, Mode::kTraining), Outcome::kFound);
+  }
 }
 
 TEST(KernelConfig, ReadsKernelsByLayerDeviceAndMode) {
