@@ -80,21 +80,27 @@ Problem check_unary(const char* op, Function function, const Tensor& out, const 
   return problem;
 }
 
+void check_halved(const char* op, NamedTensor out, NamedTensor input) {
+  check_has_rows(op, input);
+  check_has_rows(op, out);
+  const int64_t last = input.tensor.dim() - 1;
+  bool halved = out.tensor.dim() == input.tensor.dim() &&
+                2 * out.tensor.size(last) == input.tensor.size(last);
+  for (int64_t dim = 0; halved && dim < last; ++dim) {
+    halved = out.tensor.size(dim) == input.tensor.size(dim);
+  }
+  if (!halved) {
+    fail(op, out.name,
+         "shape " + shape_text(input.tensor) + " (that of " + input.name +
+             ") with the last dimension halved",
+         shape_text(out.tensor));
+  }
+}
+
 Problem check_halves(const char* op, Function function, bool swapped, const Tensor& out,
                      const Tensor& input) {
   check_floating(op, {"input", input});
-  check_has_rows(op, {"input", input});
-  check_has_rows(op, {"out", out});
-  const int64_t last = input.dim() - 1;
-  bool halved = out.dim() == input.dim() && 2 * out.size(last) == input.size(last);
-  for (int64_t dim = 0; halved && dim < last; ++dim) {
-    halved = out.size(dim) == input.size(dim);
-  }
-  if (!halved) {
-    fail(op, "out",
-         "shape " + shape_text(input) + " (that of input) with the last dimension halved",
-         shape_text(out));
-  }
+  check_halved(op, {"out", out}, {"input", input});
   check_rows(op, {"input", input});
   check_like(op, {"out", out}, {"input", input});
   Problem problem = describe(op, function, out);
@@ -154,6 +160,10 @@ GRAFT_OPS(ops) {
              "up) -> ()")
                 .c_str());
   }
+  ops.def("swigluoai_and_mul(Tensor! out, Tensor input, float alpha=1.702, float limit=7.0) -> ()");
+  ops.def(
+      "swigluoai_and_mul_backward(Tensor! grad_input, Tensor grad_out, Tensor input, float "
+      "alpha=1.702, float limit=7.0) -> ()");
 }
 
 GRAFT_OPS_IMPL(Meta, ops) { graft_kernels::activation::MetaOps::implement(ops); }

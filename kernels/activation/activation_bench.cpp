@@ -93,6 +93,46 @@ void bench_gated(Harness& harness, at::ScalarType dtype, int64_t rows, int64_t c
   harness.run(row);
 }
 
+// gpt-oss' activation and its gradient, beside the model's own steps.
+void bench_swigluoai(Harness& harness, at::ScalarType dtype, int64_t rows, int64_t columns) {
+  const Package& package = Package::for_device("activation", harness.device());
+  const at::Tensor pairs =
+      at::randn({rows, 2 * columns}, at::TensorOptions(harness.device()).dtype(dtype));
+  const at::Tensor out = at::empty({rows, columns}, pairs.options());
+  const Function eager = [](const at::Tensor& x) {
+    const at::Tensor gate = x.slice(-1, 0, c10::nullopt, 2).clamp_max(7.0);
+    const at::Tensor up = x.slice(-1, 1, c10::nullopt, 2).clamp(-7.0, 7.0);
+    return (up + 1) * (gate * at::sigmoid(gate * 1.702));
+  };
+  Row row;
+  row.dtype = c10::toString(dtype);
+  row.shape = std::to_string(rows) + "x" + std::to_string(columns);
+  row.bytes = 3 * out.numel() * static_cast<int64_t>(out.element_size());
+  row.op = "swigluoai_and_mul";
+  row.work = [&package, out, pairs] { package("swigluoai_and_mul", out, pairs, 1.702, 7.0); };
+  row.peers = {{"eager", [eager, pairs] { eager(pairs); }}};
+  row.difference = share_different(row.work, out, eager, pairs);
+  row.tolerance = 1e-2;
+  harness.run(row);
+
+  const at::Tensor grad = at::empty_like(pairs), grad_out = at::randn_like(out);
+  const at::Tensor leaf = pairs.detach().clone().set_requires_grad(true);
+  row.op = "swigluoai_and_mul_backward";
+  row.bytes = 5 * out.numel() * static_cast<int64_t>(out.element_size());
+  row.work = [&package, grad, grad_out, pairs] {
+    package("swigluoai_and_mul_backward", grad, grad_out, pairs, 1.702, 7.0);
+  };
+  row.peers = {};
+  row.difference = [&] {
+    const at::AutoGradMode on(true);
+    eager(leaf).backward(grad_out);
+    row.work();
+    return testing::largest_error(grad, leaf.grad().to(at::kDouble)) /
+           grad.abs().max().item<double>();
+  };
+  harness.run(row);
+}
+
 // Gradients of silu, and of silu as a gate, beside ATen's own kernels.
 void bench_backward(Harness& harness, at::ScalarType dtype, int64_t rows, int64_t columns) {
   const Package& package = Package::for_device("activation", harness.device());
@@ -148,6 +188,9 @@ int main() {
         bench_gated(harness, at::kBFloat16, rows, 14336);
       }
       bench_gated(harness, at::kHalf, 8192, 14336);
+      for (const int64_t rows : {1, 32, 8192}) {
+        bench_swigluoai(harness, at::kBFloat16, rows, 2880);
+      }
       bench_backward(harness, at::kBFloat16, 8192, 14336);
       bench_backward(harness, at::kFloat, 8192, 7168);
     } else {
@@ -158,6 +201,8 @@ int main() {
         bench_gated(harness, at::kFloat, rows, 1536);
       }
       bench_backward(harness, at::kBFloat16, 512, 1536);
+      bench_swigluoai(harness, at::kBFloat16, 512, 2880);
+      bench_swigluoai(harness, at::kFloat, 512, 2880);
     }
   });
 }

@@ -2,6 +2,7 @@
 // ATen's threads.
 
 #include "kernels/activation/activation_backward_ops.h"
+#include "kernels/activation/swigluoai_ops.h"
 #include "kernels/common/isa.h"
 #include "kernels/common/parallel.h"
 
@@ -35,14 +36,21 @@ void run_backward_cpu(const BackwardProblem& problem, const Tensor&) {
                                                       avx512::activation_backward_span));
 }
 
+void run_swigluoai_cpu(const SwigluoaiProblem& problem, const Tensor&) {
+  run_spans(problem, choose_isa<SwigluoaiSpanFunction>(plain::swigluoai_span, avx2::swigluoai_span,
+                                                       avx512::swigluoai_span));
+}
+
 }  // namespace
 
 using CpuOps = Ops<&run_cpu>;
 using CpuBackwardOps = BackwardOps<&run_backward_cpu>;
+using CpuSwigluoaiOps = SwigluoaiOps<&run_swigluoai_cpu>;
 
 }  // namespace graft_kernels::activation
 
 GRAFT_OPS_IMPL(CPU, ops) {
   graft_kernels::activation::CpuOps::implement(ops);
   graft_kernels::activation::CpuBackwardOps::implement(ops);
+  graft_kernels::activation::CpuSwigluoaiOps::implement(ops);
 }

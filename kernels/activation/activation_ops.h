@@ -7,10 +7,10 @@
 
 namespace graft_kernels::activation {
 
-// `value` has the dtype and device of `like`, and contiguous rows.
-
 // out = function(input), element by element.
 Problem check_unary(const char* op, Function function, const Tensor& out, const Tensor& input);
+// `out` has the shape of `input` with the last dimension halved.
+void check_halved(const char* op, NamedTensor out, NamedTensor input);
 // out = function(first half) * second half of the last dimension; `swapped`: the other way round.
 Problem check_halves(const char* op, Function function, bool swapped, const Tensor& out,
                      const Tensor& input);

@@ -26,6 +26,11 @@ def load(name, backend="cpu"):
     return get_local_kernel(PACKAGES / name, backend=backend)
 
 
+def gpt_oss_experts():
+    from transformers.models.gpt_oss.modeling_gpt_oss import GptOssConfig, GptOssExperts
+    return GptOssExperts(GptOssConfig(num_local_experts=1, hidden_size=8, intermediate_size=8))
+
+
 class Metadata(unittest.TestCase):
     def test_every_digest_covers_every_file(self):
         self.assertTrue(VARIANTS)
@@ -147,6 +152,7 @@ class Gradients(unittest.TestCase):
         self.compare(layers.SiluAndMul(), lambda v: functional.silu(v[..., :17]) * v[..., 17:], x)
         self.compare(layers.MulAndSilu(), lambda v: v[..., :17] * functional.silu(v[..., 17:]), x)
         self.compare(layers.GeluAndMul(), lambda v: functional.gelu(v[..., :17]) * v[..., 17:], x)
+        self.compare(layers.SwigluOAIAndMul(), gpt_oss_experts()._apply_gate, 5 * x)
 
     def test_rotary_beside_transformers_own_function(self):
         from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
@@ -186,6 +192,38 @@ class Activation(unittest.TestCase):
         for name, value in expected.items():
             self.assertTrue(torch.equal(getattr(kernel.layers, name)()(x), value), name)
         torch.testing.assert_close(kernel.layers.GeLU()(x), functional.gelu(x))
+
+    def test_the_activation_of_gpt_oss_is_its_models(self):
+        kernel, experts = load("activation"), gpt_oss_experts()
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            x = 5 * torch.randn(7, 64, dtype=dtype)
+            out = torch.empty(7, 32, dtype=dtype)
+            kernel.swigluoai_and_mul(out, x)
+            torch.testing.assert_close(out, experts._apply_gate(x))
+        experts.alpha, experts.limit = 1.0, 2.0  # of the module that adopts the layer
+        self.assertTrue(torch.equal(kernel.layers.SwigluOAIAndMul.forward(experts, x), experts._apply_gate(x)))
+        compiled = torch.compile(kernel.layers.SwigluOAIAndMul(), fullgraph=True, backend="aot_eager")
+        own, expected = (x.float().requires_grad_() for _ in range(2))
+        compiled(own).square().sum().backward()
+        gpt_oss_experts()._apply_gate(expected).square().sum().backward()
+        torch.testing.assert_close(own.grad, expected.grad)
+
+    def test_every_op_passes_opcheck(self):
+        ops, x = load("activation").layers.ops, torch.randn(3, 16)
+        half, whole = torch.empty(3, 8), torch.empty(3, 16)
+        arguments = {}
+        for name in ("silu", "gelu", "gelu_tanh", "gelu_new", "gelu_fast", "gelu_quick"):
+            arguments |= {name: (whole, x), name + "_backward": (whole, x.clone(), x)}
+        for name in ("silu_mul", "gelu_mul", "gelu_tanh_mul"):
+            arguments |= {name: (whole, x, x.clone()),
+                          name + "_backward": (whole, whole.clone(), x, x.clone(), x.clone())}
+        for name in ("silu_and_mul", "mul_and_silu", "gelu_and_mul", "gelu_tanh_and_mul"):
+            arguments[name] = (half, x)
+        arguments |= {"swigluoai_and_mul": (half, x, 1.702, 7.0),
+                      "swigluoai_and_mul_backward": (whole, half.clone(), x, 1.702, 7.0)}
+        for name, values in arguments.items():
+            op = getattr(ops, name)
+            torch.library.opcheck(getattr(op, "default", op), values)
 
     def test_an_error_names_the_argument(self):
         kernel = load("activation")

@@ -61,5 +61,12 @@ def gelu_tanh_mul(out: torch.Tensor, gate: torch.Tensor, up: torch.Tensor) -> No
     ops.gelu_tanh_mul(out, gate, up)
 
 
+def swigluoai_and_mul(out: torch.Tensor, x: torch.Tensor, alpha: float = 1.702, limit: float = 7.0) -> None:
+    """gpt-oss' activation of pairs (gate, up) that lie side by side in x: gate is clamped from above, up on both sides,
+    out = (up + 1) * gate * sigmoid(alpha * gate)."""
+    ops.swigluoai_and_mul(out, x, alpha, limit)
+
+
 __all__ = ["layers", "silu", "gelu", "gelu_tanh", "gelu_new", "gelu_fast", "gelu_quick", "silu_and_mul",
-           "mul_and_silu", "gelu_and_mul", "gelu_tanh_and_mul", "silu_mul", "gelu_mul", "gelu_tanh_mul"]
+           "mul_and_silu", "gelu_and_mul", "gelu_tanh_and_mul", "silu_mul", "gelu_mul", "gelu_tanh_mul",
+           "swigluoai_and_mul"]

@@ -11,8 +11,9 @@ def _register_fakes() -> None:
     alone = ("silu", "gelu", "gelu_tanh", "gelu_new", "gelu_fast", "gelu_quick")
     gated = ("silu_mul", "gelu_mul", "gelu_tanh_mul")
     halves = ("silu_and_mul", "mul_and_silu", "gelu_and_mul", "gelu_tanh_and_mul")
-    for name in (*alone, *gated, *halves, *(f"{name}_backward" for name in alone + gated)):
-        torch.library.register_fake(add_op_namespace_prefix(name), lambda *tensors: None, allow_override=True)
+    pairs = ("swigluoai_and_mul", "swigluoai_and_mul_backward")
+    for name in (*alone, *gated, *halves, *(f"{name}_backward" for name in alone + gated), *pairs):
+        torch.library.register_fake(add_op_namespace_prefix(name), lambda *arguments: None, allow_override=True)
 
 
 _register_fakes()
@@ -73,6 +74,26 @@ class _Gated(torch.autograd.Function):
 def _halves(x: torch.Tensor, gate_first: bool):
     first, second = x.chunk(2, dim=-1)
     return (first, second) if gate_first else (second, first)
+
+
+class _Swigluoai(torch.autograd.Function):
+    """Pairs (gate, up) that lie side by side in the last dimension."""
+
+    @staticmethod
+    def forward(ctx, x, alpha, limit):
+        x = x.contiguous()
+        ctx.save_for_backward(x)
+        ctx.alpha, ctx.limit = alpha, limit
+        out = torch.empty(x.shape[:-1] + (x.shape[-1] // 2,), dtype=x.dtype, device=x.device)
+        ops.swigluoai_and_mul(out, x, alpha, limit)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        grad_x = torch.empty_like(x)
+        ops.swigluoai_and_mul_backward(grad_x, grad.contiguous(), x, ctx.alpha, ctx.limit)
+        return grad_x, None, None
 
 
 class SiLU(nn.Module):
@@ -155,5 +176,15 @@ class GeluTanhAndMul(nn.Module):
         return _Gated.apply(x, "gelu_tanh", True)
 
 
+class SwigluOAIAndMul(nn.Module):
+    """gpt-oss' activation; a module that adopts the layer may have an alpha and a limit of its own."""
+
+    can_torch_compile = True
+    has_backward = True
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return _Swigluoai.apply(x, getattr(self, "alpha", 1.702), getattr(self, "limit", 7.0))
+
+
 __all__ = ["SiLU", "GeLU", "GeluTanh", "NewGELU", "FastGELU", "QuickGELU", "SiluAndMul", "MulAndSilu",
-           "GeluAndMul", "GeluTanhAndMul"]
+           "GeluAndMul", "GeluTanhAndMul", "SwigluOAIAndMul"]
