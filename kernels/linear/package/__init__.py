@@ -13,6 +13,8 @@ ACTIVATIONS = ("none", "silu", "gelu", "gelu_tanh", "gelu_quick", "relu")  # in 
 torch.library.register_fake(add_op_namespace_prefix("linear_act"),
                             lambda x, weight, *arguments: x.new_empty((*x.shape[:-1], weight.shape[0])),
                             allow_override=True)
+for _name in ("linear_out", "linear_act_out", "linear_join_out", "packed_linear_out", "packed_linear_join_out"):
+    torch.library.register_fake(add_op_namespace_prefix(_name), lambda *arguments: None, allow_override=True)
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: Optional[torch.Tensor] = None,
