@@ -116,33 +116,5 @@ class CrossEntropy(unittest.TestCase):
         self.compare(compiled, function, torch.randn(9, 16), torch.randn(33, 16))
 
 
-class Schemas(unittest.TestCase):
-    def check(self, name, *arguments):
-        op = getattr(KERNEL.ops, name)
-        torch.library.opcheck(getattr(op, "default", op), arguments, test_utils=(
-            "test_schema", "test_faketensor", "test_autograd_registration"))
-
-    def test_every_op(self):
-        torch.manual_seed(0)
-        logits, labels, grad = torch.randn(5, 12), labels_for(5, 12), torch.randn(5)
-        hidden, weight, bias = torch.randn(5, 4), torch.randn(12, 4), torch.randn(12)
-        loss, lse = KERNEL.ops.cross_entropy(logits, labels, *OPTIONS)
-        self.check("cross_entropy", logits, labels, *OPTIONS)
-        self.check("cross_entropy_out", loss.clone(), lse.clone(), logits, labels, *OPTIONS)
-        self.check("cross_entropy_backward", grad, logits, labels, lse, *OPTIONS)
-        self.check("cross_entropy_backward_out", logits.clone(), grad, logits, labels, lse, *OPTIONS)
-        for optional in (None, bias):
-            head = (hidden, weight, optional, labels)
-            made = (torch.empty_like(hidden), torch.empty_like(weight),
-                    None if optional is None else torch.empty_like(bias))
-            self.check("linear_cross_entropy", *head, *OPTIONS, 2)
-            self.check("linear_cross_entropy_out", loss.clone(), lse.clone(), *head, *OPTIONS, 2)
-            self.check("linear_cross_entropy_backward", grad, *head, lse, *OPTIONS, 2, True)
-            self.check("linear_cross_entropy_backward_out", *made, grad, *head, lse, *OPTIONS, 2)
-            self.check("linear_cross_entropy_train", grad, *head, *OPTIONS, 2, False)
-            self.check("linear_cross_entropy_train_out", loss.clone(), lse.clone(), *made, grad, *head,
-                       *OPTIONS, 2)
-
-
 if __name__ == "__main__":
     unittest.main()

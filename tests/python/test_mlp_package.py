@@ -169,23 +169,5 @@ class Function(unittest.TestCase):
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
-class Schemas(unittest.TestCase):
-    def test_every_op(self):
-        torch.manual_seed(0)
-        x, bias = torch.randn(3, 8), torch.randn(6)
-        weights = (torch.randn(6, 8), torch.randn(6, 8), torch.randn(8, 6))
-        for biases in ((None, None, None), (bias, bias, torch.randn(8))):
-            for name, made in (("mlp", ()), ("mlp_train", ()), ("mlp_out", (torch.empty_like(x),))):
-                op = getattr(KERNEL.ops, name)
-                torch.library.opcheck(getattr(op, "default", op), (*made, x, *weights, 0, *biases),
-                                      test_utils=("test_schema", "test_faketensor", "test_autograd_registration"))
-            for wanted in (False, True):
-                gate, up = (torch.randn(3, 6) for _ in range(2))
-                for name, made in (("mlp_backward", ()), ("mlp_train_backward", (gate, up))):
-                    op = getattr(KERNEL.ops, name)
-                    torch.library.opcheck(getattr(op, "default", op), (x.clone(), x, *made, *weights, 0, *biases, wanted),
-                                          test_utils=("test_schema", "test_faketensor", "test_autograd_registration"))
-
-
 if __name__ == "__main__":
     unittest.main()

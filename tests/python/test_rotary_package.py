@@ -132,28 +132,6 @@ class Gradients(unittest.TestCase):
             self.assertFalse(KERNEL.norm_rotary(*tensors, *tables)[0].requires_grad)
 
 
-class Schemas(unittest.TestCase):
-    def check(self, name, *arguments):
-        op = getattr(KERNEL.ops, name)
-        torch.library.opcheck(getattr(op, "default", op), arguments, test_utils=(
-            "test_schema", "test_faketensor", "test_autograd_registration"))
-
-    def test_every_op(self):
-        torch.manual_seed(0)
-        for variant in (0, 3):
-            for interleaved in (False, True):
-                (query, key, *weights), tables = make()
-                options = (1e-6, variant, interleaved)
-                self.check("norm_rotary", query, key, *weights, *tables, *options)
-                self.check("norm_rotary_out", torch.empty_like(query), torch.empty_like(key), query, key, *weights,
-                           *tables, *options)
-                query, key = query[:, :1].contiguous(), key[:, :1].contiguous()
-                cache = [torch.zeros(2, 2, 6, 16) for _ in range(2)]
-                counts = [torch.tensor((3, 6), dtype=torch.int32) for _ in range(2)]
-                self.check("norm_rotary_append_out", torch.empty_like(query), *cache, query, key, key.clone(),
-                           *weights, torch.rand(9, 16), torch.rand(9, 16), *counts, *options)
-
-
 class Compiled(unittest.TestCase):
     def test_without_a_break_of_the_graph(self):
         torch.manual_seed(0)

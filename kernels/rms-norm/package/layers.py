@@ -35,6 +35,9 @@ _fake("gated_rms_norm_backward", lambda grad_out, x, gate, weight, eps, variant,
 _fake("layer_norm", lambda x, weight, bias, eps: x.new_empty(x.shape))
 _fake("layer_norm_backward", lambda grad_out, x, weight, eps:
       (x.new_empty(x.shape), _layer_gradient(x, weight), _layer_gradient(x, weight)))
+for _name in ("rms_norm_out", "rms_norm_backward_out", "add_rms_norm_out", "add_rms_norm_backward_out", "gated_rms_norm_out",
+              "gated_rms_norm_backward_out", "layer_norm_out", "layer_norm_backward_out"):
+    _fake(_name, lambda *arguments: None)
 
 
 class _RMSNorm(torch.autograd.Function):
