@@ -17,7 +17,7 @@ from . import loss, residual, variants
 ACTIVATIONS = {
     "SiLUActivation": "SiLU", "GELUActivation": "GeLU", "GELUTanh": "GeluTanh", "PytorchGELUTanh": "GeluTanh",
     "NewGELUActivation": "NewGELU", "FastGELUActivation": "FastGELU", "QuickGELUActivation": "QuickGELU"}
-MLP_LAYERS = {"silu": "SwiGLUMLP", "gelu_tanh": "GeGLUMLP"}
+MLP_LAYERS = {"silu": "SwiGLUMLP", "gelu_tanh": "GeGLUMLP", "gelu": "MLP"}
 RESIDUAL_LAYER = "residual sums"   # of a decoder layer, joined to its norms
 ROTARY_FUNCTION = "apply_rotary_pos_emb"
 
@@ -116,6 +116,8 @@ def _mlp_slot(path: str, module: nn.Module) -> Slot:
         slot.refusal = "hooks on its parts would not be called"
     elif weight.device.type == "cpu" and weight.dtype != torch.float32:
         slot.refusal = "16-bit products of many rows on the CPU are torch's own"
+    elif slot.kernel == "MLP":
+        slot.attributes = {"graft_act": act}
     return slot
 
 

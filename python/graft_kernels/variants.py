@@ -1,6 +1,7 @@
 """Numeric variants, found by trying: a class runs once on small seeded inputs, and the result tells what it computes.
 
-The trial is made on the CPU, in bfloat16 where roundings show, and kept for the class.
+The trial is made on the CPU, in bfloat16 where roundings show, and kept for modules of that class with the same
+settings: what a class computes may depend on them.
 """
 
 import inspect
@@ -13,7 +14,6 @@ import torch.nn as nn
 NORM_NAMES = {0: "cast_before_weight", 1: "cast_after_weight", 2: "float_weight", 3: "zero_centered"}
 _norms: "weakref.WeakKeyDictionary" = weakref.WeakKeyDictionary()
 _gated_norms: "weakref.WeakKeyDictionary" = weakref.WeakKeyDictionary()
-_mlps: "weakref.WeakKeyDictionary" = weakref.WeakKeyDictionary()
 _rotaries: dict = {}
 
 
@@ -27,11 +27,18 @@ def _norm_formula(x: torch.Tensor, weight: torch.Tensor, eps: float, variant: in
     return (weight.float() * wide).to(x.dtype)
 
 
+def _settings(module: nn.Module) -> tuple:
+    """The numbers, words and flags that a module was made with."""
+    return tuple(sorted((key, value) for key, value in module.__dict__.items()
+                        if isinstance(value, (bool, int, float, str)) and key != "training"))
+
+
 def norm_variant(cls: type, module: nn.Module) -> Optional[int]:
     """Returns which of the package's variants an RMSNorm class computes bit for bit, or None."""
-    if cls not in _norms:
-        _norms[cls] = _try_norm(cls, module)
-    return _norms[cls]
+    variants, settings = _norms.setdefault(cls, {}), _settings(module)
+    if settings not in variants:
+        variants[settings] = _try_norm(cls, module)
+    return variants[settings]
 
 
 def _try_norm(cls: type, module: nn.Module) -> Optional[int]:
@@ -58,10 +65,8 @@ def _try_norm(cls: type, module: nn.Module) -> Optional[int]:
 
 def gated_norm_form(cls: type, module: nn.Module) -> Optional[dict]:
     """Returns the attributes under which the package's RMSNormGated computes what a gated norm computes bit for bit,
-    or None. What the class computes may depend on its settings (groups, activation), which are part of the key."""
-    settings = tuple(sorted((key, value) for key, value in module.__dict__.items()
-                            if isinstance(value, (bool, int, float, str)) and key != "training"))
-    forms = _gated_norms.setdefault(cls, {})
+    or None."""
+    forms, settings = _gated_norms.setdefault(cls, {}), _settings(module)
     if settings not in forms:
         forms[settings] = _try_gated_norm(cls, module)
     return forms[settings]
@@ -121,16 +126,8 @@ _MLP_ACTIVATIONS = {"silu": torch.nn.functional.silu, "gelu": torch.nn.functiona
 
 
 def mlp_activation(cls: type, module: nn.Module) -> Optional[str]:
-    """Returns the activation with which the package's MLP computes what a class computes, or None."""
-    key = type(module.act_fn)
-    activations = _mlps.setdefault(cls, {})
-    if key not in activations:
-        activations[key] = _try_mlp(cls, module)
-    return activations[key]
-
-
-def _try_mlp(cls: type, module: nn.Module) -> Optional[str]:
-    """Tries the class with small projections of its own."""
+    """Returns the activation with which the package's MLP computes what a class computes, or None. Tried for every
+    module, with small projections: an activation may have weights of its own."""
     generator = torch.Generator().manual_seed(7)
     with torch.device("cpu"), torch.no_grad():
         gate, up, down = parts = nn.Linear(8, 12), nn.Linear(8, 12), nn.Linear(12, 8)

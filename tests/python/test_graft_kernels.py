@@ -204,6 +204,25 @@ class Variants(Beside):
         self.assertEqual(self.variant("gpt_oss", "rotary_pos_emb"), {"half_split, half tables"})
         self.assertEqual(self.variant("llama", "rotary_pos_emb"), {"half_split"})
 
+    def test_settings_of_a_norm_decide_module_by_module(self):
+        from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+        class ScaledRMSNorm(LlamaRMSNorm):
+            def __init__(self, scale):
+                super().__init__(16, eps=1e-5)
+                self.scale = scale
+
+            def forward(self, x):
+                return self.scale * super().forward(x)
+
+        model = torch.nn.Sequential(ScaledRMSNorm(1.0), ScaledRMSNorm(2.0), ScaledRMSNorm(1.0))
+        x = torch.randn(4, 16)
+        expected = model(x)
+        graft_kernels.kernelize(model)
+        served = [not row.refusal for row in graft_kernels.report(model).rows if row.slot.layer == "RMSNorm"]
+        self.assertEqual(served, [True, False, True])
+        torch.testing.assert_close(model(x), expected)
+
     def test_what_the_package_does_not_compute_is_refused_with_the_reason(self):
         model = graft_kernels.kernelize(build("glm4"))   # interleaved pairs
         reasons = {row.refusal for row in graft_kernels.report(model).rows if row.slot.layer == "rotary_pos_emb"}

@@ -28,6 +28,9 @@ SIZES = {"hidden_size": 96, "intermediate_size": 200}
 MODULES = (
     (LlamaMLP(LlamaConfig(mlp_bias=True, **SIZES)), KERNEL.layers.SwiGLUMLP),
     (GemmaMLP(GemmaConfig(hidden_activation="gelu_pytorch_tanh", **SIZES)), KERNEL.layers.GeGLUMLP),
+    (LlamaMLP(LlamaConfig(hidden_act="gelu", **SIZES)), KERNEL.layers.MLP),
+    (LlamaMLP(LlamaConfig(mlp_bias=True, **SIZES)), KERNEL.layers.MLP),
+    (GemmaMLP(GemmaConfig(hidden_activation="gelu_pytorch_tanh", **SIZES)), KERNEL.layers.MLP),
 )
 
 
@@ -104,7 +107,8 @@ class InModels(unittest.TestCase):
 
     def test_served_and_restored(self):
         for module, layer in ((LlamaMLP(LlamaConfig(**SIZES)), "SwiGLUMLP"),
-                              (GemmaMLP(GemmaConfig(hidden_activation="gelu_pytorch_tanh", **SIZES)), "GeGLUMLP")):
+                              (GemmaMLP(GemmaConfig(hidden_activation="gelu_pytorch_tanh", **SIZES)), "GeGLUMLP"),
+                              (LlamaMLP(LlamaConfig(hidden_act="gelu", **SIZES)), "MLP")):
             x = torch.randn(4, 96)
             expected = module(x)
             model, (row,) = self.rows(module)
@@ -113,6 +117,38 @@ class InModels(unittest.TestCase):
             self.assertIsNotNone(module(x).grad_fn)   # a gradient is there all the same
             graft_kernels.unkernelize(model)
             self.assertTrue(torch.equal(module(x), expected))
+
+    def test_what_an_activation_was_made_with_decides(self):
+        class Scaled(torch.nn.Module):
+            def __init__(self, factor):
+                super().__init__()
+                self.factor = torch.nn.Parameter(torch.tensor(factor), requires_grad=False)
+
+            def forward(self, x):
+                return torch.nn.functional.silu(x) * self.factor
+
+        for act_fn, layer in ((torch.nn.GELU(), "MLP"), (torch.nn.GELU(approximate="tanh"), "GeGLUMLP"),
+                              (Scaled(1.0), "SwiGLUMLP"), (Scaled(2.0), None)):
+            module, x = LlamaMLP(LlamaConfig(**SIZES)), torch.randn(4, 96)
+            module.act_fn = act_fn
+            expected = module(x)
+            _, (row,) = self.rows(module)
+            self.assertEqual(None if row.refusal else row.slot.kernel, layer)
+            torch.testing.assert_close(module(x), expected, rtol=1e-4, atol=1e-5)
+
+    def test_a_function_of_an_unknown_class_is_known_by_what_it_computes(self):
+        class ErfGate(torch.nn.Module):
+            def forward(self, x):
+                return 0.5 * x * (1 + torch.erf(x * 0.5 ** 0.5))
+
+        module, x = LlamaMLP(LlamaConfig(**SIZES)), torch.randn(4, 96)
+        module.act_fn = ErfGate()
+        expected = module(x)
+        with torch.no_grad():  # of the class alone nothing is known: its own forward
+            torch.testing.assert_close(KERNEL.layers.MLP.forward(module, x), expected)
+        _, (row,) = self.rows(module)
+        self.assertEqual((row.refusal, row.slot.kernel), ("", "MLP"))
+        torch.testing.assert_close(module(x), expected, rtol=1e-4, atol=1e-5)
 
     def test_refusals_say_why(self):
         class TwiceMLP(LlamaMLP):

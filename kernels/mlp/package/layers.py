@@ -1,3 +1,5 @@
+from typing import Optional
+
 import torch
 import torch.nn as nn
 
@@ -114,4 +116,28 @@ class GeGLUMLP(nn.Module):
         return _forward(self, x, "gelu_tanh")
 
 
-__all__ = ["SwiGLUMLP", "GeGLUMLP", "mlp"]
+class MLP(nn.Module):
+    """For modules whose act_fn is any that the package has, gelu by erf among them."""
+
+    can_torch_compile = True
+    has_backward = True
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        act = getattr(self, "graft_act", None) or _name_of(self.act_fn)
+        if act is None:
+            return type(self).forward(self, x)
+        return _forward(self, x, act)
+
+
+# By class: PyTorch's, and transformers' of every version.
+_NAMES = {"SiLU": "silu", "SiLUActivation": "silu", "GELU": "gelu", "GELUActivation": "gelu", "GELUTanh": "gelu_tanh",
+          "PytorchGELUTanh": "gelu_tanh"}
+
+
+def _name_of(act_fn: nn.Module) -> Optional[str]:
+    if getattr(act_fn, "approximate", None) == "tanh":
+        return "gelu_tanh"
+    return _NAMES.get(type(act_fn).__name__)
+
+
+__all__ = ["SwiGLUMLP", "GeGLUMLP", "MLP", "mlp"]
