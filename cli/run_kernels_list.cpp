@@ -1,14 +1,12 @@
 // `graft kernels list`: what is on this machine.
 #include <algorithm>
 #include <filesystem>
-#include <map>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
-#include "graft/core/file_status.h"
-#include "graft/hub/cache.h"
 #include "graft/hub/environment.h"
+#include "graft/hub/inventory.h"
 #include "graft/kernel/package_source.h"
 
 #include "cli/output.h"
@@ -48,34 +46,12 @@ void add_variants(const fs::path& build, Row& row) {
   std::sort(row.variants.begin(), row.variants.end());
 }
 
-std::map<std::string, std::vector<std::string>> refs_by_commit(const fs::path& repo) {
-  std::map<std::string, std::vector<std::string>> refs;
-  std::error_code status;
-  for (const auto& entry : fs::recursive_directory_iterator(repo / "refs", status)) {
-    constexpr size_t kCommitDigits = 40;
-    if (const auto commit = read_regular_file(entry.path(), kCommitDigits)) {
-      refs[*commit].push_back(entry.path().lexically_relative(repo / "refs").string());
-    }
-  }
-  return refs;
-}
-
-// Snapshots with a build/ in a cache. `kernels--org--name` -> `org/name`.
-void add_cached(const fs::path& cache, std::string_view prefix, std::vector<Row>& rows) {
-  std::error_code status;
-  for (const auto& repo : fs::directory_iterator(cache, status)) {
-    std::string name = repo.path().filename().string();
-    const auto dashes = name.find("--", prefix.size());
-    if (!name.starts_with(prefix) || dashes == std::string::npos) {
-      continue;
-    }
-    name = name.substr(prefix.size(), dashes - prefix.size()) + "/" + name.substr(dashes + 2);
-    auto refs = refs_by_commit(repo.path());
-    for (const auto& snapshot : fs::directory_iterator(repo.path() / "snapshots", status)) {
-      Row row{name, "cache", snapshot.path().filename().string(), {}, {}, 0};
-      row.refs = refs[row.commit];
-      std::sort(row.refs.begin(), row.refs.end());
-      add_variants(snapshot.path() / "build", row);
+// Commits with a build/ in a cache.
+void add_cached(const fs::path& cache, hub::RepoType type, std::vector<Row>& rows) {
+  for (const auto& repository : hub::list_cached(cache, type)) {
+    for (const auto& commit : repository.commits) {
+      Row row{repository.repo_id, "cache", commit.commit, commit.refs, {}, 0};
+      add_variants(repository.folder / "snapshots" / commit.commit / "build", row);
       if (!row.variants.empty()) {
         rows.push_back(std::move(row));
       }
@@ -90,8 +66,8 @@ std::vector<Row> all_rows() {
     add_variants(kernel::embedded_hub() / name / "build", row);
     rows.push_back(std::move(row));
   }
-  add_cached(hub::kernels_cache_folder(), "kernels--", rows);
-  add_cached(hub::cache_folder(), "models--", rows);
+  add_cached(hub::kernels_cache_folder(), hub::RepoType::kKernel, rows);
+  add_cached(hub::cache_folder(), hub::RepoType::kModel, rows);
   std::stable_sort(rows.begin(), rows.end(), [](const Row& left, const Row& right) {
     return left.repository < right.repository;
   });
