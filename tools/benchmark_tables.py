@@ -17,6 +17,7 @@ RMS_NORM = ["1x4096", "32x4096", "32768x256", "8192x4096", "8192x8192", "8192x16
 NORMS = ["8192x4096", "8192x5120", "8192x16384", "8192x32768", "4096x65536", "2048x131072", "1024x262144",
          "27030x24x128", "262144x128", "8192x1024"]
 ACTIVATION = ["8192x14336", "1x14336"]
+ACTIVATION_H100 = [*ACTIVATION, "8192x2880", "32x2880", "1x2880"]
 NORM_ROTARY = ["B4 S4096 32+8 heads of 128", "B4 S4096 32+8 heads of 64", "B1 S27030 24+24 heads of 128",
                "B4 S4096 8+4 heads of 256", "B1 S1 32+8 heads of 128", "B32 S1 32+8 heads of 128", "B1 S1 8+4 heads of 256"]
 ROTARY = ["B4 S4096 32+8 heads of 128", "B4 S4096 32+8 heads of 64", "B1 S1 32+8 heads of 128"]
@@ -35,7 +36,7 @@ def kernel_rows(path, shapes):
     for row in rows(path):
         if row["shape"] in shapes and row["dtype"] == "BFloat16":
             peers = ", ".join(f"{peer['name']} {peer['median_us']:.1f} µs ({peer['ratio']:.2f}×)"
-                              for peer in row["peers"])
+                              for peer in row.get("peers", []))
             name = f"`{row['op']}`" + (f", {row['variant'].replace('_', ' ')}" if row["variant"] else "")
             yield [name, row["shape"], f"{row['median_us']:.1f}", f"{row['GBps']:.0f}",
                    f"{100 * row['share_of_ceiling']:.0f} %", peers]
@@ -227,6 +228,7 @@ def main():
     parts = {"docs/benchmarks.md": {"rms-norm": kernel_table("rms_norm", RMS_NORM),
                                     "norms": kernel_table("rms_norm", NORMS, "h100"),
                                     "activation": kernel_table("activation", ACTIVATION),
+                                    "activation-h100": kernel_table("activation", ACTIVATION_H100, "h100"),
                                     "rotary": kernel_table("rotary", ROTARY),
                                     "norm-rotary": kernel_table("rotary", NORM_ROTARY, "h100"), "loss": work_table("loss"),
                                     "linear": work_table("linear"), "mlp": work_table("mlp"),
