@@ -50,10 +50,15 @@ def kernel_table(name, shapes, machine="h200"):
             f"{first['runs']} runs.\n\n" + table(head, kernel_rows(path, shapes)))
 
 
-def work_table(name, machine="h200", alone=False):
-    """Every bfloat16 row that has a peer (or stands alone), with the rate of whichever bounds it."""
+def commits(lines):
+    every = list(dict.fromkeys(line["commit"] for line in lines))
+    return ("commit " if len(every) == 1 else "commits ") + ", ".join(every)
+
+
+def work_table(name, machine="h200", alone=False, op=None):
+    """Every bfloat16 row (of one op) that has a peer (or stands alone), with the rate of whichever bounds it."""
     lines = [row for row in rows(RESULTS / f"{machine}/kernels_{name}_bench.jsonl")
-             if row["dtype"] == "BFloat16" and (alone or row.get("peers"))]
+             if row["dtype"] == "BFloat16" and (alone or row.get("peers")) and op in (None, row["op"])]
     body = []
     for row in lines:
         rate = (f"{row['TFLOPps']:.0f} TFLOP/s" if row.get("TFLOPps", 0) >= 50 else f"{row['GBps']:.0f} GB/s")
@@ -61,8 +66,40 @@ def work_table(name, machine="h200", alone=False):
         variant = re.sub("_(?=[a-z])", " ", row["variant"])  # Q4_0 is a name
         title = f"`{row['op']}`" + (f", {variant}" if variant else "")
         body.append([title, row["shape"].replace("_", " "), f"{row['median_us']:.1f}", rate, peers])
-    return (f"{lines[0]['machine']}; commit {lines[0]['commit']}; bfloat16; cold L2: {lines[0]['cold_L2']}.\n\n"
+    return (f"{lines[0]['machine']}; {commits(lines)}; bfloat16; cold L2: {lines[0]['cold_L2']}.\n\n"
             + table(["op, variant", "shape", "median µs", "rate", "peers, and how many times longer"], body))
+
+
+def attention_cache_table():
+    parts = []
+    for path in sorted(RESULTS.glob("*/kernels_attention_bench.jsonl")):
+        lines = [row for row in rows(path) if row["op"] in ("attention_decode", "attention_append")]
+        body = [[f"`{row['op']}`, {row['variant']}", row["shape"].replace("_", " "), f"{row['median_us']:.1f}",
+                 f"{row['GBps']:.0f}", f"{100 * row['share_of_ceiling']:.0f} %",
+                 ", ".join(f"{peer['median_us']:.1f} µs ({peer['ratio']:.2f}×)" for peer in row.get("peers", []))]
+                for row in lines]
+        parts.append(f"{lines[0]['machine']}; {commits(lines)}; bfloat16; cold L2: {lines[0]['cold_L2']}; "
+                     f"{lines[0]['runs']} runs.\n\n"
+                     + table(["op, cache", "shape", "median µs", "GB/s", "share of the copy kernel",
+                              "libtorch's (cuDNN), in one piece"], body))
+    return "\n\n".join(parts)
+
+
+def attention_peers_table():
+    """Prompts and gradients beside other libraries, in TFLOP/s, and how many times theirs ours is."""
+    parts = []
+    for path in sorted(RESULTS.glob("*/attention_prompts.jsonl")):
+        lines = rows(path)
+        names = list(lines[0]["TFLOPps"])
+        body = []
+        for line in lines:
+            rates = line["TFLOPps"]
+            body.append([line["variant"], line["shape"].replace("_", " "), f"{rates['graft']:.0f}"]
+                        + [f"{rates[name]:.0f} ({rates['graft'] / rates[name]:.2f}×)" for name in names if name != "graft"])
+        parts.append(f"{lines[0]['machine']}; torch {lines[0]['torch']}; {commits(lines)}; bfloat16; cold L2: "
+                     f"{lines[0]['cold_L2']}; medians of {lines[0]['rounds']} rounds.\n\n"
+                     + table(["what", "shape", "graft", *(name for name in names if name != "graft")], body))
+    return "\n\n".join(parts)
 
 
 def cpu_files():
@@ -232,8 +269,10 @@ def main():
                                     "rotary": kernel_table("rotary", ROTARY),
                                     "norm-rotary": kernel_table("rotary", NORM_ROTARY, "h100"), "loss": work_table("loss"),
                                     "linear": work_table("linear"), "mlp": work_table("mlp"),
-                                    "attention": work_table("attention"),
-                                    "attention-training": work_table("attention", "h100", alone=True),
+                                    "attention": work_table("attention", op="attention"),
+                                    "attention-training": work_table("attention", "h100", alone=True, op="attention"),
+                                    "attention-caches": attention_cache_table(),
+                                    "attention-peers": attention_peers_table(),
                                     "cpu": cpu_table(), "cuda-model": cuda_model_table(), "training": training_table(),
                                     "packed": packed_table(), "cpu-ops": cpu_ops_table(),
                                     "cpu-attention": cpu_attention_table(),
