@@ -177,11 +177,14 @@ TEST_P(CudaAttention, IsRightForWholePrompts) {
                                         {127, 129},
                                         {128, 128},
                                         {200, 100},
+                                        {256, 300},
                                         {300, 1000},
-                                        {513, 513}}) {
+                                        {513, 513},
+                                        {700, 901}}) {
       for (const bool causal : {true, false}) {
         expect_right({2, queries, keys, 6, 2, head_dim}, {.causal = causal});
         expect_right({1, queries, keys, 2, 2, head_dim}, {.causal = causal});
+        expect_right({2, queries, keys, 4, 1, head_dim}, {.window = 150, .causal = causal});
       }
       if (testing::is_small_run() && queries > 127) {
         break;
@@ -190,11 +193,29 @@ TEST_P(CudaAttention, IsRightForWholePrompts) {
   }
 }
 
+// What scores are measured against moves at some tiles and stays at others, in either order.
+TEST_P(CudaAttention, FollowsScoresThatClimbFromTileToTile) {
+  const double most = GetParam() == at::kFloat ? 2.0 : 12.0;
+  for (const int64_t head_dim : {64, 128}) {
+    for (const double first : {most, 0.1}) {
+      const at::Tensor gain = at::linspace(first, most + 0.1 - first, 1100).view({1, 1, -1, 1});
+      const at::Tensor key = (at::randn({1, 2, 1100, head_dim}) * gain).to(at::kCUDA, GetParam());
+      const at::Tensor query = random({1, 400, 4, head_dim}), value = random(key.sizes());
+      for (const bool causal : {true, false}) {
+        const Cache cache{.causal = causal};
+        expect_close(decode(query, key, value, cache), query, key, value, cache, "climb");
+      }
+    }
+  }
+}
+
 TEST_P(CudaAttention, GivesTheSameBitsForAPromptEveryTime) {
-  const at::Tensor query = random({2, 700, 8, 128}), key = random({2, 2, 900, 128});
-  const at::Tensor first = decode(query, key, key, {});
-  for (int run = 0; run < (testing::is_small_run() ? 3 : 100); ++run) {
-    ASSERT_TRUE(is_same_bits(decode(query, key, key, {}), first)) << run;
+  const at::Tensor key = random({2, 2, 900, 128});
+  for (const int64_t heads : {8, 6}) {  // blocks in pairs, and alone
+    const at::Tensor query = random({2, 700, heads, 128}), first = decode(query, key, key, {});
+    for (int run = 0; run < (testing::is_small_run() ? 3 : 100); ++run) {
+      ASSERT_TRUE(is_same_bits(decode(query, key, key, {}), first)) << run;
+    }
   }
 }
 

@@ -135,6 +135,30 @@ struct Turns {
   }
 };
 
+// Passes over a task's first tiles, where these rows see none of their keys, and says how many: their turns pass unused.
+// One is left in any case, and all of them where a sequence's end is inside a tile, which all warpgroups clear.
+template <class L>
+__device__ __forceinline__ int skip_tiles(const RowSight& sight, const Task& task, int tiles,
+                                          int last_tile, bool packed,
+                                          const Turns<L::kGroups>& turns, Slot<L::kStages>& slot,
+                                          Barriers<L>& barriers) {
+  const bool cleared = packed && task.keys < (last_tile + 1) * L::kKeyTile;
+  const int seen = (sight.last_end + L::kKeyTile - 1) / L::kKeyTile;
+  const int unseen = cleared ? 0 : min(max(last_tile + 1 - seen, 0), tiles - 1);
+  const int count = __shfl_sync(0xFFFFFFFFU, unseen, 0);
+  for (int step = 0; step < count; ++step, slot.step()) {
+    wait(&barriers.keys[slot.stage], slot.phase);
+    if (step > 0) {
+      turns.take();
+      turns.pass(false);
+    }
+    free_stage(&barriers.keys_free[slot.stage]);
+    wait(&barriers.values[slot.stage], slot.phase);
+    free_stage(&barriers.values_free[slot.stage]);
+  }
+  return count;
+}
+
 // One warpgroup's 64 queries against all tiles of a task; `slot` is the first one's.
 template <typename T, class L>
 __device__ __forceinline__ void work_task(const DecodeProblem& problem, const Task& task, int tiles,
@@ -158,21 +182,32 @@ __device__ __forceinline__ void work_task(const DecodeProblem& problem, const Ta
   float scores[kTile / 2] = {};
   uint32_t weights[kTile / 16][4];
   turns.begin(tiles);
+  int first = 0;
+  // Tiles of queries that are longer than those of keys: the first rows may see none of the last keys.
+  if constexpr (L::kQueryTile > kTile) {
+    first = skip_tiles<L>(sight, task, tiles, last_tile, packed, turns, slot, barriers);
+  }
   wait(&barriers.keys[slot.stage], slot.phase);
+  if (first > 0) {
+    turns.take();
+  }
   fence_registers(scores);
   fence_products();
   start_scores<T, L>(scores, queries, shared + L::kKeys + slot.stage * L::kKeyBytes);
   commit_products();
+  if (first > 0) {
+    turns.pass(first == tiles - 1);
+  }
   wait_products<0>();
   fence_registers(scores);
   free_stage(&barriers.keys_free[slot.stage]);
-  hide(scores, first_key(0), sight);
+  hide(scores, first_key(first), sight);
   if (packed && task.keys - first_key(0) < kTile) {
     wait(&barriers.values[slot.stage], slot.phase);
     clear_values<L>(shared + L::kValues + slot.stage * L::kKeyBytes, task.keys - first_key(0),
                     kValuesCleared);
   }
-  const RowOrigin start = find_largest<true>(scores, state, scale_log2);
+  const RowOrigin start = find_origin<true>(scores, state, scale_log2);
   weigh_row(scores, state, scale_log2, start, 0);
   weigh_row(scores, state, scale_log2, start, 1);
   round_weights<T>(scores, weights);
@@ -180,7 +215,9 @@ __device__ __forceinline__ void work_task(const DecodeProblem& problem, const Ta
   const auto advance = [&](auto hiding, int step) {
     const Slot<L::kStages> before = slot;
     slot.step();
-    wait(&barriers.keys[slot.stage], slot.phase);
+    if (group == 0) {  // the others' turns come after its waits
+      wait(&barriers.keys[slot.stage], slot.phase);
+    }
     turns.take();
     fence_registers(scores);
     fence_registers(out);
@@ -188,7 +225,9 @@ __device__ __forceinline__ void work_task(const DecodeProblem& problem, const Ta
     fence_products();
     start_scores<T, L>(scores, queries, shared + L::kKeys + slot.stage * L::kKeyBytes);
     commit_products();
-    wait(&barriers.values[before.stage], before.phase);
+    if (group == 0) {
+      wait(&barriers.values[before.stage], before.phase);
+    }
     start_values<T, L>(out, weights, shared + L::kValues + before.stage * L::kKeyBytes);
     commit_products();
     turns.pass(step == tiles - 1);
@@ -198,7 +237,7 @@ __device__ __forceinline__ void work_task(const DecodeProblem& problem, const Ta
     if constexpr (decltype(hiding)::value) {
       hide(scores, first_key(step), sight);
     }
-    const RowOrigin origin = find_largest<decltype(hiding)::value>(scores, state, scale_log2);
+    const RowOrigin origin = find_origin<decltype(hiding)::value>(scores, state, scale_log2);
     weigh_row(scores, state, scale_log2, origin, 0);
     // A long tile's exponentials hide behind its products, half of them; a short one's behind those of the
     // other warpgroups, best with one block of instructions to arrange.
@@ -215,14 +254,16 @@ __device__ __forceinline__ void work_task(const DecodeProblem& problem, const Ta
       weigh_row(scores, state, scale_log2, origin, 1);
     }
     round_weights<T>(scores, weights);
+    if (origin.moved) {
 #pragma unroll
-    for (int index = 0; index < L::kD / 2; ++index) {
-      out[index] *= origin.factor[index % 4 / 2];
+      for (int index = 0; index < L::kD / 2; ++index) {
+        out[index] *= origin.factor[index % 4 / 2];
+      }
     }
   };
   const int seen_from = max(last_tile - sight.all_end / kTile + 1, 1);  // steps, of all rows
   const int seen_to = last_tile - (sight.all_begin + kTile - 1) / kTile + 1;
-  for (int step = 1; step < tiles;) {
+  for (int step = first + 1; step < tiles;) {
     if (step < seen_from || step >= seen_to) {
       advance(std::true_type{}, step++);
     } else {
@@ -273,11 +314,9 @@ __global__ void __launch_bounds__(L::kThreads, 1)
                               const __grid_constant__ DecodeProblem problem, const Order order) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   constexpr int kWarps = L::kGroups * 4;
-  extern __shared__ unsigned char unaligned[];
+  extern __shared__ __align__(1024) unsigned char shared[];  // where swizzled tiles may start
   __shared__ Barriers<L> barriers;
   __shared__ Task tasks[kTasksAhead];
-  // Swizzled tiles start at multiples of 1024 bytes.
-  unsigned char* shared = unaligned + (1024 - shared_address(unaligned) % 1024) % 1024;
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < L::kQueryStages; ++stage) {
       init_barrier(&barriers.queries[stage], 1);

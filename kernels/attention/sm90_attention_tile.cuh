@@ -28,6 +28,11 @@ struct Layout {
   static constexpr int kBytes = kValues + kStages * kKeyBytes + 1024;  // and alignment
 };
 
+// What lies `bytes` behind what is described: addresses are in the lower word.
+__device__ __forceinline__ uint64_t behind(uint64_t description, int bytes) {
+  return (description & 0xFFFFFFFF00000000U) | (static_cast<uint32_t>(description) + bytes / 16);
+}
+
 // scores[64 x keys] = queries keys^T, started.
 template <typename T, class L>
 __device__ __forceinline__ void start_scores(float (&scores)[L::kKeyTile / 2],
@@ -37,8 +42,8 @@ __device__ __forceinline__ void start_scores(float (&scores)[L::kKeyTile / 2],
 #pragma unroll
   for (int step = 0; step < L::kD / 16; ++step) {
     const int box = step / 4, inside = step % 4 * 32;
-    multiply_shared<T>(scores, a + (box * L::kQueryBox + inside) / 16,
-                       b + (box * L::kKeyBox + inside) / 16, step > 0);
+    multiply_shared<T>(scores, behind(a, box * L::kQueryBox + inside),
+                       behind(b, box * L::kKeyBox + inside), step > 0);
   }
 }
 
@@ -50,20 +55,20 @@ __device__ __forceinline__ void start_values(float (&out)[L::kD / 2],
   const uint64_t b = describe_columns(values, L::kKeyBox);
 #pragma unroll
   for (int step = 0; step < L::kKeyTile / 16; ++step) {
-    multiply_registers<T>(out, weights[step], b + step * 2048 / 16);
+    multiply_registers<T>(out, weights[step], behind(b, step * 2048));
   }
 }
 
 // A thread's two rows: lane / 4 and lane / 4 + 8 of its warp's sixteen.
 struct RowState {
-  float largest[2] = {-INFINITY, -INFINITY};  // of the products, unscaled
+  float largest[2] = {-INFINITY, -INFINITY};  // what the products, unscaled, are measured against
   float sum[2] = {};                          // of this thread's columns
 };
 
-// Keys that a thread's two rows see, and those that all rows of its warpgroup do.
+// Keys that a thread's two rows see, those that all rows of its warpgroup do, and the end of what any of them does.
 struct RowSight {
   int begin[2], end[2];
-  int all_begin, all_end;
+  int all_begin, all_end, last_end;
 };
 
 __device__ __forceinline__ RowSight row_sight(const DecodeProblem& problem, const Task& task,
@@ -74,7 +79,8 @@ __device__ __forceinline__ RowSight row_sight(const DecodeProblem& problem, cons
   return {{task_begin(problem, task, row), task_begin(problem, task, row + 8)},
           {task_end(problem, task, row), task_end(problem, task, row + 8)},
           task_begin(problem, task, first + 63),
-          task_end(problem, task, first)};
+          task_end(problem, task, first),
+          task_end(problem, task, first + 63)};
 }
 
 // Hides keys that the rows may not see.
@@ -121,13 +127,20 @@ __device__ __forceinline__ void clear_values(unsigned char* values, int from, in
 struct RowOrigin {
   float scaled[2];
   float factor[2];
+  bool moved;  // for any row of the warp; else factors are 1
 };
+
+// In powers of two: how far scores may lie above what they are measured against before that moves. Results that stay
+// as they are need not be multiplied.
+inline constexpr float kSlack = 8.0F;
 
 // kHidden: a row may see none of the keys.
 template <bool kHidden, int kCount>
-__device__ __forceinline__ RowOrigin find_largest(const float (&scores)[kCount], RowState& state,
-                                                  float scale_log2) {
+__device__ __forceinline__ RowOrigin find_origin(const float (&scores)[kCount], RowState& state,
+                                                 float scale_log2) {
   RowOrigin origin;
+  origin.moved = false;
+  const float slack = kSlack / scale_log2;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     // Two chains: one is as long as what it waits for.
@@ -140,9 +153,12 @@ __device__ __forceinline__ RowOrigin find_largest(const float (&scores)[kCount],
     float most = fmaxf(even, odd);
     most = fmaxf(most, __shfl_xor_sync(0xFFFFFFFFU, most, 1));
     most = fmaxf(most, __shfl_xor_sync(0xFFFFFFFFU, most, 2));
-    origin.scaled[half] = (kHidden ? origin_of(most) : most) * scale_log2;
+    const bool moved = __any_sync(0xFFFFFFFFU, most - state.largest[half] > slack);
+    const float next = moved ? most : state.largest[half];
+    origin.moved |= moved;
+    origin.scaled[half] = (kHidden ? origin_of(next) : next) * scale_log2;
     origin.factor[half] = exp2_fast(state.largest[half] * scale_log2 - origin.scaled[half]);
-    state.largest[half] = most;
+    state.largest[half] = next;
   }
   return origin;
 }
