@@ -20,6 +20,11 @@ __device__ __forceinline__ void sync_cluster() {
           : "memory");
 }
 
+// Makes this thread's inits of barriers visible to copies and to the cluster.
+__device__ __forceinline__ void fence_barrier_inits() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
 // Arrives at the barrier that lies at the same place in block `rank` of the cluster.
 __device__ __forceinline__ void arrive_at(uint64_t* barrier, int rank) {
   asm volatile(

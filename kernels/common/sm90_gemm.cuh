@@ -62,17 +62,27 @@ __device__ __forceinline__ GemmPlace place_of(const GemmTiles& tiles, int tile) 
 __device__ __forceinline__ int first_tile() { return static_cast<int>(blockIdx.x) / kGemmCluster; }
 __device__ __forceinline__ int tile_step() { return static_cast<int>(gridDim.x) / kGemmCluster; }
 
+template <int kStages = kGemmStages>
 struct GemmBarriers {
-  uint64_t ready[kGemmStages];
-  uint64_t free[kGemmStages];
+  uint64_t ready[kStages];
+  uint64_t free[kStages];
+
+  // By one thread, before the cluster meets.
+  __device__ __forceinline__ void init() {
+    for (int stage = 0; stage < kStages; ++stage) {
+      init_barrier(&ready[stage], 1);
+      init_barrier(&free[stage], 8 * kGemmCluster);  // computing warps
+    }
+  }
 };
 
 // A place in the ring of stages, and how often it came round.
+template <int kStages = kGemmStages>
 struct GemmSlot {
   int stage = 0;
   int phase = 0;
   __device__ __forceinline__ void step() {
-    stage = stage + 1 == kGemmStages ? 0 : stage + 1;
+    stage = stage + 1 == kStages ? 0 : stage + 1;
     phase ^= stage == 0 ? 1 : 0;
   }
 };
@@ -81,8 +91,8 @@ struct GemmSlot {
 __device__ __forceinline__ void bring_tiles(const CUtensorMap* x_map, const CUtensorMap* first_map,
                                             const CUtensorMap* second_map, const GemmTiles& tiles,
                                             int rank, unsigned char* shared,
-                                            GemmBarriers& barriers) {
-  GemmSlot slot;
+                                            GemmBarriers<>& barriers) {
+  GemmSlot<> slot;
   const CUtensorMap* own_map = rank == 0 ? first_map : second_map;
   for (int tile = first_tile(); tile < tiles.count; tile += tile_step()) {
     const GemmPlace place = place_of(tiles, tile);
@@ -106,8 +116,8 @@ inline constexpr int kGemmTurn = 1;
 // sum[64x256] of a warpgroup's rows over all steps.
 template <typename T>
 __device__ __forceinline__ void sum_tile(float (&sum)[128], int steps, int group, int lane,
-                                         unsigned char* shared, GemmBarriers& barriers,
-                                         GemmSlot& slot) {
+                                         unsigned char* shared, GemmBarriers<>& barriers,
+                                         GemmSlot<>& slot) {
   // With fewer steps than stages the first could be a whole tile ahead, and meet the barrier twice.
   const bool in_turn = steps >= kGemmStages;
   if (in_turn && group == 1) {
@@ -146,16 +156,13 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
                      const __grid_constant__ Epilogue epilogue) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ unsigned char unaligned[];
-  __shared__ GemmBarriers barriers;
+  __shared__ GemmBarriers<> barriers;
   // Swizzled tiles start at multiples of 1024 bytes.
   unsigned char* shared = unaligned + (1024 - shared_address(unaligned) % 1024) % 1024;
   const int rank = rank_in_cluster();
   if (threadIdx.x == 0) {
-    for (int stage = 0; stage < kGemmStages; ++stage) {
-      init_barrier(&barriers.ready[stage], 1);
-      init_barrier(&barriers.free[stage], 8 * kGemmCluster);  // computing warps
-    }
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    barriers.init();
+    fence_barrier_inits();
   }
   sync_cluster();
   // The same in all of a warp, which the compiler must know where products are started.
@@ -169,7 +176,7 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
   } else {
     take_registers<232>();
     unsigned char* results = shared + GemmShared::kResults + (warp - 4) * GemmShared::kWarpResults;
-    GemmSlot slot;
+    GemmSlot<> slot;
     for (int tile = first_tile(); tile < tiles.count; tile += tile_step()) {
       const GemmPlace place = place_of(tiles, tile);
       const int64_t row =

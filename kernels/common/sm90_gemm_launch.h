@@ -6,7 +6,7 @@
 #include <string>
 
 #include "kernels/common/dtype.h"
-#include "kernels/common/sm90_gemm_tile.cuh"
+#include "kernels/common/sm90_gemm_handover.cuh"
 #include "kernels/common/sm90_tensor_map.h"
 
 namespace graft_kernels::sm90 {
@@ -88,14 +88,13 @@ inline GemmTiles count_tiles(const GemmMatrix& x, int64_t columns, int weights) 
   return tiles;
 }
 
-// out = epilogue(x first^T and x second^T); `second` is `first` where there is one weight.
-template <typename T, class Epilogue>
-void launch_gemm(cudaStream_t stream, int processors, Dtype dtype, const GemmMatrix& x,
-                 const GemmMatrix& first, const GemmMatrix& second, const GemmTiles& tiles,
-                 const Epilogue& epilogue) {
-  const auto kernel = gemm_sm90_kernel<T, Epilogue>;
+// A kernel of tiles on as many clusters as there are tiles, or as run at once.
+template <typename... Parameters, typename... Arguments>
+void launch_tiles(cudaStream_t stream, int processors, int threads, int shared_bytes,
+                  const GemmTiles& tiles, void (*kernel)(Parameters...),
+                  const Arguments&... arguments) {
   check_cuda(
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, GemmShared::kAll),
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes),
       "cudaFuncSetAttribute");
   cudaLaunchAttribute cluster{};
   cluster.id = cudaLaunchAttributeClusterDimension;
@@ -103,15 +102,33 @@ void launch_gemm(cudaStream_t stream, int processors, Dtype dtype, const GemmMat
   cudaLaunchConfig_t config{};
   config.gridDim =
       static_cast<unsigned>(std::min(tiles.count, processors / kGemmCluster) * kGemmCluster);
-  config.blockDim = kGemmThreads;
-  config.dynamicSmemBytes = GemmShared::kAll;
+  config.blockDim = static_cast<unsigned>(threads);
+  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
   config.stream = stream;
   config.attrs = &cluster;
   config.numAttrs = 1;
-  check_cuda(cudaLaunchKernelEx(&config, kernel, describe_matrix(dtype, x, kGemmRows),
-                                describe_matrix(dtype, first, kGemmBoxColumns),
-                                describe_matrix(dtype, second, kGemmBoxColumns), tiles, epilogue),
-             "cudaLaunchKernelEx");
+  check_cuda(cudaLaunchKernelEx(&config, kernel, arguments...), "cudaLaunchKernelEx");
+}
+
+// out = epilogue(x first^T and x second^T); `second` is `first` where there is one weight.
+template <typename T, class Epilogue>
+void launch_gemm(cudaStream_t stream, int processors, Dtype dtype, const GemmMatrix& x,
+                 const GemmMatrix& first, const GemmMatrix& second, const GemmTiles& tiles,
+                 const Epilogue& epilogue) {
+  launch_tiles(stream, processors, kGemmThreads, GemmShared::kAll, tiles,
+               gemm_sm90_kernel<T, Epilogue>, describe_matrix(dtype, x, kGemmRows),
+               describe_matrix(dtype, first, kGemmBoxColumns),
+               describe_matrix(dtype, second, kGemmBoxColumns), tiles, epilogue);
+}
+
+// finish(x w), where w's rows are what x's columns meet.
+template <typename T, class Finish>
+void launch_handover_gemm(cudaStream_t stream, int processors, Dtype dtype, const GemmMatrix& x,
+                          const GemmMatrix& w, const Finish& finish) {
+  const GemmTiles tiles = count_tiles(x, w.depth, 1);
+  launch_tiles(stream, processors, kHandoverThreads, HandoverShared::kAll, tiles,
+               gemm_handover_sm90_kernel<T, Finish>, describe_matrix(dtype, x, kGemmRows),
+               describe_matrix(dtype, w, kGemmDepth), tiles, finish);
 }
 
 }  // namespace graft_kernels::sm90

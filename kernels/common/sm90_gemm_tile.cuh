@@ -46,7 +46,8 @@ __device__ __forceinline__ uint32_t multiply_pairs(uint32_t a, uint32_t b) {
 }
 
 // The 16 bytes that hold columns [8 block, 8 block + 8) of a row: the order of the copy engine's 128-byte swizzle.
-__device__ __forceinline__ unsigned char* piece_of(unsigned char* box, int row, int block) {
+template <typename Byte>
+__device__ __forceinline__ Byte* piece_of(Byte* box, int row, int block) {
   return box + row * 128 + ((block ^ (row & 7)) * 16);
 }
 

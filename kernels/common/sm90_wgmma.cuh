@@ -71,6 +71,11 @@ __device__ __forceinline__ void copy_bytes(void* to, const void* from, uint64_t*
       : "memory");
 }
 
+// Brings the 128 bytes around an address into the second-level cache.
+__device__ __forceinline__ void prefetch_line(const void* from) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
+}
+
 // to[] += from[], float32, by the copy engine; in no order with others' additions.
 __device__ __forceinline__ void add_bytes(float* to, const void* from, int bytes) {
   asm volatile(
@@ -248,9 +253,15 @@ template <typename T, bool kTurned = false, int kCount>
 __device__ __forceinline__ void multiply_shared(float (&sum)[kCount], uint64_t a, uint64_t b,
                                                 int keep) {
   static_assert(kCount == 128 || kCount == 88 || kCount == 64 || kCount == 32);
-  static_assert(!kTurned || kCount == 32);
+  static_assert(!kTurned || kCount == 128 || kCount == 32);
   constexpr bool kBf16 = std::is_same_v<T, Bf16>;
-  if constexpr (kCount == 128 && kBf16) {
+  if constexpr (kCount == 128 && kTurned && kBf16) {
+    GRAFT_WGMMA_SHARED("256", "bf16", "0, 1", GRAFT_NAMES_128, "%128", "%129", "%130",
+                       GRAFT_SUMS_128);
+  } else if constexpr (kCount == 128 && kTurned) {
+    GRAFT_WGMMA_SHARED("256", "f16", "0, 1", GRAFT_NAMES_128, "%128", "%129", "%130",
+                       GRAFT_SUMS_128);
+  } else if constexpr (kCount == 128 && kBf16) {
     GRAFT_WGMMA_SHARED("256", "bf16", "0, 0", GRAFT_NAMES_128, "%128", "%129", "%130",
                        GRAFT_SUMS_128);
   } else if constexpr (kCount == 128) {

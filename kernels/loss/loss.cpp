@@ -31,6 +31,7 @@
 #include <algorithm>
 
 #include "kernels/loss/loss_ops.h"
+#include "kernels/loss/loss_rows.h"
 #include "kernels/loss/loss_scale.h"
 
 namespace graft_kernels::loss {
@@ -160,6 +161,10 @@ void rows_meta(const Problem&, const Tensor&) {}
 void linear_meta(LinearProblem&) {}
 
 void scale_meta(Tensor gradient, const Tensor& factor) { check_scale(gradient, factor); }
+void add_rows_meta(Tensor sums, const Tensor& rows, const Tensor& ids, const Tensor& order,
+                   int64_t) {
+  check_added_rows(sums, rows, ids, order);
+}
 
 }  // namespace
 
@@ -313,9 +318,12 @@ GRAFT_OPS(ops) {
       "with_weight) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   // On CUDA alone: elsewhere the factor can be asked for.
   ops.def("scale_gradient_(Tensor(a!) gradient, Tensor factor) -> ()");
+  ops.def(
+      "add_rows_(Tensor(a!) sums, Tensor rows, Tensor ids, Tensor order, int skipped) -> ()");
 }
 
 GRAFT_OPS_IMPL(Meta, ops) {
   graft_kernels::loss::MetaOps::implement(ops);
   ops.impl("scale_gradient_", TORCH_BOX(&graft_kernels::loss::scale_meta));
+  ops.impl("add_rows_", TORCH_BOX(&graft_kernels::loss::add_rows_meta));
 }

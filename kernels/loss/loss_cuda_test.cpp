@@ -1,6 +1,7 @@
 // The loss where only a GPU shows it: in a captured graph, beyond 2^31 elements, and the memory that it takes.
 
 #include <c10/core/CachingDeviceAllocator.h>
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "kernels/common/test_support.h"
@@ -98,6 +99,90 @@ TEST_F(LossCuda, NeverHoldsTheLogitsOfAllTokens) {
       torchs_loss(at::matmul(hidden.slice(0, 8000, 8192), weight.t()).to(at::kFloat),
                   labels.slice(0, 8000, 8192));
   EXPECT_LE(largest_error(made.at(0).toTensor().slice(0, 8000, 8192), exact.to(at::kDouble)), 1e-2);
+}
+
+// Rows of an embedding's gradient added to a head's.
+class AddedRows : public LossCuda {
+ protected:
+  static void add(const at::Tensor& sums, const at::Tensor& rows, const at::Tensor& ids,
+                  int64_t skipped = -1) {
+    const auto [sorted, order] = ids.sort(/*stable=*/true, 0, false);
+    Package::for_device("loss", at::kCUDA)("add_rows_", sums, rows, sorted, order, skipped);
+  }
+};
+
+TEST_F(AddedRows, AreTheSumOfAllRowsOfAnIdRoundedOnce) {
+  for (const auto dtype : {at::kFloat, at::kBFloat16, at::kHalf}) {
+    for (const auto& [count, columns, most] : {std::tuple{1, 1, 1}, {700, 2048, 40}, {33, 2056, 5},
+                                               {300, 77, 3}, {64, 4096, 1}, {9, 8, 1000}}) {
+      const auto options = at::TensorOptions(at::kCUDA).dtype(dtype);
+      const at::Tensor before = at::randn({most + 3, columns}, options),
+                       rows = at::randn({count, columns}, options),
+                       ids = at::randint(most, {count}, options.dtype(at::kLong));
+      const at::Tensor exact =
+          before.to(at::kDouble).index_add(0, ids, rows.to(at::kDouble)).to(at::kCPU);
+      at::Tensor own = before.clone();
+      add(own, rows, ids);
+      const double sum_error = std::sqrt(count) * 0x1p-22, unit = dtype == at::kFloat  ? 0x1p-24
+                                                                  : dtype == at::kHalf ? 0x1p-11
+                                                                                       : 0x1p-8;
+      EXPECT_LE(testing::largest_error(own.cpu(), exact),
+                exact.abs().max().item<double>() * (unit + sum_error))
+          << dtype << ", " << count << "x" << columns << ", ids " << most;
+      EXPECT_TRUE(testing::is_same_bits(own.narrow(0, most, 3), before.narrow(0, most, 3)));
+      at::Tensor again = before.clone();
+      add(again, rows, ids);
+      EXPECT_TRUE(testing::is_same_bits(own, again));
+    }
+  }
+}
+
+TEST_F(AddedRows, LeaveOutWhatIsSkippedOrNotThere) {
+  const auto options = at::TensorOptions(at::kCUDA).dtype(at::kBFloat16);
+  const at::Tensor sums = at::zeros({4, 64}, options), rows = at::ones({6, 64}, options);
+  add(sums, rows, at::tensor({2, 1, -1, 1, 4, 3}, options.dtype(at::kLong)), /*skipped=*/3);
+  EXPECT_TRUE(at::equal(sums.select(1, 63).cpu().to(at::kLong), at::tensor({0, 2, 1, 0}, at::kLong)));
+  add(sums, rows.narrow(0, 0, 0), at::empty({0}, options.dtype(at::kLong)));
+}
+
+TEST_F(AddedRows, CanBeCapturedIntoAGraph) {
+#ifdef GRAFT_WITH_CUDA
+  const auto options = at::TensorOptions(at::kCUDA).dtype(at::kBFloat16);
+  const at::Tensor before = at::randn({50, 512}, options), rows = at::randn({90, 512}, options),
+                   ids = at::randint(50, {90}, options.dtype(at::kLong)), sums = before.clone();
+  const auto [sorted, order] = ids.sort(/*stable=*/true, 0, false);
+  const Package& package = Package::for_device("loss", at::kCUDA);
+  const auto work = [&] { package("add_rows_", sums, rows, sorted, order, -1); };
+  work();
+  const at::Tensor first = sums.clone();
+  const testing::CurrentStream stream;
+  const testing::CapturedGraph graph(stream, work);
+  sums.copy_(before);
+  graph.launch();
+  stream.synchronize();
+  EXPECT_TRUE(testing::is_same_bits(sums, first));
+#endif
+}
+
+TEST_F(AddedRows, RefusalNamesTheArgument) {
+  const auto options = at::TensorOptions(at::kCUDA).dtype(at::kBFloat16);
+  const at::Tensor sums = at::zeros({4, 64}, options), ids = at::zeros({6}, options.dtype(at::kLong));
+  const auto message = [&](const at::Tensor& rows, const at::Tensor& list) {
+    try {
+      Package::for_device("loss", at::kCUDA)("add_rows_", sums, rows, list, ids, -1);
+    } catch (const std::exception& error) {
+      return std::string(error.what());
+    }
+    return std::string();
+  };
+  EXPECT_THAT(message(at::ones({6, 32}, options), ids),
+              ::testing::HasSubstr("[add_rows_] rows: expected rows of 64, got [6, 32]"));
+  EXPECT_THAT(message(at::ones({6, 64}, options.dtype(at::kHalf)), ids),
+              ::testing::HasSubstr("[add_rows_] rows: expected"));
+  EXPECT_THAT(message(at::ones({5, 64}, options), ids),
+              ::testing::HasSubstr("[add_rows_] ids: expected shape [5], got [6]"));
+  EXPECT_THAT(message(at::ones({6, 64}, options), ids.to(at::kInt)),
+              ::testing::HasSubstr("[add_rows_] ids: expected"));
 }
 
 }  // namespace

@@ -1,14 +1,12 @@
 // The gated MLP that trains on CUDA. Forward: gate and up as one product of Hopper's tiles where they take it, else
-// ATen's two with our activation after them. Backward: ATen's products, and one kernel of ours between them that turns
-// gate and up into their gradients.
+// ATen's two with our activation after them. Backward: the product with down's weight, whose sums Hopper's tiles turn into
+// the gradients of gate and up, elsewhere ATen's and a kernel of ours; then ATen's products.
 
 #include <cstdint>
 
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cuda.h>
 
 #include "kernels/common/aten.h"
-#include "kernels/mlp/mlp_backward_kernel.cuh"
-#include "kernels/mlp/mlp_backward_ops.h"
 #include "kernels/mlp/mlp_cuda.h"
 
 namespace graft_kernels::mlp {
@@ -21,20 +19,18 @@ void add_product(Tensor& out, const Tensor& a, const Tensor& b) {
       aoti_torch_cuda_addmm_out(out.get(), out.get(), a.get(), b.get(), 1.0, 1.0));
 }
 
-// Gate and up become their gradients in grad_gate and grad_up, their product's gradient becomes act(gate) * up.
-void activate_backward(const CudaScope& scope, Function function, const Kept& products,
-                       Tensor& grad_gate, Tensor& grad_up, Tensor& grad) {
-  over_vectors(scope, products.gate, products.up,
+// Gate and up become their gradients in grad_gate and grad_up, and `activated` act(gate) * up.
+void make_gradients(const CudaScope& scope, const GradientProblem& problem) {
+  if (takes_gradient_tiles(scope, problem)) {
+    return run_gradient_tiles(scope, problem);
+  }
+  aten_product(problem.activated, problem.grad_out, problem.down_weight);
+  over_vectors(scope, problem.products.gate, problem.products.up,
                [&](auto type, auto size, unsigned blocks, int64_t vectors) {
                  using T = decltype(type);
-                 const ActivationGradients<T> at{
-                     static_cast<const T*>(products.gate.const_data_ptr()),
-                     static_cast<const T*>(products.up.const_data_ptr()),
-                     static_cast<T*>(grad_gate.mutable_data_ptr()),
-                     static_cast<T*>(grad_up.mutable_data_ptr()),
-                     static_cast<T*>(grad.mutable_data_ptr())};
                  activate_backward_kernel<T, decltype(size)::value>
-                     <<<blocks, kActivateThreads, 0, scope.stream()>>>(function, at, vectors);
+                     <<<blocks, kActivateThreads, 0, scope.stream()>>>(
+                         problem.function, problem.pointers<T>(), vectors);
                });
 }
 
@@ -96,8 +92,8 @@ void run_backward_cuda(Gradients& gradients, const Tensor& grad_out, const Argum
   Tensor gate = inner_of(arguments.gate_weight, arguments.gate_bias);
   Tensor up = inner_of(arguments.up_weight, arguments.up_bias);
   Tensor activated = torch::stable::new_empty(x, {rows, inner});
-  aten_product(activated, incoming, arguments.down_weight);
-  activate_backward(scope, function, kept == nullptr ? Kept{gate, up} : *kept, gate, up, activated);
+  const Kept products = kept == nullptr ? Kept{gate, up} : *kept;
+  make_gradients(scope, {incoming, arguments.down_weight, products, gate, up, activated, function});
   if (gradients.gate_weight) {
     store_gradients(gradients.down_weight, gradients.down_bias, incoming, activated);
     store_gradients(gradients.gate_weight, gradients.gate_bias, gate, x);

@@ -7,8 +7,8 @@
 #include <type_traits>
 
 #include "kernels/common/cuda_launch.h"
-#include "kernels/mlp/mlp_kernel.cuh"
-#include "kernels/mlp/mlp_ops.h"
+#include "kernels/mlp/mlp_backward_kernel.cuh"
+#include "kernels/mlp/mlp_backward_ops.h"
 
 namespace graft_kernels::mlp {
 
@@ -90,5 +90,29 @@ bool takes_tiles(const CudaScope& scope, const Arguments& arguments, int64_t row
 
 // Runs them, for what takes_tiles() takes.
 void run_tiles(const CudaScope& scope, Dtype dtype, const GateUpProblem& problem);
+
+// What a backward makes of the products, [rows, inner] each; gradients may lie where their products did.
+struct GradientProblem {
+  const Tensor& grad_out;     // [rows, hidden]
+  const Tensor& down_weight;  // [hidden, inner]
+  const Kept& products;
+  Tensor& grad_gate;
+  Tensor& grad_up;
+  Tensor& activated;
+  Function function;
+
+  template <typename T>
+  ActivationGradients<T> pointers() const {
+    return {static_cast<const T*>(products.gate.const_data_ptr()),
+            static_cast<const T*>(products.up.const_data_ptr()),
+            static_cast<T*>(grad_gate.mutable_data_ptr()),
+            static_cast<T*>(grad_up.mutable_data_ptr()),
+            static_cast<T*>(activated.mutable_data_ptr())};
+  }
+};
+
+// The same for the product of grad_out with down's weight, whose sums become the gradients of gate and up and h.
+bool takes_gradient_tiles(const CudaScope& scope, const GradientProblem& problem);
+void run_gradient_tiles(const CudaScope& scope, const GradientProblem& problem);
 
 }  // namespace graft_kernels::mlp

@@ -1,4 +1,4 @@
-// Launches gate and up of the MLP on Hopper's tiles.
+// Launches the MLP's products on Hopper's tiles: gate and up, and the gradient of what is made of them.
 
 #include "kernels/common/sm90_gemm_launch.h"
 #include "kernels/mlp/mlp_cuda.h"
@@ -13,16 +13,21 @@ namespace {
 constexpr int kClusterRows = sm90::kGemmRows * sm90::kGemmCluster;
 constexpr int kLeastClusters = 60;
 
-bool fills_clusters(int64_t rows) {
-  return rows >= 2 * kClusterRows || (rows > kClusterRows / 2 && rows <= kClusterRows);
+bool fills_clusters(const CudaScope& scope, int64_t rows, int64_t columns, int tile_columns) {
+  const int64_t clusters =
+      ((rows + kClusterRows - 1) / kClusterRows) * ((columns + tile_columns - 1) / tile_columns);
+  return scope.attribute(cudaDevAttrComputeCapabilityMajor) == 9 &&
+         scope.attribute(cudaDevAttrComputeCapabilityMinor) == 0 && clusters >= kLeastClusters &&
+         clusters <= INT32_MAX / 2 &&
+         (rows >= 2 * kClusterRows || (rows > kClusterRows / 2 && rows <= kClusterRows));
 }
 
 sm90::GemmMatrix matrix_of(const void* first, int64_t rows, int64_t depth) {
   return {first, rows, depth, depth};
 }
 
-sm90::GemmMatrix matrix_of(const Tensor& weight) {
-  return matrix_of(weight.const_data_ptr(), weight.size(0), weight.size(1));
+sm90::GemmMatrix matrix_of(const Tensor& matrix) {
+  return matrix_of(matrix.const_data_ptr(), matrix.size(0), matrix.size(1));
 }
 
 template <typename T, bool kKeeps>
@@ -51,12 +56,8 @@ void launch(const CudaScope& scope, Dtype dtype, const GateUpProblem& problem) {
 
 bool takes_tiles(const CudaScope& scope, const Arguments& arguments, int64_t rows) {
   const int64_t inner = arguments.gate_weight.size(0), depth = arguments.gate_weight.size(1);
-  const int64_t clusters = ((rows + kClusterRows - 1) / kClusterRows) *
-                           ((inner + sm90::kGemmBoxColumns - 1) / sm90::kGemmBoxColumns);
-  if (scope.attribute(cudaDevAttrComputeCapabilityMajor) != 9 ||
-      scope.attribute(cudaDevAttrComputeCapabilityMinor) != 0 ||
-      dtype_of(arguments.x) == Dtype::kFloat32 || depth == 0 || !fills_clusters(rows) ||
-      clusters < kLeastClusters || clusters > INT32_MAX / 2) {
+  if (dtype_of(arguments.x) == Dtype::kFloat32 || depth == 0 ||
+      !fills_clusters(scope, rows, inner, sm90::kGemmBoxColumns)) {
     return false;
   }
   const sm90::GemmMatrix x = matrix_of(arguments.x.const_data_ptr(), rows, depth);
@@ -73,6 +74,38 @@ void run_tiles(const CudaScope& scope, Dtype dtype, const GateUpProblem& problem
                             : launch<T, true>(scope, dtype, problem);
   };
   dtype == Dtype::kBfloat16 ? launch_type(Bf16{}) : launch_type(Fp16{});
+}
+
+bool takes_gradient_tiles(const CudaScope& scope, const GradientProblem& problem) {
+  const int64_t hidden = problem.down_weight.size(0), inner = problem.down_weight.size(1);
+  return dtype_of(problem.grad_out) != Dtype::kFloat32 && hidden > 0 &&
+         fills_clusters(scope, problem.grad_out.size(0), inner, 2 * sm90::kGemmBoxColumns) &&
+         *sm90::why_not_gemm(matrix_of(problem.grad_out)) == '\0' &&
+         *sm90::why_not_gemm(matrix_of(problem.down_weight)) == '\0' &&
+         is_aligned(problem.products.gate) && is_aligned(problem.products.up);
+}
+
+void run_gradient_tiles(const CudaScope& scope, const GradientProblem& problem) {
+  const auto launch_finish = [&](auto type, auto function) {
+    using T = decltype(type);
+    const GradientFinish<T, decltype(function)::value> finish{
+        problem.pointers<T>(), problem.grad_out.size(0),
+        static_cast<int>(problem.down_weight.size(1))};
+    sm90::launch_handover_gemm<T>(
+        scope.stream(), scope.attribute(cudaDevAttrMultiProcessorCount), dtype_of(problem.grad_out),
+        matrix_of(problem.grad_out), matrix_of(problem.down_weight), finish);
+  };
+  const auto launch_type = [&](auto type) {
+    switch (problem.function) {
+      case Function::kSilu:
+        return launch_finish(type, std::integral_constant<Function, Function::kSilu>());
+      case Function::kGelu:
+        return launch_finish(type, std::integral_constant<Function, Function::kGelu>());
+      case Function::kGeluTanh:
+        return launch_finish(type, std::integral_constant<Function, Function::kGeluTanh>());
+    }
+  };
+  dtype_of(problem.grad_out) == Dtype::kBfloat16 ? launch_type(Bf16{}) : launch_type(Fp16{});
 }
 
 }  // namespace graft_kernels::mlp

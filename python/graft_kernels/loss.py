@@ -4,8 +4,12 @@ transformers' forward multiplies with `lm_head` and hands the logits to `loss_fu
 a stand-in for both: the head puts its product off, and the loss makes it chunk by chunk. Whether nothing but a soft cap
 happens to the logits in between is tried on the model's class, with the model's settings. An output still has logits:
 they are made when somebody reads them.
+
+Where the head's weight is the embedding's, the loss takes it from there: the embedding then adds its gradient to the
+head's, rows that were looked up alone, where autograd would make a second one of the weight's size and their sum.
 """
 
+import contextlib
 import functools
 import inspect
 import types
@@ -17,6 +21,7 @@ import torch.nn as nn
 from .view import View
 
 HEAD, LOSS = "lm_head", "loss_function"
+STATE = "_graft_tied"   # of an embedding whose weight the head has too
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # What transformers' ForCausalLMLoss reads; it swallows every other argument.
 _LOSS_ARGUMENTS = ("num_items_in_batch", "ignore_index", "shift_labels")
@@ -111,6 +116,7 @@ def forward(model: nn.Module, layer: type) -> Callable:
     """Returns the forward that takes the class's place: with labels, while gradients are recorded in training, the
     output's logits wait until they are read; every other call is the class's own."""
     own, softcap = type(model).forward, softcap_of(model)
+    _tie(model, layer)
     names = list(inspect.signature(own).parameters)
     position = names.index("labels") - 1 if "labels" in names else len(names)
     loss = layer()
@@ -120,10 +126,61 @@ def forward(model: nn.Module, layer: type) -> Callable:
         labels = kwargs.get("labels", args[position] if position < len(args) else None)
         if labels is None or not _trains(self):
             return own(self, *args, **kwargs)
-        view = View(self, **{HEAD: _head_of(self), LOSS: functools.partial(_loss_of, self, loss, softcap)})
-        return _finish(own(view, *args, **kwargs), functools.partial(_logits_of, self, softcap))
+        with _tied(self) as weight_of:
+            view = View(self, **{HEAD: _head_of(self), LOSS: functools.partial(_loss_of, self, loss, softcap, weight_of)})
+            return _finish(own(view, *args, **kwargs), functools.partial(_logits_of, self, softcap))
 
     return types.MethodType(fused, model)
+
+
+class _Tied:
+    """What an embedding hands to the loss of the same call."""
+
+    def __init__(self):
+        self.is_awaited, self.weight = False, None
+
+
+def _embedding_of(model: nn.Module) -> Optional[nn.Embedding]:
+    try:
+        embedding = model.get_input_embeddings()
+    except NotImplementedError:  # a model without
+        return None
+    return embedding if type(embedding) is nn.Embedding else None
+
+
+def _tie(model: nn.Module, layer: type) -> None:
+    """Makes a model's embedding hand its weight to the loss where the head has it too."""
+    embedding = _embedding_of(model)
+    if embedding is None or "forward" in embedding.__dict__:
+        return
+    if embedding.max_norm is not None or embedding.scale_grad_by_freq or embedding.sparse:
+        return
+
+    def embed(self, input):
+        tied = getattr(self, STATE)
+        if not tied.is_awaited or tied.weight is not None or not self.weight.requires_grad:
+            return type(self).forward(self, input)
+        rows, tied.weight = layer.embed_beside(input, self.weight, self.padding_idx)
+        return rows
+
+    setattr(embedding, STATE, _Tied())
+    embedding.forward = types.MethodType(embed, embedding)
+    embedding.__dict__["_graft_swapped"] = (STATE,)
+
+
+@contextlib.contextmanager
+def _tied(model: nn.Module):
+    """While a loss is made: a function that returns the head's weight, the embedding's own where both are one."""
+    embedding = _embedding_of(model)
+    tied = getattr(embedding, STATE, None)
+    if tied is None or embedding.weight is not model.lm_head.weight:
+        yield lambda: model.lm_head.weight
+        return
+    tied.is_awaited = True
+    try:
+        yield lambda: model.lm_head.weight if tied.weight is None else tied.weight
+    finally:
+        tied.is_awaited, tied.weight = False, None
 
 
 def _trains(model: nn.Module) -> bool:
@@ -141,11 +198,12 @@ def _head_of(model: nn.Module) -> Callable:
     return head
 
 
-def _loss_of(model: nn.Module, loss: nn.Module, softcap: float, logits, labels, vocab_size=None, **arguments):
+def _loss_of(model: nn.Module, loss: nn.Module, softcap: float, weight_of: Callable, logits, labels, vocab_size=None,
+             **arguments):
     if not isinstance(logits, _Deferred):
         return model.loss_function(logits, labels, vocab_size, **arguments)
     read = {name: arguments[name] for name in _LOSS_ARGUMENTS if name in arguments}
-    return loss(None, labels, vocab_size, hidden_states=logits.hidden, lm_head_weight=model.lm_head.weight,
+    return loss(None, labels, vocab_size, hidden_states=logits.hidden, lm_head_weight=weight_of(),
                 lm_head_bias=model.lm_head.bias, final_logit_softcapping=softcap, **read)
 
 

@@ -12,13 +12,14 @@ from typing import Callable, Iterator, Optional
 import torch
 import torch.nn as nn
 
-from . import loss, residual, variants
+from . import loss, projections, residual, variants
 
 ACTIVATIONS = {
     "SiLUActivation": "SiLU", "GELUActivation": "GeLU", "GELUTanh": "GeluTanh", "PytorchGELUTanh": "GeluTanh",
     "NewGELUActivation": "NewGELU", "FastGELUActivation": "FastGELU", "QuickGELUActivation": "QuickGELU"}
 MLP_LAYERS = {"silu": "SwiGLUMLP", "gelu_tanh": "GeGLUMLP", "gelu": "MLP"}
 RESIDUAL_LAYER = "residual sums"   # of a decoder layer, joined to its norms
+PROJECTIONS_LAYER = "joined projections"   # of attention, whose gradients are one of their input
 ROTARY_FUNCTION = "apply_rotary_pos_emb"
 
 
@@ -29,7 +30,7 @@ class Slot:
     path: str
     module: nn.Module
     layer: str                    # the name that transformers' mapping knows: RMSNorm, SiLU, rotary_pos_emb ...
-    package: str                  # rms-norm, activation, rotary, mlp, loss
+    package: str                  # rms-norm, activation, rotary, mlp, loss, linear
     kernel: str                   # the class in the package's layers.py
     variant: str = ""             # numeric variant in words
     attributes: dict = dataclasses.field(default_factory=dict)   # what the class reads from the adopting module
@@ -59,6 +60,8 @@ def find(model: nn.Module) -> Iterator[Slot]:
             yield _loss_slot(path, module)
         elif residual.may_join(module):
             yield Slot(path, module, RESIDUAL_LAYER, "rms-norm", "AddRMSNorm")
+        elif projections.may_join(module):
+            yield Slot(path, module, PROJECTIONS_LAYER, "linear", "JoinedLinears", refusal=projections.refusal(module))
         if rotary_function(module) is not None:
             yield _rotary_slot(path, module)
 

@@ -8,7 +8,7 @@ from typing import Optional, Union
 import torch
 import torch.nn as nn
 
-from . import hub, loss, residual, slots, variants
+from . import hub, loss, projections, residual, slots, variants
 from .errors import GraftError
 from .table import Report, Row, record
 
@@ -75,7 +75,7 @@ def kernelize(model: nn.Module, mode: Union[None, str, Mode, enum.Flag] = None,
 
 
 def _only_trains(slot: slots.Slot) -> bool:
-    return slot.package == "loss" or slot.layer == slots.RESIDUAL_LAYER
+    return slot.package == "loss" or slot.layer in (slots.RESIDUAL_LAYER, slots.PROJECTIONS_LAYER)
 
 
 def _lacks(layer: type, mode: Mode) -> str:
@@ -102,6 +102,8 @@ def hooked(slot: slots.Slot) -> str:
 def swap(slot: slots.Slot, layer: type, trains: bool = True) -> None:
     """Puts a layer into its place; one that does not train leaves training to the module's own."""
     module = slot.module
+    if slot.layer == slots.PROJECTIONS_LAYER:
+        return projections.swap(module, layer)   # the module itself may have a slot of its own
     if slot.package == "rotary":
         module.forward = types.MethodType(_with_rotary(module, slot, layer), module)
     elif slot.package == "loss":

@@ -4,12 +4,14 @@
     GRAFT_BUILD=<build folder> python tests/python/test_training_layers.py
 """
 
+import copy
 import inspect
 import unittest
 
 import torch
+import transformers
 
-from test_graft_kernels import FAMILIES, IDS, Beside, build, gradients, graft_kernels, load
+from test_graft_kernels import FAMILIES, IDS, TINY, Beside, build, gradients, graft_kernels, load
 
 
 class Losses(Beside):
@@ -183,6 +185,145 @@ class ResidualSums(Beside):
             self.assert_logits(own, other)
         model.gradient_checkpointing_enable()
         self.assert_gradients(gradients(model), expected)
+
+
+class JoinedProjections(Beside):
+    """The projections of attention that have one input give it one gradient, in training."""
+
+    def rows(self, model):
+        return [row for row in graft_kernels.report(model).rows if row.slot.layer == "joined projections"]
+
+    def test_gradients_are_those_of_separate_projections(self):
+        for name in FAMILIES:
+            with self.subTest(name):
+                expected = gradients(load(name).train())
+                model = graft_kernels.kernelize(load(name).train())
+                self.assertEqual(len(self.rows(model)), model.config.num_hidden_layers if name != "phi3" else 0)
+                self.assertEqual([row.refusal for row in self.rows(model) if row.refusal], [])
+                self.assert_gradients(gradients(model), expected)
+                self.assertFalse(any(part.is_apart or part.made for part in self.states(model)), name)
+        self.assertEqual(self.rows(graft_kernels.kernelize(load("llama"))), [])
+
+    def states(self, model):
+        return [module._graft_joined for module in model.modules() if hasattr(module, "_graft_joined")]
+
+    def test_one_node_makes_them_and_no_part_runs_alone(self):
+        model = graft_kernels.kernelize(load("llama").train())
+        attention = model.model.layers[0].self_attn
+        x = torch.randn(2, 3, attention.q_proj.in_features, requires_grad=True)
+        results = [getattr(attention, name)(x) for name in ("q_proj", "k_proj", "v_proj")]
+        self.assertEqual(len({result.grad_fn for result in results}), 1)
+        self.assertIn("JoinedLinears", type(results[0].grad_fn).__name__)
+        (own,) = torch.autograd.grad(results[0].sum() + results[2].square().sum(), x)   # one that nobody uses
+        graft_kernels.unkernelize(model)
+        self.assertFalse(self.states(model))
+        (apart,) = torch.autograd.grad(attention.q_proj(x).sum() + attention.v_proj(x).square().sum(), x)
+        torch.testing.assert_close(own, apart)
+
+    def test_frozen_weights_and_copies(self):
+        model = graft_kernels.kernelize(load("qwen2").train())   # its projections have biases
+        for layer in model.model.layers:
+            layer.self_attn.k_proj.weight.requires_grad_(False)
+        other = copy.deepcopy(model)
+        with torch.no_grad():
+            other.model.layers[0].self_attn.v_proj.weight.zero_()
+        grads = gradients(model)
+        self.assertFalse([name for name in grads if name.endswith("k_proj.weight")])
+        self.assertTrue(any(name.endswith("k_proj.bias") for name in grads))
+        self.assertTrue(grads["model.layers.0.self_attn.o_proj.weight"].abs().sum() > 0)
+        copied = gradients(other)["model.layers.0.self_attn.o_proj.weight"]
+        bias = other.model.layers[0].self_attn.v_proj.bias   # the copy multiplies with its own weights
+        self.assertNotEqual(copied.abs().sum(), grads["model.layers.0.self_attn.o_proj.weight"].abs().sum(), bias)
+
+    def test_parts_that_are_called_in_another_manner_run_alone(self):
+        model = graft_kernels.kernelize(load("llama").train())
+        attention = model.model.layers[0].self_attn
+        x, y = (torch.randn(1, 3, attention.q_proj.in_features, requires_grad=True) for _ in range(2))
+        for _ in range(3):
+            q, k = attention.q_proj(x), attention.k_proj(y)
+        self.assertTrue(attention.q_proj._graft_joined.is_apart)
+        self.assertIsNone(attention.q_proj._graft_joined.made)
+        torch.testing.assert_close(q, torch.nn.functional.linear(x, attention.q_proj.weight))
+        torch.testing.assert_close(k, torch.nn.functional.linear(y, attention.k_proj.weight))
+
+    def test_checkpointing_autocast_and_no_gradients(self):
+        expected = gradients(load("llama").train())
+        model = graft_kernels.kernelize(load("llama").train())
+        model.gradient_checkpointing_enable()
+        self.assert_gradients(gradients(model), expected)
+        attention = model.model.layers[0].self_attn
+        x = torch.randn(1, 3, attention.q_proj.in_features)
+        with torch.no_grad():
+            self.assertIsNone(attention.q_proj(x).grad_fn)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            self.assertEqual(attention.q_proj(x.requires_grad_()).dtype, torch.bfloat16)
+
+
+class TiedEmbeddings(Beside):
+    """An embedding that is the head too adds its gradient to the head's."""
+
+    device = "cpu"
+
+    def pair(self, dtype=torch.float32, **config):
+        torch.manual_seed(3)
+        model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(
+            "llama", **{**TINY, "tie_word_embeddings": True, "pad_token_id": None, **config})).to(self.device, dtype).train()
+        self.assertIs(model.lm_head.weight, model.get_input_embeddings().weight)
+        return copy.deepcopy(model), graft_kernels.kernelize(model)
+
+    def steps(self, model, ids, **arguments):
+        model.zero_grad()
+        loss = model(ids, labels=ids, **arguments).loss
+        (2 * loss).backward()
+        return loss, model.lm_head.weight.grad
+
+    def test_the_gradient_is_that_of_both(self):
+        torch.manual_seed(4)
+        often = torch.randint(0, 64, (3, 40)).clamp(max=9)   # each id many times
+        often[0, :33] = 5
+        for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
+            for config in ({}, {"pad_token_id": 5}):
+                for ids in (IDS, often):
+                    plain, own = self.pair(dtype, **config)
+                    expected, value = self.steps(plain, ids.to(self.device))
+                    loss, grad = self.steps(own, ids.to(self.device))
+                    torch.testing.assert_close(loss, expected, rtol=tolerance, atol=tolerance)
+                    self.assertLessEqual((grad - value).norm().item(), 2 * tolerance * value.norm().item())
+                    again = self.steps(own, ids.to(self.device))[1]
+                    self.assertTrue(torch.equal(grad, again))
+
+    def test_what_else_uses_the_weight_has_its_share(self):
+        plain, own = self.pair()
+        ids, grads = IDS.to(self.device), []
+        for model in (plain, own):
+            output = model(ids, labels=ids)
+            (output.loss + output.logits.square().mean() + model.lm_head.weight.square().sum()).backward()
+            grads.append(model.lm_head.weight.grad)
+        torch.testing.assert_close(grads[1], grads[0], rtol=1e-4, atol=1e-5)
+
+    def test_embeddings_from_elsewhere_and_accumulation(self):
+        plain, own = self.pair()
+        ids = IDS.to(self.device)
+        for model in (plain, own):
+            for _ in range(2):   # adds up
+                model(inputs_embeds=model.get_input_embeddings()(ids), labels=ids).loss.backward()
+                model(ids, labels=ids).loss.backward()
+        torch.testing.assert_close(own.lm_head.weight.grad, plain.lm_head.weight.grad, rtol=1e-4, atol=1e-5)
+        own.get_input_embeddings().weight.requires_grad_(False)
+        own(ids, labels=ids).loss.backward()
+        graft_kernels.unkernelize(own)
+        self.assertNotIn("forward", own.get_input_embeddings().__dict__)
+
+    def test_an_untied_head_keeps_both(self):
+        plain, own = (load("llama").train() for _ in range(2))
+        own.lm_head.weight = torch.nn.Parameter(own.lm_head.weight.detach().clone())
+        plain.lm_head.weight = torch.nn.Parameter(plain.lm_head.weight.detach().clone())
+        self.assert_gradients(gradients(graft_kernels.kernelize(own)), gradients(plain))
+
+
+@unittest.skipUnless(torch.cuda.is_available(), "no CUDA device")
+class TiedEmbeddingsOnCuda(TiedEmbeddings):
+    device = "cuda"
 
 
 if __name__ == "__main__":

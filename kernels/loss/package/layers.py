@@ -80,6 +80,28 @@ def _handed_over(ctx, grad):
     return grads
 
 
+class _EmbeddingBeside(torch.autograd.Function):
+    """Rows of a weight, and the weight itself for a head: where the head's gradient comes back, the rows' is added to it."""
+
+    @staticmethod
+    def forward(ctx, ids, weight, padding):
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(ids)
+        ctx.rows, ctx.padding = weight.shape[0], padding
+        return nn.functional.embedding(ids, weight), weight
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad, grad_weight):
+        (ids,) = ctx.saved_tensors
+        if grad is None or grad_weight is None or not grad_weight.is_cuda or not grad_weight.is_contiguous():
+            own = None if grad is None else torch.ops.aten.embedding_dense_backward(grad, ids, ctx.rows, ctx.padding, False)
+            return None, own if grad_weight is None else grad_weight if own is None else grad_weight.add_(own), None
+        ids, order = ids.reshape(-1).sort(stable=True)
+        ops.add_rows_(grad_weight, grad.reshape(-1, grad.shape[-1]).contiguous(), ids, order, ctx.padding)
+        return None, grad_weight, None
+
+
 def _wanted(ctx, grads):
     return tuple(g if needed else None for g, needed in zip(grads, ctx.needs_input_grad))
 
@@ -146,6 +168,12 @@ class ForCausalLMLoss(nn.Module):
 
     can_torch_compile = True
     has_backward = True
+
+    @staticmethod
+    def embed_beside(ids: torch.Tensor, weight: torch.Tensor, padding_idx: Optional[int]):
+        """Returns the weight's rows and the weight, for a loss whose head has it too and that alone uses what is
+        returned: the gradient that comes back for it is written to."""
+        return _EmbeddingBeside.apply(ids, weight, -1 if padding_idx is None else padding_idx)
 
     def forward(self, logits, labels, vocab_size=None, num_items_in_batch=None, ignore_index=-100,
                 shift_labels=None, hidden_states=None, lm_head_weight=None, lm_head_bias=None,
