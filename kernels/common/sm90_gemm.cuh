@@ -76,23 +76,12 @@ struct GemmBarriers {
   }
 };
 
-// A place in the ring of stages, and how often it came round.
-template <int kStages = kGemmStages>
-struct GemmSlot {
-  int stage = 0;
-  int phase = 0;
-  __device__ __forceinline__ void step() {
-    stage = stage + 1 == kStages ? 0 : stage + 1;
-    phase ^= stage == 0 ? 1 : 0;
-  }
-};
-
 // Starts every copy, in one thread. `rank` is the block's in its cluster.
 __device__ __forceinline__ void bring_tiles(const CUtensorMap* x_map, const CUtensorMap* first_map,
                                             const CUtensorMap* second_map, const GemmTiles& tiles,
                                             int rank, unsigned char* shared,
                                             GemmBarriers<>& barriers) {
-  GemmSlot<> slot;
+  RingSlot<kGemmStages> slot;
   const CUtensorMap* own_map = rank == 0 ? first_map : second_map;
   for (int tile = first_tile(); tile < tiles.count; tile += tile_step()) {
     const GemmPlace place = place_of(tiles, tile);
@@ -117,7 +106,7 @@ inline constexpr int kGemmTurn = 1;
 template <typename T>
 __device__ __forceinline__ void sum_tile(float (&sum)[128], int steps, int group, int lane,
                                          unsigned char* shared, GemmBarriers<>& barriers,
-                                         GemmSlot<>& slot) {
+                                         RingSlot<kGemmStages>& slot) {
   // With fewer steps than stages the first could be a whole tile ahead, and meet the barrier twice.
   const bool in_turn = steps >= kGemmStages;
   if (in_turn && group == 1) {
@@ -176,7 +165,7 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
   } else {
     take_registers<232>();
     unsigned char* results = shared + GemmShared::kResults + (warp - 4) * GemmShared::kWarpResults;
-    GemmSlot<> slot;
+    RingSlot<kGemmStages> slot;
     for (int tile = first_tile(); tile < tiles.count; tile += tile_step()) {
       const GemmPlace place = place_of(tiles, tile);
       const int64_t row =

@@ -46,12 +46,12 @@ struct HandoverBarriers {
 };
 
 // Starts every copy, in one thread. `rank` is the block's in its cluster: it brings half of the columns' weights to both.
-__device__ __forceinline__ void bring_turned_tiles(const CUtensorMap* x_map, const CUtensorMap* w_map,
-                                                   const GemmTiles& tiles, int rank,
-                                                   unsigned char* shared,
+__device__ __forceinline__ void bring_turned_tiles(const CUtensorMap* x_map,
+                                                   const CUtensorMap* w_map, const GemmTiles& tiles,
+                                                   int rank, unsigned char* shared,
                                                    GemmBarriers<kHandoverStages>& barriers) {
   constexpr int kOwn = HandoverShared::kBoxes / kGemmCluster;
-  GemmSlot<kHandoverStages> slot;
+  RingSlot<kHandoverStages> slot;
   for (int tile = first_tile(); tile < tiles.count; tile += tile_step()) {
     const GemmPlace place = place_of(tiles, tile);
     const int row = (place.row_tile * kGemmCluster + rank) * kGemmRows;
@@ -77,7 +77,7 @@ template <typename T>
 __device__ __forceinline__ void sum_turned_tile(float (&sum)[128], int steps, int group, int lane,
                                                 unsigned char* shared,
                                                 GemmBarriers<kHandoverStages>& barriers,
-                                                GemmSlot<kHandoverStages>& slot) {
+                                                RingSlot<kHandoverStages>& slot) {
   fence_registers(sum);
   for (int step = 0; step < steps; ++step, slot.step()) {
     const unsigned char* rows = shared + slot.stage * HandoverShared::kStage;
@@ -192,7 +192,7 @@ __global__ void __launch_bounds__(kHandoverThreads, 1)
   } else {
     take_registers<184>();
     const int own = warp - 4;
-    GemmSlot<kHandoverStages> slot;
+    RingSlot<kHandoverStages> slot;
     int phase = 0;
     for (int tile = first_tile(); tile < tiles.count; tile += tile_step(), phase ^= 1) {
       float sum[128];

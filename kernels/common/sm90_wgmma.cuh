@@ -1,5 +1,4 @@
-// Hopper's matrix products on shared memory (wgmma), its bulk tensor copies and their barriers
-// (sm_90a alone). Device code, no Torch.
+// Hopper's matrix products on shared memory (wgmma) and what goes with them (sm_90a alone). Device code, no Torch.
 // NOTE: layouts of descriptors and fragments: PTX ISA 8.0, "Asynchronous Warpgroup Level Matrix
 // Instructions".
 #pragma once
@@ -9,67 +8,10 @@
 
 #include <cuda.h>
 
+#include "kernels/common/sm90_barriers.cuh"
 #include "kernels/common/vec.cuh"
 
 namespace graft_kernels::sm90 {
-
-__device__ __forceinline__ uint32_t shared_address(const void* pointer) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
-}
-
-// ---- barriers in shared memory
-
-__device__ __forceinline__ void init_barrier(uint64_t* barrier, int arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)),
-               "r"(arrivals)
-               : "memory");
-}
-
-__device__ __forceinline__ void arrive(uint64_t* barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier))
-               : "memory");
-}
-
-// One arrival, and `bytes` of copies to wait for.
-__device__ __forceinline__ void arrive_expecting(uint64_t* barrier, int bytes) {
-  asm volatile(
-      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
-      "r"(bytes)
-      : "memory");
-}
-
-__device__ __forceinline__ void wait(uint64_t* barrier, int phase) {
-  asm volatile(
-      "{\n"
-      ".reg .pred done;\n"
-      "again:\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-      "@!done bra again;\n"
-      "}\n" ::"r"(shared_address(barrier)),
-      "r"(phase)
-      : "memory");
-}
-
-// Barriers of the hardware, by number, for `threads` threads.
-__device__ __forceinline__ void sync_named(int barrier, int threads) {
-  asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
-}
-
-__device__ __forceinline__ void arrive_named(int barrier, int threads) {
-  asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
-}
-
-// ---- copies
-
-// `bytes` in one piece, a multiple of 16 as both places are.
-__device__ __forceinline__ void copy_bytes(void* to, const void* from, uint64_t* barrier,
-                                           int bytes) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
-          "r"(shared_address(to)),
-      "l"(from), "r"(bytes), "r"(shared_address(barrier))
-      : "memory");
-}
 
 // Brings the 128 bytes around an address into the second-level cache.
 __device__ __forceinline__ void prefetch_line(const void* from) {
@@ -93,11 +35,6 @@ __device__ __forceinline__ void wait_additions_read() {
 // Waits until this thread's additions are done.
 __device__ __forceinline__ void wait_additions() {
   asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
-}
-
-// What this thread wrote to shared memory becomes visible to products and copies.
-__device__ __forceinline__ void publish_shared() {
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
 // Four 8x8 matrices; lane l gives the address of row l % 8 of matrix l / 8.

@@ -318,8 +318,7 @@ GRAFT_OPS(ops) {
       "with_weight) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   // On CUDA alone: elsewhere the factor can be asked for.
   ops.def("scale_gradient_(Tensor(a!) gradient, Tensor factor) -> ()");
-  ops.def(
-      "add_rows_(Tensor(a!) sums, Tensor rows, Tensor ids, Tensor order, int skipped) -> ()");
+  ops.def("add_rows_(Tensor(a!) sums, Tensor rows, Tensor ids, Tensor order, int skipped) -> ()");
 }
 
 GRAFT_OPS_IMPL(Meta, ops) {

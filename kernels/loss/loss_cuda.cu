@@ -8,8 +8,8 @@
 
 #include "kernels/common/cuda_launch.h"
 #include "kernels/loss/loss_aten.h"
-#include "kernels/loss/loss_cluster_kernel.cuh"
 #include "kernels/loss/loss_ops.h"
+#include "kernels/loss/loss_ring_kernel.cuh"
 
 namespace graft_kernels::loss {
 
@@ -55,43 +55,51 @@ void launch(const Problem& problem, const CudaScope& scope) {
   check_cuda(cudaGetLastError(), "cross_entropy_kernel");
 }
 
-// The smallest cluster whose blocks keep a whole row of `bytes`, or the largest there is.
-int cluster_for(int64_t bytes) {
+// Shorter rows are left to blocks of their own.
+constexpr int64_t kLeastRingBytes = 70 * 1024;
+
+// The smallest cluster whose blocks keep a row of so many vectors and have room for the next, or 0.
+int cluster_for(int64_t vectors) {
+  constexpr int64_t kMost = int64_t{kMaxSharePlaces} * kPlaceBytes / 16;
   int cluster = 1;
-  while (cluster < kMaxCluster && bytes > int64_t{cluster} * kClusterBytes) {
+  while (cluster <= kMaxCluster && (vectors + cluster - 1) / cluster > kMost) {
     cluster *= 2;
   }
-  return cluster;
+  return cluster > kMaxCluster ? 0 : cluster;
 }
 
 // Long rows that train, on Hopper. Returns false where it is not for the call.
 template <typename T, int kSize>
-bool launch_cluster(const Problem& problem, const CudaScope& scope) {
+bool launch_ring(const Problem& problem, const CudaScope& scope) {
   const int64_t vectors = problem.columns / kSize;
-  const int vector_bytes = static_cast<int>(sizeof(T)) * kSize;
-  const int cluster = cluster_for(vectors * vector_bytes);
-  if (cluster == 1 || problem.rows > kMaxGrid / cluster ||
-      scope.attribute(cudaDevAttrComputeCapabilityMajor) < 9) {
+  const int cluster = cluster_for(vectors);
+  if (vectors * 16 < kLeastRingBytes || cluster == 0 ||
+      scope.attribute(cudaDevAttrComputeCapabilityMajor) != 9) {
     return false;
   }
-  const auto kernel = cross_entropy_cluster_kernel<T, kSize>;
-  const int64_t share = (vectors + cluster - 1) / cluster;
-  const int cached = static_cast<int>(std::min<int64_t>(share, kClusterBytes / vector_bytes));
-  check_cuda(
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kClusterBytes),
-      "cudaFuncSetAttribute");
+  const auto kernel = cross_entropy_ring_kernel<T, kSize>;
+  constexpr int kBytes = kPlaces * kPlaceBytes;
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
+             "cudaFuncSetAttribute");
   cudaLaunchAttribute attribute = {};
   attribute.id = cudaLaunchAttributeClusterDimension;
   attribute.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(problem.rows * cluster));
-  config.blockDim = dim3(kClusterThreads);
-  config.dynamicSmemBytes = static_cast<size_t>(cached) * vector_bytes;
+  config.gridDim = dim3(static_cast<unsigned>(cluster));
+  config.blockDim = dim3(kRingThreads + kWarp);
+  config.dynamicSmemBytes = kBytes;
   config.stream = scope.stream();
   config.attrs = &attribute;
   config.numAttrs = 1;
-  check_cuda(cudaLaunchKernelEx(&config, kernel, problem, cached, cluster),
-             "cross_entropy_cluster_kernel");
+  // No more clusters than run at once: one that waits for the others takes as long again.
+  int clusters = 0;
+  check_cuda(cudaOccupancyMaxActiveClusters(&clusters, kernel, &config),
+             "cudaOccupancyMaxActiveClusters");
+  if (clusters < 1) {
+    return false;
+  }
+  config.gridDim = dim3(static_cast<unsigned>(std::min<int64_t>(clusters, problem.rows) * cluster));
+  check_cuda(cudaLaunchKernelEx(&config, kernel, problem, cluster), "cross_entropy_ring_kernel");
   return true;
 }
 
@@ -104,7 +112,7 @@ void launch_mode(const Problem& problem, const CudaScope& scope) {
       return launch<T, kSize, Mode::kBackward>(problem, scope);
     case Mode::kTrain:
       if constexpr (kSize > 1) {
-        if (launch_cluster<T, kSize>(problem, scope)) {
+        if (launch_ring<T, kSize>(problem, scope)) {
           return;
         }
       }

@@ -1,5 +1,5 @@
-// Rows of cross-entropy on CUDA: one block per row, or on Hopper a cluster (loss_cluster_kernel.cuh), which reads the
-// logits once and keeps what fits in shared memory for the gradient; the rest comes from the second-level cache.
+// Rows of cross-entropy on CUDA: one block per row, which reads the logits once and keeps what fits in shared memory for
+// the gradient; the rest comes from the second-level cache. Long rows that train on Hopper: loss_ring_kernel.cuh.
 // Device code, no Torch.
 #pragma once
 
@@ -253,40 +253,16 @@ __device__ __forceinline__ void write_row(const T* row, T* grad, int64_t columns
   }
 }
 
-// A row that one block has for itself.
-struct WholeRow {
-  static __device__ __forceinline__ int rank() { return 0; }
-  static __device__ __forceinline__ int count() { return 1; }
-  static __device__ __forceinline__ Online join(Online own, float*) { return own; }
-  static __device__ __forceinline__ void leave() {}
-};
-
-// The share of a row that block `rank` of `count` takes: whole vectors, and for the last one what is left of them.
-struct Share {
-  int64_t begin, columns;
-
-  template <int kSize>
-  static __device__ __forceinline__ Share of(int64_t columns, int rank, int count) {
-    const int64_t vectors = columns / kSize, most = (vectors + count - 1) / count;
-    const int64_t first = min(rank * most, vectors), last = min(first + most, vectors);
-    const int64_t rest = rank == count - 1 ? columns % kSize : 0;
-    return {first * kSize, (last - first) * kSize + rest};
-  }
-};
-
-// One row, or a block's share of it; `cached` is how many vectors the block's dynamic shared memory holds.
-template <typename T, int kSize, Mode kMode, typename Group>
-__device__ __forceinline__ void compute_row(const Problem& problem, int64_t row, int cached,
-                                            Group group) {
+// One row; `cached` is how many vectors the block's dynamic shared memory holds.
+template <typename T, int kSize, Mode kMode>
+__device__ __forceinline__ void compute_row(const Problem& problem, int64_t row, int cached) {
   extern __shared__ uint4 shared[];
   Vec<T, kSize>* cache = reinterpret_cast<Vec<T, kSize>*>(shared);
   const int64_t columns = problem.columns;
-  const Share share = Share::of<kSize>(columns, group.rank(), group.count());
-  const T* whole_row = static_cast<const T*>(problem.logits) + problem.logits_rows.offset(row);
-  const T* logits = whole_row + share.begin;
-  T* grad = static_cast<T*>(problem.grad) + problem.grad_rows.offset(row) + share.begin;
+  const T* logits = static_cast<const T*>(problem.logits) + problem.logits_rows.offset(row);
+  T* grad = static_cast<T*>(problem.grad) + problem.grad_rows.offset(row);
   const int64_t label = problem.labels[problem.label_rows.offset(row)];
-  const bool is_first = group.rank() == 0 && threadIdx.x == 0;
+  const bool is_first = threadIdx.x == 0;
   if (label == problem.options.ignore_index || label < 0 || label >= columns) {
     // Nothing may wait for the device here: a label out of range shows as NaN.
     const float value = label == problem.options.ignore_index ? 0.0F : NAN;
@@ -295,7 +271,7 @@ __device__ __forceinline__ void compute_row(const Problem& problem, int64_t row,
       problem.lse[row] = value;
     }
     if constexpr (kMode != Mode::kForward) {
-      fill_row(grad, share.columns, value);
+      fill_row(grad, columns, value);
     }
     return;
   }
@@ -305,14 +281,14 @@ __device__ __forceinline__ void compute_row(const Problem& problem, int64_t row,
   if constexpr (kMode == Mode::kBackward) {
     lse = problem.lse[row];
   } else {
-    const float label_z = cap.apply(to_float(whole_row[label]));
+    const float label_z = cap.apply(to_float(logits[label]));
     Running running;
-    read_row<T, kSize>(logits, share.columns, cache, cached, cap, smoothing > 0.0F, running);
+    read_row<T, kSize>(logits, columns, cache, cached, cap, smoothing > 0.0F, running);
     const Online own = running.total();
     float plain = running.plain();
     // Every thread has read the label's logit when the row may be overwritten: a barrier lies in
     // between.
-    const Online whole = group.join(merge_over_block(own, &plain), &plain);
+    const Online whole = merge_over_block(own, &plain);
     lse = shift_of(whole.top) + logf(whole.sum);
     if (is_first) {
       const float mean = plain / static_cast<float>(columns);
@@ -324,18 +300,15 @@ __device__ __forceinline__ void compute_row(const Problem& problem, int64_t row,
   if constexpr (kMode != Mode::kForward) {
     const float factor = problem.grad_loss[problem.grad_loss_rows.offset(row)];
     const RowGradient gradient{
-        lse, factor, smoothing / static_cast<float>(columns), 1.0F - smoothing, label - share.begin,
-        cap};
-    write_row<T, kSize>(logits, grad, share.columns, cache, kMode == Mode::kTrain ? cached : 0,
-                        gradient);
+        lse, factor, smoothing / static_cast<float>(columns), 1.0F - smoothing, label, cap};
+    write_row<T, kSize>(logits, grad, columns, cache, kMode == Mode::kTrain ? cached : 0, gradient);
   }
-  group.leave();
 }
 
 template <typename T, int kSize, Mode kMode>
 __global__ void __launch_bounds__(kMaxThreads)
     cross_entropy_kernel(const Problem problem, const int cached) {
-  compute_row<T, kSize, kMode>(problem, blockIdx.x, cached, WholeRow());
+  compute_row<T, kSize, kMode>(problem, blockIdx.x, cached);
 }
 
 }  // namespace graft_kernels::loss

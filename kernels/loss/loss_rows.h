@@ -10,7 +10,7 @@ namespace graft_kernels::loss {
 // order  [T], int64, contiguous: each of [0, T) once
 // Throws std::runtime_error `[add_rows_] argument: expected …, got …`.
 inline void check_added_rows(const torch::stable::Tensor& sums, const torch::stable::Tensor& rows,
-                       const torch::stable::Tensor& ids, const torch::stable::Tensor& order) {
+                             const torch::stable::Tensor& ids, const torch::stable::Tensor& order) {
   const char* op = "add_rows_";
   check_floating(op, {"sums", sums});
   for (const NamedTensor& matrix : {NamedTensor{"sums", sums}, NamedTensor{"rows", rows}}) {

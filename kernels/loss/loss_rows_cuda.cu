@@ -86,9 +86,8 @@ void add_rows(const CudaScope& scope, RowSums problem, int64_t columns) {
   };
   const bool aligned = reinterpret_cast<uintptr_t>(problem.sums) % 16 == 0 &&
                        reinterpret_cast<uintptr_t>(problem.rows) % 16 == 0;
-  aligned&& columns % kVectorSize<T> == 0
-      ? launch(std::integral_constant<int, kVectorSize<T>>())
-      : launch(std::integral_constant<int, 1>());
+  aligned&& columns % kVectorSize<T> == 0 ? launch(std::integral_constant<int, kVectorSize<T>>())
+                                          : launch(std::integral_constant<int, 1>());
 }
 
 void add_rows_cuda(Tensor sums, const Tensor& rows, const Tensor& ids, const Tensor& order,
@@ -124,6 +123,4 @@ void add_rows_cuda(Tensor sums, const Tensor& rows, const Tensor& ids, const Ten
 
 }  // namespace graft_kernels::loss
 
-GRAFT_OPS_IMPL(CUDA, ops) {
-  ops.impl("add_rows_", TORCH_BOX(&graft_kernels::loss::add_rows_cuda));
-}
+GRAFT_OPS_IMPL(CUDA, ops) { ops.impl("add_rows_", TORCH_BOX(&graft_kernels::loss::add_rows_cuda)); }

@@ -20,8 +20,8 @@ __device__ __forceinline__ Activated activate_with_slope(Function function, floa
       return {value, share * (1.F + x * (1.F - share))};
     }
     case Function::kGelu:
-      return {gelu<T>(x), 0.5F * (1.F + erff(x * kSqrtHalf)) +
-                              x * kInverseSqrtTwoPi * expf(-0.5F * x * x)};
+      return {gelu<T>(x),
+              0.5F * (1.F + erff(x * kSqrtHalf)) + x * kInverseSqrtTwoPi * expf(-0.5F * x * x)};
     default: {
       const float angle = tanhf(kSqrtTwoOverPi * (x + kCubic * x * x * x));
       const float inner = kSqrtTwoOverPi * (1.F + 3.F * kCubic * x * x);

@@ -226,9 +226,11 @@ TEST_P(MlpBackward, IsNoWorseThanTwiceEager) {
 // Shapes of Hopper's tiles: odd numbers of rows, one row of clusters, one short step, boxes that end within a tile; the
 // last has rows that the copy engine does not take.
 TEST_P(MlpBackward, IsNoWorseThanTwiceEagerOverManyTiles) {
-  for (const auto& [rows, hidden, inner] :
-       {std::tuple{513, 136, 5128}, {200, 520, 15368}, {1026, 8, 3080}, {2049, 1032, 1544},
-        {512, 40, 7684}}) {
+  for (const auto& [rows, hidden, inner] : {std::tuple{513, 136, 5128},
+                                            {200, 520, 15368},
+                                            {1026, 8, 3080},
+                                            {2049, 1032, 1544},
+                                            {512, 40, 7684}}) {
     const bool tiles = GetParam().device == at::kCUDA;  // elsewhere a piece says as much
     for (const int64_t act : {0, 1, 2}) {
       expect_gradients_close(tiles ? rows : rows / 4, hidden, tiles ? inner : inner / 8, act);

@@ -91,9 +91,9 @@ void run_gradient_tiles(const CudaScope& scope, const GradientProblem& problem) 
     const GradientFinish<T, decltype(function)::value> finish{
         problem.pointers<T>(), problem.grad_out.size(0),
         static_cast<int>(problem.down_weight.size(1))};
-    sm90::launch_handover_gemm<T>(
-        scope.stream(), scope.attribute(cudaDevAttrMultiProcessorCount), dtype_of(problem.grad_out),
-        matrix_of(problem.grad_out), matrix_of(problem.down_weight), finish);
+    sm90::launch_handover_gemm<T>(scope.stream(), scope.attribute(cudaDevAttrMultiProcessorCount),
+                                  dtype_of(problem.grad_out), matrix_of(problem.grad_out),
+                                  matrix_of(problem.down_weight), finish);
   };
   const auto launch_type = [&](auto type) {
     switch (problem.function) {

@@ -135,8 +135,8 @@ struct GradientFinish {
     const float2 incoming = sm90::unpack_pair<T>(grads);
     const Activated low = activate_with_slope<T>(kFunction, x.x);
     const Activated high = activate_with_slope<T>(kFunction, x.y);
-    gates = sm90::pack_pair<T>(incoming.x * factor.x * low.slope,
-                               incoming.y * factor.y * high.slope);
+    gates =
+        sm90::pack_pair<T>(incoming.x * factor.x * low.slope, incoming.y * factor.y * high.slope);
     grads = sm90::multiply_pairs<T>(sm90::pack_pair<T>(low.value, high.value), ups);
     ups = sm90::pack_pair<T>(incoming.x * low.value, incoming.y * high.value);
   }

@@ -2,10 +2,12 @@
 // code, no Torch.
 #pragma once
 
+#include "kernels/common/sm90_barriers.cuh"
 #include "kernels/rms-norm/rms_norm_reduce.cuh"
-#include "kernels/rms-norm/sm90_bulk_copy.cuh"
 
 namespace graft_kernels::rms_norm::sm90 {
+
+using namespace graft_kernels::sm90;  // NOLINT(google-build-using-namespace): the same vocabulary
 
 inline constexpr int kRingThreads = 512;
 inline constexpr int kMaxStages = 8;
@@ -85,7 +87,7 @@ class RingSum {
     uint64_t* barrier = &scratch_.exchanged[turn_];
     float(&peers)[kMaxRingCluster][kRingSums] = scratch_.of_peers[turn_];
     if (threadIdx.x == 0) {
-      arrive_expecting(barrier, static_cast<unsigned>(cluster_ * kCount * sizeof(float)));
+      arrive_expecting(barrier, cluster_ * kCount * static_cast<int>(sizeof(float)));
     }
     if (static_cast<int>(threadIdx.x) < cluster_) {
 #pragma unroll

@@ -37,10 +37,11 @@ __device__ __forceinline__ void start_row(const FormBackwardProblem& problem, in
                                           unsigned stream_bytes, unsigned char* to,
                                           uint64_t* barrier) {
   const auto copy = [&](int stream, const void* from, const RowLayout& layout) {
-    bulk_copy(to + stream * stream_bytes,
-              static_cast<const X*>(from) + offset_of(layout, row) + first_column, bytes, barrier);
+    copy_bytes(to + stream * stream_bytes,
+               static_cast<const X*>(from) + offset_of(layout, row) + first_column, barrier,
+               static_cast<int>(bytes));
   };
-  arrive_expecting(barrier, kStreams<kForm, kAdd> * bytes);
+  arrive_expecting(barrier, kStreams<kForm, kAdd> * static_cast<int>(bytes));
   copy(0, problem.call.x, problem.call.x_rows);
   copy(1, problem.grad_out, problem.grad_out_rows);
   if constexpr (is_gated(kForm)) {
