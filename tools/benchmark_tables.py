@@ -147,8 +147,8 @@ def training_table():
                  line["forward_backward_tokens_per_second"], f"{line['peak_GB']:.2f}",
                  f"{liger['step_ms'] / line['step_ms']:.2f}×", f"{line['losses'][-1]:.4f}"] for line in lines]
         parts.append(f"{first['machine']}; {first['model']}, {first['shape']}, {first['dtype']}; torch {first['torch']}, "
-                     f"transformers {first['transformers']}; commit {first['commit']}; {first['rounds']} round of "
-                     f"{first['steps']} steps.\n\n"
+                     f"transformers {first['transformers']}; commit {first['commit']}; "
+                     f"{first['rounds']} round{'s' if first['rounds'] > 1 else ''} of {first['steps']} steps.\n\n"
                      + table(["who", "step, ms", "tokens/s", "forward and backward, ms", "tokens/s", "peak, GB",
                               "times Liger's rate", f"loss of step {len(first['losses'])}"], body))
     return "\n\n".join(parts) or "No results are committed."

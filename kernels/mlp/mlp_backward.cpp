@@ -13,7 +13,8 @@
 // weights   whether anybody wants the gradients of weights and biases
 // returns   grad_x, then those of gate, up and down weight, then those of their biases, in the dtypes of what they
 //           belong to; those that nobody wants or that belong to no bias have no elements
-// Products by ATen: in float32 on the CPU, in the dtype with float32 sums on CUDA.
+// Products by ATen: in float32 on the CPU, in the dtype with float32 sums on CUDA. There many rows of a 16-bit dtype have
+// grad_h from Hopper's tiles, which finish it to grad_gate, grad_up and h; it is rounded to the dtype before, as ATen's.
 // Throws   std::runtime_error `[op] argument: expected …, got …`
 // Devices  cpu, cuda   deterministic as ATen's products are, thread-safe yes
 
