@@ -38,9 +38,15 @@ class Joined:
     def _may_join(self, x: torch.Tensor) -> bool:
         usual = (torch.is_grad_enabled() and x.requires_grad and not torch.is_autocast_enabled(x.device.type)
                  and not torch.compiler.is_compiling())
-        return not self.is_apart and usual and all(
-            type(part) is nn.Linear and (part.weight.dtype, part.weight.device) == (x.dtype, x.device)
-            for part in self.parts)
+        return not self.is_apart and usual and all(_is_plain(part, x) for part in self.parts)
+
+
+def _is_plain(part: nn.Module, x: torch.Tensor) -> bool:
+    """A weight that is here whole, as it was made: a part whose weight is sharded gathers it when it is called itself."""
+    weight = part.weight
+    return (type(part) is nn.Linear and type(weight) in (nn.Parameter, torch.Tensor)
+            and weight.shape == (part.out_features, part.in_features)
+            and (weight.dtype, weight.device) == (x.dtype, x.device))
 
 
 def may_join(module: nn.Module) -> bool:
