@@ -13,7 +13,7 @@ namespace graft_kernels::attention {
 
 // Rows that a task works on, and items of a packed block.
 inline constexpr int64_t kPassRows = 32;
-inline constexpr int64_t kPassItems = 128;
+inline constexpr int64_t kPassItems = 64;
 // Packed operands of one round of heads: they stay in the second-level cache.
 inline constexpr int64_t kPackedBytes = 1 << 20;
 

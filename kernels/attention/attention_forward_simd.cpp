@@ -11,15 +11,15 @@ namespace graft_kernels::GRAFT_ISA {
 
 namespace {
 
-// What a block of rows holds while it goes over the keys. Scores and weights of two blocks of keys, in turns: a tile is
-// not forwarded from stores under way, so what one step writes is read no sooner than a step later.
+// What a block of rows holds while it goes over the keys; with heads of 64 and the panels under way it fits into a
+// first-level cache of 48 KiB. Beyond that tiles are stored at a third of their rate.
 template <typename Form>
 struct ForwardScratch {
   using Word = typename Form::Word;
   static constexpr int64_t kWeightWords = kPassItems / Form::kElements;  // of a row
   alignas(64) Word query[kPassRows * kMaxHeadDim / Form::kElements];
-  alignas(64) float scores[2][kPassRows * kPassItems];
-  alignas(64) Word weights[2][kPassRows * kWeightWords];
+  alignas(64) float scores[kPassRows * kPassItems];
+  alignas(64) Word weights[kPassRows * kWeightWords];
   alignas(64) float sums[kPassRows * kMaxHeadDim];
   alignas(64) float totals[kPassRows * kLanes];  // sums of weights, lane by lane
   alignas(64) float references[kPassRows];  // largest score of a row, in units of the exponential
@@ -70,6 +70,11 @@ inline Float largest_lanes(const Float (&most)[kLanes]) {
 #endif
 }
 
+// The columns of most blocks: a number of steps that the compiler knows.
+struct WholeBlock {
+  static constexpr int64_t begin = 0, end = kPassItems;
+};
+
 template <bool kMark, typename Exp>
 inline Float weight_of(Float score, Float factor, Float reference) {
   const Float weight = Exp::of(multiply_add(score, factor, reference));
@@ -77,8 +82,8 @@ inline Float weight_of(Float score, Float factor, Float reference) {
 }
 
 // Weights of the scores of one row, in the form of the next product; returns their sums, lane by lane.
-template <typename Form, bool kMark>
-inline Float store_weights(const float* scores, Span columns, float factor, float offset,
+template <typename Form, bool kMark, typename Columns>
+inline Float store_weights(const float* scores, Columns columns, float factor, float offset,
                            typename Form::Word* weights) {
   using Exp = Exponential<Form>;
   const Float scale = splat(factor), shift = splat(offset);
@@ -91,6 +96,7 @@ inline Float store_weights(const float* scores, Span columns, float factor, floa
     }
   } else {
 #if defined(__AVX512F__)
+#pragma GCC unroll 4
     for (int64_t j = columns.begin; j < columns.end; j += 2 * kLanes) {
       const Float low = weight_of<kMark, Exp>(load(scores + j), scale, shift);
       const Float high = weight_of<kMark, Exp>(load(scores + j + kLanes), scale, shift);
@@ -102,21 +108,27 @@ inline Float store_weights(const float* scores, Span columns, float factor, floa
   return total;
 }
 
-// Moves the references of `count` rows to the largest score so far.
-template <typename Form>
-inline void find_references(ForwardScratch<Form>& s, const float* scores, int64_t count,
-                            Span columns, float factor) {
+// A row's reference follows its largest score only where that has grown by more than this, in units of the exponential:
+// weights stay below 2^8 and sums are rarely scaled anew.
+constexpr float kSlack = 5.0F;
+
+// Moves the references of `count` rows towards the largest score so far.
+template <typename Form, typename Columns>
+inline void find_references(ForwardScratch<Form>& s, int64_t count, Columns columns, float factor) {
   for (int64_t first = 0; first < count; first += kLanes) {
     Float most[kLanes];
+#pragma GCC unroll 16
     for (int64_t i = 0; i < kLanes; ++i) {
-      const float* row = scores + (first + i) * kPassItems;
+      const float* row = s.scores + (first + i) * kPassItems;
       most[i] = splat(kMinusInfinity);
-      for (int64_t j = columns.begin; first + i < count && j < columns.end; j += kLanes) {
+#pragma GCC unroll 16
+      for (int64_t j = columns.begin; j < columns.end; j += kLanes) {
         most[i] = larger(load(row + j), most[i]);
       }
     }
     const Float before = load(s.references + first);
-    const Float largest = larger(largest_lanes(most) * splat(factor), before);
+    Float largest = larger(largest_lanes(most) * splat(factor), before);
+    largest = select(largest <= before + splat(kSlack), before, largest);
     // Where everything is masked so far, any finite reference gives zero weights.
     const Float offset = select(largest == splat(kMinusInfinity), Float{}, -largest);
     store(s.references + first, largest);
@@ -145,27 +157,13 @@ inline void mask_rows(const Head& head, const ForwardScratch<Form>& s, Span rows
   }
 }
 
-// What the next products read, asked for in parts while weights are made.
-struct Ahead {
-  const char *values, *keys;
-  int64_t part_bytes;
-
-  void fetch(int64_t part) const {
-    for (int64_t at = part * part_bytes; at < (part + 1) * part_bytes; at += 64) {
-      _mm_prefetch(values + at, _MM_HINT_T0);
-      _mm_prefetch(keys + at, _MM_HINT_T0);
-    }
-  }
-};
-
 // Scores of `count` rows become weights; what the rows held so far is scaled to the new references.
-template <typename Form>
-inline void weigh_rows(ForwardScratch<Form>& s, int64_t buffer, int64_t count, Span columns,
-                       float factor, int64_t width, bool mark, const Ahead& ahead) {
+template <typename Form, typename Columns>
+inline void weigh_rows(ForwardScratch<Form>& s, int64_t count, Columns columns, float factor,
+                       int64_t width, bool mark) {
   for (int64_t row = 0; row < count; ++row) {
-    ahead.fetch(row);
-    const float* scores = s.scores[buffer] + row * kPassItems;
-    auto* weights = s.weights[buffer] + row * s.kWeightWords;
+    const float* scores = s.scores + row * kPassItems;
+    auto* weights = s.weights + row * s.kWeightWords;
     float* totals = s.totals + row * kLanes;
     const Float total =
         mark || Form::kElements == 1
@@ -196,6 +194,9 @@ class ForwardPass {
           return head_.template row<const T>(base_.query, base_.query_stride, rows_.begin + row);
         },
         count_, base_.head_dim, s_.query);
+    if (count_ < kPassRows) {
+      std::memset(s_.scores, 0, sizeof s_.scores);
+    }
     std::memset(s_.weights, 0, sizeof s_.weights);
     std::memset(s_.sums, 0, static_cast<size_t>(kPassRows * width_) * sizeof(float));
     std::memset(s_.totals, 0, sizeof s_.totals);
@@ -208,16 +209,16 @@ class ForwardPass {
   void run() {
     const int64_t first = keys_.begin / kPassItems;
     const int64_t last = keys_.is_empty() ? first : (keys_.end + kPassItems - 1) / kPassItems;
-    for (int64_t block = first; block < last + 2; ++block) {
-      if (block < last) {
+    // A tile is not forwarded from stores under way: between two steps that depend on each other lies one that does not.
+    for (int64_t block = first; block < last; ++block) {
+      if (block == first) {
         score(block);
       }
-      if (block >= first + 2) {
-        add(block - 2);
+      weigh(block);
+      if (block + 1 < last) {
+        score(block + 1);
       }
-      if (block >= first + 1 && block < last + 1) {
-        weigh(block - 1);
-      }
+      add(block);
     }
     for (int64_t row = 0; row < count_; ++row) {
       finish_row<T>(head_, rows_.begin + row, s_.references[row] / Exponential<Form>::kUnit,
@@ -237,21 +238,19 @@ class ForwardPass {
   void score(int64_t block) {
     const Span at = columns(block);
     multiply<Form, false>({s_.query, words_, operand(round_.keys_across, block) + at.begin * words_,
-                           words_ * kLanes, words_, s_.scores[block % 2] + at.begin, kPassItems},
+                           words_ * kLanes, words_, s_.scores + at.begin, kPassItems},
                           count_, (at.end - at.begin) / kLanes);
   }
 
   void weigh(int64_t block) {
     const Span at = columns(block);
     const float factor = (is_plain(base_) ? base_.scale : 1.0F) * Exponential<Form>::kUnit;
-    float* scores = s_.scores[block % 2];
-    mask_rows<Form, T>(head_, s_, rows_, block * kPassItems, at, scores);
-    find_references(s_, scores, count_, at, factor);
-    const int64_t later = block + 2 < round_.key_blocks() ? block + 2 : block;
-    const Ahead ahead{reinterpret_cast<const char*>(operand(round_.values_down, block)),
-                      reinterpret_cast<const char*>(operand(round_.keys_across, later)),
-                      round_.block_bytes() / kPassRows};
-    weigh_rows(s_, block % 2, count_, at, factor, width_, hazard(block), ahead);
+    mask_rows<Form, T>(head_, s_, rows_, block * kPassItems, at, s_.scores);
+    const auto run = [&](auto columns) {
+      find_references(s_, count_, columns, factor);
+      weigh_rows(s_, count_, columns, factor, width_, hazard(block));
+    };
+    at.end - at.begin == kPassItems ? run(WholeBlock{}) : run(at);
   }
 
   void add(int64_t block) {
@@ -261,7 +260,7 @@ class ForwardPass {
     };
     const Items<Form, T, decltype(item)> values{operand(round_.values_down, block), hazard(block),
                                                 base_.keys - first, item};
-    add_items(s_.weights[block % 2], count_, columns(block), values, base_.head_dim, s_.sums);
+    add_items(s_.weights, count_, columns(block), values, base_.head_dim, s_.sums);
   }
 
   const Round& round_;
