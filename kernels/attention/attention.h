@@ -54,12 +54,16 @@ struct Problem {
 };
 
 // A task is one chunk of keys for one block of rows; task = block * chunks + chunk. It leaves for each
-// row: the largest score, the sum of exp(score - largest), and the weighted sum of values.
+// row: a reference (its largest score or one not far below), the sum of exp(score - reference), and the weighted sum of
+// values.
 struct Partial {
   float* values = nullptr;  // [task][row][2 + D]
-  int64_t stride(const Problem& problem) const { return problem.head_dim + 2; }
+  static int64_t stride(const Problem& problem) { return problem.head_dim + 2; }
+  static int64_t task_rows(const Problem& problem) {
+    return problem.rows() < kMaxTaskRows ? problem.rows() : kMaxTaskRows;
+  }
   float* row(const Problem& problem, int64_t task, int64_t row) const {
-    return values + (task * kMaxTaskRows + row) * stride(problem);
+    return values + (task * task_rows(problem) + row) * stride(problem);
   }
 };
 

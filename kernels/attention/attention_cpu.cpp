@@ -29,15 +29,17 @@ void run_cpu(const Problem& problem) {
                                                avx512::attention_merge);
   const int64_t tasks = blocks * problem.chunks();
   Partial partial;
-  const std::unique_ptr<float[]> storage(
-      new float[static_cast<size_t>(tasks * kMaxTaskRows * partial.stride(problem))]);
+  const int64_t rows = Partial::task_rows(problem), row_size = Partial::stride(problem);
+  const std::unique_ptr<float[]> storage(new float[static_cast<size_t>(tasks * rows * row_size)]);
   partial.values = storage.get();
-  const int64_t rows = std::min(problem.rows(), kMaxTaskRows);
   const int64_t keys = std::min(problem.keys, kChunkKeys);
-  const int64_t grain = kGrainMultiplications / (2 * rows * keys * problem.head_dim + 1) + 1;
-  spread(tasks, grain,
+  const auto grain = [](int64_t multiplications) {
+    return kGrainMultiplications / (multiplications + 1) + 1;
+  };
+  spread(tasks, grain(2 * rows * keys * problem.head_dim),
          [&](int64_t begin, int64_t end) { run_tasks(problem, partial, begin, end); });
-  spread(blocks, grain, [&](int64_t begin, int64_t end) { merge(problem, partial, begin, end); });
+  spread(blocks, grain(rows * problem.chunks() * row_size),
+         [&](int64_t begin, int64_t end) { merge(problem, partial, begin, end); });
 }
 
 }  // namespace

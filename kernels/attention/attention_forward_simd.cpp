@@ -28,16 +28,6 @@ struct ForwardScratch {
   Span seen[kPassRows];                     // keys of a row
 };
 
-inline Float larger(Float score, Float most) {  // a NaN is not larger
-#if defined(__AVX512F__)
-  return (Float)_mm512_max_ps((__m512)score, (__m512)most);
-#elif defined(__AVX2__)
-  return (Float)_mm256_max_ps((__m256)score, (__m256)most);
-#else
-  return (Float)_mm_max_ps((__m128)score, (__m128)most);
-#endif
-}
-
 // The largest lane of each of kLanes vectors.
 inline Float largest_lanes(const Float (&most)[kLanes]) {
 #if defined(__AVX512F__)
@@ -107,10 +97,6 @@ inline Float store_weights(const float* scores, Columns columns, float factor, f
   }
   return total;
 }
-
-// A row's reference follows its largest score only where that has grown by more than this, in units of the exponential:
-// weights stay below 2^8 and sums are rarely scaled anew.
-constexpr float kSlack = 5.0F;
 
 // Moves the references of `count` rows towards the largest score so far.
 template <typename Form, typename Columns>

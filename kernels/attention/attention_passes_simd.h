@@ -98,6 +98,20 @@ inline void hide(Span seen, int64_t first, Span columns, float* scores) {
   }
 }
 
+inline Float larger(Float score, Float most) {  // a NaN is not larger
+#if defined(__AVX512F__)
+  return (Float)_mm512_max_ps((__m512)score, (__m512)most);
+#elif defined(__AVX2__)
+  return (Float)_mm256_max_ps((__m256)score, (__m256)most);
+#else
+  return (Float)_mm_max_ps((__m128)score, (__m128)most);
+#endif
+}
+
+// A row's reference follows its largest score only where that has grown by more than this, in units of the exponential:
+// weights stay below 2^8 and sums are rarely scaled anew.
+constexpr float kSlack = 5.0F;
+
 // Whether scores need more than their scale before the softmax.
 inline bool is_plain(const Problem& base) {
   return base.mask == nullptr && !(base.softcap > 0.0F) && base.scale > 0.0F;

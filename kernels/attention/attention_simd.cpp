@@ -19,6 +19,7 @@ using attention::Problem;
 
 // What a block of rows works on. Vectors are padded with zeros to whole lanes.
 struct Scratch {
+  alignas(64) float query[kMaxTaskRows * kMaxHeadDim];
   alignas(64) float block[kBlockKeys * kMaxHeadDim];  // values that not every row sees
   alignas(64) float scores[kMaxTaskRows * kBlockKeys];
 };
@@ -65,145 +66,127 @@ const T* query_of(const Problem& problem, const Task& task, int64_t row) {
          place.position * problem.query_stride[1] + place.head * problem.query_stride[2];
 }
 
-// Where a block of keys and values begins, and how many there are.
+// Keys of a block that begins at first_key that a row sees.
+int64_t keys_seen(const Problem& problem, const Task& task, int64_t row, int64_t first_key,
+                  int64_t keys) {
+  if (!problem.causal) {
+    return keys;
+  }
+  const int64_t position = place_of(problem, task.key_head, task.first_row + row).position;
+  const int64_t last = problem.keys - problem.queries + position - first_key;
+  return last < 0 ? 0 : last + 1 < keys ? last + 1 : keys;
+}
+
+// Scale, cap and mask for a block of `size` scores.
 template <typename T>
-struct Block {
-  const T* key;
-  int64_t key_stride;
-  const T* value;
-  int64_t value_stride;
-  int64_t keys;
-};
-
-// The two products of a block of keys, and the queries as they want them.
-struct WideProducts {
-  static constexpr bool kFetchesAhead = false;  // keys of the next block
-  alignas(64) float query[kMaxTaskRows * kMaxHeadDim];
-
-  template <typename T>
-  void load_queries(const Problem& problem, const Task& task) {
-    for (int64_t row = 0; row < task.rows; ++row) {
-      widen_rows(query_of<T>(problem, task, row), 0, 1, problem.head_dim,
-                 query + row * padded(problem.head_dim));
-    }
-  }
-  template <typename T>
-  void score(const Block<T>& block, int64_t rows, int64_t head_dim, float* scores) {
-    score_stream(query, rows, padded(head_dim), block.key, block.key_stride, block.value,
-                 block.value_stride, block.keys, head_dim, scores);
-  }
-  template <typename T>
-  void add(const float* weights, const Block<T>& block, int64_t rows, int64_t head_dim, float* sums,
-           int64_t sums_stride) {
-    add_stream(weights, rows, block.value, block.value_stride, block.keys, head_dim, sums,
-               sums_stride);
-  }
-};
-
-#if defined(__AVX512F__)
-
-struct TileProducts {
-  static constexpr bool kFetchesAhead = true;
-  TileScratch scratch;
-
-  template <typename T>
-  void load_queries(const Problem& problem, const Task& task) {
-    const Bf16* queries[kMaxTaskRows];
-    for (int64_t row = 0; row < task.rows; ++row) {
-      queries[row] = query_of<Bf16>(problem, task, row);
-    }
-    load_tile_queries(queries, task.rows, problem.head_dim, scratch);
-  }
-  void score(const Block<Bf16>& block, int64_t, int64_t head_dim, float* scores) {
-    score_tiles(block.key, block.key_stride, block.value, block.value_stride, block.keys, head_dim,
-                scratch, scores);
-  }
-  void add(const float* weights, const Block<Bf16>& block, int64_t rows, int64_t head_dim,
-           float* sums, int64_t sums_stride) {
-    if (head_dim % 32 == 0) {
-      add_tiles(weights, rows, block.value, block.value_stride, block.keys, head_dim, scratch, sums,
-                sums_stride);
-    } else {
-      add_stream(weights, rows, block.value, block.value_stride, block.keys, head_dim, sums,
-                 sums_stride);
-    }
-  }
-};
-
-#endif
-
-// Scale, cap and masks. Keys that a row does not see, and those beyond the end, become -infinity.
-template <typename T>
-void finish_scores(const Problem& problem, const Task& task, int64_t row, int64_t first_key,
-                   int64_t keys, float* scores) {
-  const RowPlace place = place_of(problem, task.key_head, task.first_row + row);
-  for (int64_t j = 0; j < kBlockKeys; j += kLanes) {
-    Float score = load(scores + j) * splat(problem.scale);
-    if (problem.softcap > 0.0F) {
-      score = splat(problem.softcap) * tanh(score * splat(1.0F / problem.softcap));
-    }
-    store(scores + j, score);
-  }
+void bend_scores(const Problem& problem, const Task& task, int64_t row, int64_t first_key,
+                 int64_t keys, int64_t size, float* scores) {
+  bend(problem, {0, size}, scores, nullptr);
   if (problem.mask != nullptr) {
+    const RowPlace place = place_of(problem, task.key_head, task.first_row + row);
     const int64_t at = task.batch * problem.mask_stride[0] + place.head * problem.mask_stride[1] +
                        place.position * problem.mask_stride[2] + first_key;
     problem.float_mask ? add_mask(static_cast<const float*>(problem.mask) + at, keys, scores)
                        : add_mask(static_cast<const T*>(problem.mask) + at, keys, scores);
   }
-  int64_t seen = keys;
-  if (problem.causal) {
-    const int64_t last = problem.keys - problem.queries + place.position - first_key;
-    seen = last < 0 ? 0 : last + 1 < keys ? last + 1 : keys;
-  }
-  for (int64_t j = seen; j < kBlockKeys; ++j) {
-    scores[j] = kMinusInfinity;
-  }
 }
 
-template <typename Products, typename T>
+// Keys and values of a task from its first key on.
+template <typename T>
+struct TaskItems {
+  const T *key, *value;
+  int64_t key_stride, value_stride;
+
+  TaskItems(const Problem& problem, const Task& task)
+      : key(static_cast<const T*>(problem.key) + task.batch * problem.key_stride[0] +
+            task.key_head * problem.key_stride[1] + task.first_key * problem.key_stride[2]),
+        value(static_cast<const T*>(problem.value) + task.batch * problem.value_stride[0] +
+              task.key_head * problem.value_stride[1] + task.first_key * problem.value_stride[2]),
+        key_stride(problem.key_stride[2]),
+        value_stride(problem.value_stride[2]) {}
+};
+
+template <typename T>
 void run_task(const Problem& problem, const Partial& partial, int64_t index) {
-  Scratch scratch;
-  Products products;
+  Scratch s;
   const Task task = task_of(problem, index);
   const int64_t head_dim = problem.head_dim;
-  products.template load_queries<T>(problem, task);
   for (int64_t row = 0; row < task.rows; ++row) {
+    widen_rows(query_of<T>(problem, task, row), 0, 1, head_dim, s.query + row * padded(head_dim));
     float* held = partial.row(problem, index, row);
     held[0] = kMinusInfinity;
     std::memset(held + 1, 0, static_cast<size_t>(head_dim + 1) * sizeof(float));
   }
-  const T* key = static_cast<const T*>(problem.key) + task.batch * problem.key_stride[0] +
-                 task.key_head * problem.key_stride[1];
-  const T* value = static_cast<const T*>(problem.value) + task.batch * problem.value_stride[0] +
-                   task.key_head * problem.value_stride[1];
+  const TaskItems<T> items(problem, task);
   for (int64_t done = 0; done < task.keys; done += kBlockKeys) {
     const int64_t first = task.first_key + done, left = task.keys - done - kBlockKeys;
-    const Block<T> block = {key + first * problem.key_stride[2], problem.key_stride[2],
-                            value + first * problem.value_stride[2], problem.value_stride[2],
-                            left < 0 ? task.keys - done : kBlockKeys};
-    products.score(block, task.rows, head_dim, scratch.scores);
+    const int64_t keys = left < 0 ? task.keys - done : kBlockKeys;
+    const T* key = items.key + done * items.key_stride;
+    const T* value = items.value + done * items.value_stride;
+    score_stream(s.query, task.rows, padded(head_dim), key, items.key_stride, value,
+                 items.value_stride, keys, head_dim, s.scores);
     for (int64_t row = 0; row < task.rows; ++row) {
-      float* scores = scratch.scores + row * kBlockKeys;
-      finish_scores<T>(problem, task, row, first, block.keys, scores);
+      float* scores = s.scores + row * kBlockKeys;
+      bend_scores<T>(problem, task, row, first, keys, kBlockKeys, scores);
+      hide({0, keys_seen(problem, task, row, first, keys)}, 0, {0, kBlockKeys}, scores);
       weigh(scores, partial.row(problem, index, row), head_dim);
     }
-    if (left > 0 && !Products::kFetchesAhead) {
-      constexpr int64_t kSize = sizeof(T);
-      fetch_rows(block.key + kBlockKeys * block.key_stride, block.key_stride * kSize,
-                 left < kBlockKeys ? left : kBlockKeys, head_dim * kSize);
-    }
     float* sums = partial.row(problem, index, 0) + 2;
-    if (are_all_seen(scratch.scores, task.rows, block.keys)) {
-      products.add(scratch.scores, block, task.rows, head_dim, sums, partial.stride(problem));
+    if (are_all_seen(s.scores, task.rows, keys)) {
+      add_stream(s.scores, task.rows, value, items.value_stride, keys, head_dim, sums,
+                 partial.stride(problem));
       continue;
     }
-    widen_rows(block.value, block.value_stride, block.keys, head_dim, scratch.block);
+    widen_rows(value, items.value_stride, keys, head_dim, s.block);
     for (int64_t row = 0; row < task.rows; ++row) {
-      add_values(scratch.scores + row * kBlockKeys, scratch.block, block.keys, head_dim,
+      add_values(s.scores + row * kBlockKeys, s.block, keys, head_dim,
                  sums + row * partial.stride(problem));
     }
   }
 }
+
+#if defined(__AVX512F__)
+
+void run_tile_task(const Problem& problem, const Partial& partial, int64_t index, TileScratch& s) {
+  const Task task = task_of(problem, index);
+  const int64_t head_dim = problem.head_dim, width = words_of<PairForm>(head_dim) * 2;
+  const Bf16* queries[kMaxTaskRows];
+  for (int64_t row = 0; row < task.rows; ++row) {
+    queries[row] = query_of<Bf16>(problem, task, row);
+  }
+  load_tile_queries(queries, task.rows, head_dim, s);
+  const bool plain = is_plain(problem);
+  const float factor = (plain ? problem.scale : 1.0F) * QuickExponential::kUnit;
+  const TaskItems<Bf16> items(problem, task);
+  for (int64_t done = 0; done < task.keys; done += kTileKeys) {
+    const int64_t first = task.first_key + done, left = task.keys - done;
+    const int64_t keys = left < kTileKeys ? left : kTileKeys;
+    const Bf16* key = items.key + done * items.key_stride;
+    const Bf16* value = items.value + done * items.value_stride;
+    score_tiles(key, items.key_stride, keys, head_dim, s);
+    for (int64_t row = 0; row < task.rows; ++row) {
+      float* scores = s.scores + row * kTileKeys;
+      if (!plain) {
+        bend_scores<Bf16>(problem, task, row, first, keys, kTileKeys, scores);
+      }
+      const int64_t seen = keys_seen(problem, task, row, first, keys);
+      if (seen < kTileKeys) {
+        hide({0, seen}, 0, {0, kTileKeys}, scores);
+      }
+      weigh_tile_row(row, factor, width, s);
+    }
+    s.shares() ? add_tiles<true>(value, items.value_stride, keys, head_dim, s)
+               : add_tiles<false>(value, items.value_stride, keys, head_dim, s);
+  }
+  for (int64_t row = 0; row < task.rows; ++row) {
+    float* held = partial.row(problem, index, row);
+    held[0] = s.references[row] / QuickExponential::kUnit;
+    held[1] = sum_lanes(load(s.totals + row * kLanes));
+    store_tile_sums(s.sums + row * kMaxHeadDim, head_dim, held + 2);
+  }
+}
+
+#endif
 
 // Rows of one block, summed over their chunks. A row that sees no key becomes zero.
 template <typename T>
@@ -239,19 +222,18 @@ void merge_block(const Problem& problem, const Partial& partial, int64_t block) 
 
 void attention_tasks(const Problem& problem, const Partial& partial, int64_t begin, int64_t end) {
 #if defined(__AVX512F__)
-  // Fewer rows than this are bound by memory either way.
-  constexpr int64_t kTileRows = 8;
-  if (problem.dtype == Dtype::kBfloat16 && problem.rows() >= kTileRows && multiplies_tiles()) {
+  if (problem.dtype == Dtype::kBfloat16 && multiplies_tiles()) {
     const TileScope tiles;
+    TileScratch scratch;
     for (int64_t task = begin; task < end; ++task) {
-      run_task<TileProducts, Bf16>(problem, partial, task);
+      run_tile_task(problem, partial, task, scratch);
     }
     return;
   }
 #endif
   with_type(problem.dtype, [&](auto* type) {
     for (int64_t task = begin; task < end; ++task) {
-      run_task<WideProducts, std::remove_pointer_t<decltype(type)>>(problem, partial, task);
+      run_task<std::remove_pointer_t<decltype(type)>>(problem, partial, task);
     }
   });
 }

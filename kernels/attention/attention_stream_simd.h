@@ -11,14 +11,29 @@ namespace {
 // Rows that share a conversion, as many as the registers hold.
 constexpr int kStreamRows = kLanes == 16 ? 4 : 2;
 
-// Asks for `count` rows of `bytes` each.
-inline void fetch_rows(const void* from, int64_t stride_bytes, int64_t count, int64_t bytes) {
-  const char* row = static_cast<const char*>(from);
-  for (int64_t i = 0; i < count; ++i, row += stride_bytes) {
-    for (int64_t at = 0; at < bytes; at += 64) {
-      _mm_prefetch(row + at, _MM_HINT_T0);
+// Asks for the line at `from`, into the first level of cache or into the second. In assembly: GCC takes a function that
+// does nothing but _mm_prefetch for one without effect and leaves out its calls.
+inline void fetch_near(const char* from) {
+  __asm__ volatile("prefetcht0 %0" : : "m"(*from));
+}
+inline void fetch_far(const char* from) { __asm__ volatile("prefetcht1 %0" : : "m"(*from)); }
+
+// Asks for what comes after `count` rows from `from` on, while they are worked on. In short steps, since a core has sixteen
+// lines on their way and then waits; and for the first lines of a piece far ahead, which wake what fetches by itself:
+// it stops at the end of a page.
+template <typename T>
+inline void fetch_ahead(const T* from, int64_t stride, int64_t count, int64_t head_dim) {
+  constexpr int64_t kNearBytes = 2 << 10, kFarBytes = 16 << 10, kLine = 64;
+  const int64_t row_bytes = head_dim * static_cast<int64_t>(sizeof(T));
+  for (int64_t i = 0; i < count; ++i) {
+    const T* row = from + (kNearBytes / row_bytes + i) * stride;
+    for (int64_t at = 0; at < row_bytes; at += kLine) {
+      fetch_near(reinterpret_cast<const char*>(row) + at);
     }
   }
+  const T* row = from + kFarBytes / row_bytes * stride;
+  fetch_far(reinterpret_cast<const char*>(row));
+  fetch_far(reinterpret_cast<const char*>(row) + kLine);
 }
 
 // The first vectors or, with `rest`, the last few elements at `from`.
@@ -60,21 +75,20 @@ inline void score_four(const float* query, int64_t width, const T* const (&keys)
   }
 }
 
-// scores[row][key] = query . key for up to kBlockKeys keys; four at a time, the last one repeated. The values of the
-// same keys are asked for meanwhile.
+// scores[row][key] = query . key for up to kBlockKeys keys; four at a time, the last one repeated. Later keys and values
+// are asked for meanwhile.
 template <typename T>
 void score_stream(const float* query, int64_t rows, int64_t width, const T* key, int64_t stride,
                   const T* value, int64_t value_stride, int64_t keys, int64_t head_dim,
                   float* scores) {
-  constexpr int64_t kSize = sizeof(T);
   for (int64_t j = 0; j < keys; j += 4) {
     const int64_t last = keys - 1;
     const T* four[4];
     for (int64_t k = 0; k < 4; ++k) {
       four[k] = key + (j + k < last ? j + k : last) * stride;
     }
-    fetch_rows(value + j * value_stride, value_stride * kSize, keys - j < 4 ? keys - j : 4,
-               head_dim * kSize);
+    fetch_ahead(key + j * stride, stride, 4, head_dim);
+    fetch_ahead(value + j * value_stride, value_stride, 4, head_dim);
     int64_t row = 0;
     for (; row + kStreamRows <= rows; row += kStreamRows) {
       score_four<T, kStreamRows>(query + row * width, width, four, head_dim,
