@@ -64,8 +64,8 @@ void Workspace::for_each_round(const std::function<void(const Round&)>& run) {
 }
 
 void run_round(RoundFunction work, const Round& round, int64_t tasks, int64_t cost) {
-  spread(tasks, kGrainMultiplications / (cost + 1) + 1,
-         [&](int64_t begin, int64_t end) { work(round, begin, end); });
+  spread_in_turns(tasks, kGrainMultiplications / (cost + 1) + 1, /*step=*/1,
+                  [&](int64_t begin, int64_t end) { work(round, begin, end); });
 }
 
 void run_forward(const TrainProblem& problem) {

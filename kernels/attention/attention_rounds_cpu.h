@@ -1,10 +1,13 @@
 // Rounds of heads and their packed operands, for the passes of attention on the CPU.
 #pragma once
 
+#include <algorithm>
+#include <atomic>
 #include <functional>
 #include <memory>
 
 #include "kernels/attention/attention_blocks.h"
+#include "kernels/common/parallel.h"
 
 namespace graft_kernels::attention {
 
@@ -28,6 +31,18 @@ class Workspace {
   Entry operands_[8] = {};
   int count_ = 0;
 };
+
+// Calls run(begin, end) for parts of [0, tasks) of `step` tasks, which threads take as they come: one that wakes late, or
+// whose processor is shared, takes fewer. For tasks whose results do not depend on who works on them.
+template <typename Run>
+void spread_in_turns(int64_t tasks, int64_t grain, int64_t step, const Run& run) {
+  std::atomic<int64_t> next{0};
+  spread(tasks, grain, [&](int64_t, int64_t) {
+    for (int64_t begin; (begin = next.fetch_add(step)) < tasks;) {
+      run(begin, std::min(begin + step, tasks));
+    }
+  });
+}
 
 // cost: multiplications of one task
 void run_round(RoundFunction work, const Round& round, int64_t tasks, int64_t cost);

@@ -18,22 +18,19 @@ inline void fetch_near(const char* from) {
 }
 inline void fetch_far(const char* from) { __asm__ volatile("prefetcht1 %0" : : "m"(*from)); }
 
-// Asks for what comes after `count` rows from `from` on, while they are worked on. In short steps, since a core has sixteen
-// lines on their way and then waits; and for the first lines of a piece far ahead, which wake what fetches by itself:
-// it stops at the end of a page.
+// Asks for what comes after `count` rows from `from` on, while they are worked on: in short steps, since a core has
+// sixteen lines on their way and then waits, and twice, since memory is further away than these reach.
 template <typename T>
 inline void fetch_ahead(const T* from, int64_t stride, int64_t count, int64_t head_dim) {
-  constexpr int64_t kNearBytes = 2 << 10, kFarBytes = 16 << 10, kLine = 64;
+  constexpr int64_t kNearBytes = 3 << 10, kFarBytes = 8 << 10, kLine = 64;
   const int64_t row_bytes = head_dim * static_cast<int64_t>(sizeof(T));
-  for (int64_t i = 0; i < count; ++i) {
-    const T* row = from + (kNearBytes / row_bytes + i) * stride;
+  const int64_t near = kNearBytes / row_bytes * stride, far = kFarBytes / row_bytes * stride;
+  for (int64_t i = 0; i < count; ++i, from += stride) {
     for (int64_t at = 0; at < row_bytes; at += kLine) {
-      fetch_near(reinterpret_cast<const char*>(row) + at);
+      fetch_near(reinterpret_cast<const char*>(from + near) + at);
+      fetch_far(reinterpret_cast<const char*>(from + far) + at);
     }
   }
-  const T* row = from + kFarBytes / row_bytes * stride;
-  fetch_far(reinterpret_cast<const char*>(row));
-  fetch_far(reinterpret_cast<const char*>(row) + kLine);
 }
 
 // The first vectors or, with `rest`, the last few elements at `from`.

@@ -111,8 +111,7 @@ inline void score_tiles(const Bf16* key, int64_t stride, int64_t keys, int64_t h
       tile_load<5>(s.query + word * 16);
       tile_multiply<0, 4, 5>();
     }
-    float* products = s.products + first * 16;
-    tile_store<0>(products, 64);
+    tile_store<0>(s.products + first * 16, 64);
   }
   for (int64_t first = 0; first < kTileKeys; first += 16) {
     const float* products = s.products + first * 16;
