@@ -13,9 +13,7 @@ constexpr int kStreamRows = kLanes == 16 ? 4 : 2;
 
 // Asks for the line at `from`, into the first level of cache or into the second. In assembly: GCC takes a function that
 // does nothing but _mm_prefetch for one without effect and leaves out its calls.
-inline void fetch_near(const char* from) {
-  __asm__ volatile("prefetcht0 %0" : : "m"(*from));
-}
+inline void fetch_near(const char* from) { __asm__ volatile("prefetcht0 %0" : : "m"(*from)); }
 inline void fetch_far(const char* from) { __asm__ volatile("prefetcht1 %0" : : "m"(*from)); }
 
 // Asks for what comes after `count` rows from `from` on, while they are worked on: in short steps, since a core has

@@ -64,8 +64,12 @@ class Attention : public ::testing::TestWithParam<at::ScalarType> {
   void expect_right(const Shape& s, const Options& options = {}) {
     const at::Tensor query = random({s.batch, s.queries, s.heads, s.head_dim});
     const at::Tensor key = random({s.batch, s.key_heads, s.keys, s.head_dim});
-    const at::Tensor value = random({s.batch, s.key_heads, s.keys, s.head_dim});
-    const double scale = 1.0 / std::sqrt(static_cast<double>(s.head_dim));
+    expect_right(query, key, random(key.sizes()), options);
+  }
+
+  void expect_right(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                    const Options& options = {}) {
+    const double scale = 1.0 / std::sqrt(static_cast<double>(query.size(3)));
     const at::Tensor ours = apply(query, key, value, scale, options);
     ASSERT_EQ(ours.sizes(), query.sizes());
     ASSERT_EQ(ours.scalar_type(), GetParam());
@@ -88,8 +92,7 @@ class Attention : public ::testing::TestWithParam<at::ScalarType> {
                             .item<double>()
             : (GetParam() == at::kHalf ? 0x1p-12 : 0x1p-9) * exact.abs().max().item<double>();
     EXPECT_LE(distance(ours), 2 * distance(theirs) + floor)
-        << "B" << s.batch << " S" << s.queries << " T" << s.keys << " H" << s.heads << "/"
-        << s.key_heads << " D" << s.head_dim;
+        << "query " << query.sizes() << ", key " << key.sizes();
   }
 };
 
@@ -162,6 +165,38 @@ TEST_P(Attention, LargeScoresDoNotOverflow) {
   const at::Tensor query = random({1, 1, 2, 64}) * 100, key = random({1, 2, 600, 64}) * 100;
   const at::Tensor value = random({1, 2, 600, 64});
   EXPECT_TRUE(apply(query, key, value, 1.0).isfinite().all().item<bool>());
+}
+
+TEST_P(Attention, FollowsScoresThatGrowFromKeyToKey) {
+  for (const int64_t queries : {1, 3, 40}) {
+    for (const double most : {3.0, 30.0}) {
+      // Keys along the queries, longer and longer.
+      const at::Tensor query = at::ones({1, queries, 2, 64}).to(GetParam());
+      const at::Tensor lengths = at::linspace(-most, most, 700).view({1, 1, 700, 1}) / 8;
+      const at::Tensor key = (lengths + 0.01 * at::randn({1, 2, 700, 64})).to(GetParam());
+      expect_right(query, key, random(key.sizes()));
+      expect_right(query, key.flip(2), random(key.sizes()));
+    }
+  }
+}
+
+TEST_P(Attention, AnInfiniteValueStaysInItsColumn) {
+  for (const int64_t queries : {1, 3, 40}) {
+    const at::Tensor query = random({1, queries, 4, 96}), key = random({1, 1, 150, 96});
+    at::Tensor value = random({1, 1, 150, 96});
+    const at::Tensor expected = apply(query, key, value, 0.1);
+    for (const int64_t column : {0, 37, 95}) {
+      at::Tensor infinite = value.clone();
+      infinite.select(3, column).select(2, 70).fill_(kInfinity);
+      const at::Tensor out = apply(query, key, infinite, 0.1);
+      EXPECT_TRUE((out.select(3, column) == kInfinity).all().item<bool>());
+      const at::Tensor others = at::cat({out.narrow(3, 0, column), out.slice(3, column + 1)}, 3);
+      const at::Tensor before =
+          at::cat({expected.narrow(3, 0, column), expected.slice(3, column + 1)}, 3);
+      EXPECT_LE((others - before).abs().max().item<double>(),
+                GetParam() == at::kFloat ? 1e-5 : 0.02);
+    }
+  }
 }
 
 TEST_P(Attention, ReadsViewsWhereTheyLie) {

@@ -182,7 +182,8 @@ inline void add_row_carefully(const Bf16* value, int64_t stride, int64_t keys, i
     Uint bits;
     std::memcpy(&bits, s.even + j * 16 + row * 16, sizeof bits);
     const Float score = load(weights + j);
-    store(weights + j, select(score == splat(kMinusInfinity), splat(kMaskedWeight), (Float)(bits << 16)));
+    store(weights + j,
+          select(score == splat(kMinusInfinity), splat(kMaskedWeight), (Float)(bits << 16)));
   }
   for (int64_t first = 0; first < keys; first += kBlockKeys) {
     const int64_t count = keys - first < kBlockKeys ? keys - first : kBlockKeys;
@@ -244,8 +245,7 @@ inline void weigh_tile_row(int64_t row, float factor, int64_t width, TileScratch
     const Float score = load(scores + step * 16);
     const Float weight = Exp::of(multiply_add(score, splat(factor), splat(offset)));
     total = total + weight;
-    const __m512i even =
-        _mm512_cvtepu16_epi32(_mm512_castsi512_si256(to_bf16(weight, weight)));
+    const __m512i even = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(to_bf16(weight, weight)));
     const int64_t at = step * TileScratch::kTile + row * 16;
     _mm512_store_si512(s.even + at, even);
     _mm512_store_si512(odd + at, _mm512_slli_epi32(even, 16));
