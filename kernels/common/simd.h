@@ -91,13 +91,23 @@ static inline Ushort narrow(Uint wide) {
 static inline Float from_bf16_bits(Ushort raw) { return (Float)(widen(raw) << 16); }
 
 // Rounds to nearest even, NaN to the quiet NaN, and keeps denormals (VCVTNEPS2BF16 would flush
-// them).
-static inline Uint bf16_bits(Float value) {
+// them). The bits of the bfloat16 are the upper halves; the lower ones are left over.
+static inline Uint rounded_bits(Float value) {
   const Uint bits = (Uint)value;
-  const Uint rounded = (bits + 0x7fffU + ((bits >> 16) & 1U)) >> 16;
+#if defined(__AVX512F__)
+  const __mmask16 odd = _mm512_test_epi32_mask((__m512i)bits, _mm512_set1_epi32(1 << 16));
+  const __m512i half = _mm512_set1_epi32(0x7fff);
+  const __m512i up = _mm512_add_epi32((__m512i)bits, half);
+  const __m512i even = _mm512_mask_sub_epi32(up, odd, up, _mm512_set1_epi32(-1));
+  const __mmask16 is_nan = _mm512_cmp_ps_mask((__m512)value, (__m512)value, _CMP_UNORD_Q);
+  return (Uint)_mm512_mask_mov_epi32(even, is_nan, _mm512_set1_epi32(0x7fc00000));
+#else
+  const Uint rounded = bits + 0x7fffU + ((bits >> 16) & 1U);
   const Uint is_nan = (Uint)(value != value);
-  return (rounded & ~is_nan) | (0x7fc0U & is_nan);
+  return (rounded & ~is_nan) | (0x7fc00000U & is_nan);
+#endif
 }
+static inline Uint bf16_bits(Float value) { return rounded_bits(value) >> 16; }
 
 #if !defined(__F16C__)
 // Without F16C a half is converted by hand: the compiler's own way needs a symbol of a new libgcc.
@@ -187,7 +197,15 @@ inline Float load(const Fp16* from) {
 
 static inline void store(float* to, Float value) { std::memcpy(to, &value, sizeof value); }
 static inline void store(Bf16* to, Float value) {
+#if defined(__AVX512BW__)
+  const __m512i upper_halves =
+      _mm512_set_epi16(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 31, 29, 27, 25, 23, 21, 19,
+                       17, 15, 13, 11, 9, 7, 5, 3, 1);
+  const __m512i words = _mm512_permutexvar_epi16(upper_halves, (__m512i)rounded_bits(value));
+  const auto raw = (Ushort)_mm512_castsi512_si256(words);
+#else
   const Ushort raw = narrow(bf16_bits(value));
+#endif
   std::memcpy(to, &raw, sizeof raw);
 }
 static inline void store(Fp16* to, Float value) {
@@ -218,7 +236,7 @@ inline Float round_to<float>(Float value) {
 }
 template <>
 inline Float round_to<Bf16>(Float value) {
-  return (Float)(bf16_bits(value) << 16);
+  return (Float)(rounded_bits(value) & 0xffff0000U);
 }
 template <>
 inline Float round_to<Fp16>(Float value) {

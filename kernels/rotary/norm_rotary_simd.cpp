@@ -65,35 +65,25 @@ void norm_and_rotate(const Problem& problem, const NormedHead<kVariant, T, W>& h
 
 template <Variant kVariant, typename T, typename W, typename S>
 void tokens(const Problem& problem, int64_t begin, int64_t end) {
-  for (int64_t token = begin; token < end; ++token) {
-    const int64_t batch = token / problem.length, position = token % problem.length;
-    const S* cos = static_cast<const S*>(problem.cos.data) + batch * problem.cos.stride[0] +
-                   position * problem.cos.stride[1];
-    const S* sin = static_cast<const S*>(problem.sin.data) + batch * problem.sin.stride[0] +
-                   position * problem.sin.stride[1];
-    for (int which = 0; which < 2; ++which) {
-      const Heads& heads = problem.heads[which];
-      const T* in = static_cast<const T*>(heads.in) + batch * heads.in_stride[0] +
-                    position * heads.in_stride[1];
-      T* out =
-          static_cast<T*>(heads.out) + batch * heads.out_stride[0] + position * heads.out_stride[1];
-      const W* weight = static_cast<const W*>(problem.norm.weight[which]);
-      // Sums of several heads first: one alone would wait for its root and its quotient.
-      float inverse[kHeadsAtOnce];
-      for (int64_t first = 0; first < heads.count; first += kHeadsAtOnce) {
-        const int64_t left = heads.count - first, count = left < kHeadsAtOnce ? left : kHeadsAtOnce;
-        for (int64_t i = 0; i < count; ++i) {
-          inverse[i] = inverse_rms(in + (first + i) * heads.in_stride[2], problem.head_dim,
-                                   problem.norm.eps);
-        }
-        for (int64_t i = 0; i < count; ++i) {
-          const NormedHead<kVariant, T, W> head{in + (first + i) * heads.in_stride[2], weight,
-                                                splat(inverse[i])};
-          norm_and_rotate(problem, head, out + (first + i) * heads.out_stride[2], cos, sin);
-        }
+  for_each_heads<T, S>(problem, begin, end, [&](int which, const TokenHeads<T, S>& token) {
+    const Heads& heads = problem.heads[which];
+    const W* weight = static_cast<const W*>(problem.norm.weight[which]);
+    // Sums of several heads first: one alone would wait for its root and its quotient.
+    float inverse[kHeadsAtOnce];
+    for (int64_t first = 0; first < heads.count; first += kHeadsAtOnce) {
+      const int64_t left = heads.count - first, count = left < kHeadsAtOnce ? left : kHeadsAtOnce;
+      const T* in = token.in + first * heads.in_stride[2];
+      for (int64_t i = 0; i < count; ++i) {
+        inverse[i] = inverse_rms(in + i * heads.in_stride[2], problem.head_dim, problem.norm.eps);
+      }
+      for (int64_t i = 0; i < count; ++i) {
+        const NormedHead<kVariant, T, W> head{in + i * heads.in_stride[2], weight,
+                                              splat(inverse[i])};
+        norm_and_rotate(problem, head, token.out + (first + i) * heads.out_stride[2], token.cos,
+                        token.sin);
       }
     }
-  }
+  });
 }
 
 template <typename T, typename W, typename S>

@@ -44,33 +44,21 @@ void rotate_neighbours(const T* in, T* out, const S* cos, const S* sin, int64_t 
 }
 
 template <bool kInverse, typename T, typename S>
-void rotate_token(const Problem& problem, const Heads& heads, int64_t batch, int64_t position) {
-  const S* cos = static_cast<const S*>(problem.cos.data) + batch * problem.cos.stride[0] +
-                 position * problem.cos.stride[1];
-  const S* sin = static_cast<const S*>(problem.sin.data) + batch * problem.sin.stride[0] +
-                 position * problem.sin.stride[1];
-  const int64_t half = problem.rotary_dim / 2;
-  for (int64_t head = 0; head < heads.count; ++head) {
-    const T* in = static_cast<const T*>(heads.in) + batch * heads.in_stride[0] +
-                  position * heads.in_stride[1] + head * heads.in_stride[2];
-    T* out = static_cast<T*>(heads.out) + batch * heads.out_stride[0] +
-             position * heads.out_stride[1] + head * heads.out_stride[2];
-    problem.interleaved ? rotate_neighbours<kInverse>(in, out, cos, sin, half)
-                        : rotate_halves<kInverse>(in, out, cos, sin, half);
-    if (in != out) {
-      std::memcpy(out + problem.rotary_dim, in + problem.rotary_dim,
-                  static_cast<size_t>(problem.head_dim - problem.rotary_dim) * sizeof(T));
-    }
-  }
-}
-
-template <bool kInverse, typename T, typename S>
 void tokens(const Problem& problem, int64_t begin, int64_t end) {
-  for (int64_t token = begin; token < end; ++token) {
-    for (const Heads& heads : problem.heads) {
-      rotate_token<kInverse, T, S>(problem, heads, token / problem.length, token % problem.length);
+  const int64_t half = problem.rotary_dim / 2;
+  for_each_heads<T, S>(problem, begin, end, [&](int which, const TokenHeads<T, S>& token) {
+    const Heads& heads = problem.heads[which];
+    for (int64_t head = 0; head < heads.count; ++head) {
+      const T* in = token.in + head * heads.in_stride[2];
+      T* out = token.out + head * heads.out_stride[2];
+      problem.interleaved ? rotate_neighbours<kInverse>(in, out, token.cos, token.sin, half)
+                          : rotate_halves<kInverse>(in, out, token.cos, token.sin, half);
+      if (in != out) {
+        std::memcpy(out + problem.rotary_dim, in + problem.rotary_dim,
+                    static_cast<size_t>(problem.head_dim - problem.rotary_dim) * sizeof(T));
+      }
     }
-  }
+  });
 }
 
 template <typename T, typename S>

@@ -23,6 +23,34 @@ static inline Pair rotate(Pair x, Pair cos, Pair sin) {
   }
 }
 
+// Where one token's heads of queries or of keys begin, and its rows of the tables.
+template <typename T, typename S>
+struct TokenHeads {
+  const T* in;
+  T* out;
+  const S* cos;
+  const S* sin;
+};
+
+// Calls work(which, TokenHeads) for tokens [begin, end), for queries and for keys.
+template <typename T, typename S, typename Work>
+static inline void for_each_heads(const rotary::Problem& problem, int64_t begin, int64_t end,
+                                  const Work& work) {
+  for (int64_t token = begin; token < end; ++token) {
+    const auto place = [&](const auto* from, const auto& stride) {
+      return from + token / problem.length * stride[0] + token % problem.length * stride[1];
+    };
+    const S* cos = place(static_cast<const S*>(problem.cos.data), problem.cos.stride);
+    const S* sin = place(static_cast<const S*>(problem.sin.data), problem.sin.stride);
+    for (int which = 0; which < 2; ++which) {
+      const rotary::Heads& heads = problem.heads[which];
+      const T* out = place(static_cast<const T*>(heads.out), heads.out_stride);
+      work(which, TokenHeads<T, S>{place(static_cast<const T*>(heads.in), heads.in_stride),
+                                   const_cast<T*>(out), cos, sin});
+    }
+  }
+}
+
 // Every second of 2 * count elements, from the first or the second on; zero beyond.
 template <typename T>
 static inline Pair load_neighbours(const T* from, int64_t count) {
