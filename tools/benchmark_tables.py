@@ -181,7 +181,7 @@ def cpu_ops_table():
                  f"{line['eager_us']:.1f} µs ({line['ratio_to_eager']:.2f}×)",
                  f"{line['compiled_us']:.1f} µs ({line['ratio_to_compiled']:.2f}×)",
                  f"{line['clone_us']:.1f} µs"] for line in lines]
-        parts.append(f"{first['machine']}; {first['threads']} threads; torch {first['torch']}; commit {first['commit']}; "
+        parts.append(f"{first['machine']}; {first['threads']} threads; torch {first['torch']}; {commits(lines)}; "
                      f"{first['runs']} rounds.\n\n"
                      + table(["op", "shape", "dtype", "µs", "eager", "torch.compile", "`x.clone()`"], body))
     return "\n\n".join(parts) or "No results are committed."
