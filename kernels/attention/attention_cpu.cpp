@@ -11,9 +11,7 @@
 
 namespace graft_kernels::attention {
 
-namespace {
-
-void run_cpu(const Problem& problem) {
+void run_attention(const Problem& problem) {
   const int64_t blocks = problem.blocks();
   if (blocks == 0 || problem.head_dim == 0) {
     return;
@@ -44,9 +42,7 @@ void run_cpu(const Problem& problem) {
          [&](int64_t begin, int64_t end) { merge(problem, partial, begin, end); });
 }
 
-}  // namespace
-
-using CpuOps = Ops<&run_cpu>;
+using CpuOps = Ops<&run_attention>;
 
 }  // namespace graft_kernels::attention
 

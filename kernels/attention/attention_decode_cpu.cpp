@@ -1,6 +1,6 @@
-// Attention over a cache on the CPU: a task is one batch entry and key head. It stores the new tokens of its
-// head, gathers the head's pages into one piece where there are pages, and has the rows worked on by the
-// forward pass for training, which knows windows, sinks and log-sum-exps.
+// Attention over a cache on the CPU. A task is one batch entry and key head: it stores the new tokens of its head. Over a
+// cache in one piece, attention without a cache does the rest. With pages, a window, sinks or log-sum-exps, the task
+// gathers the head's pages into one piece and has the rows worked on by the forward pass for training, which knows these.
 
 #include <algorithm>
 #include <cstring>
@@ -11,6 +11,7 @@
 #include <torch/headeronly/util/Half.h>
 
 #include "kernels/attention/attention_append_ops.h"
+#include "kernels/attention/attention_rounds_cpu.h"
 #include "kernels/attention/attention_train.h"
 #include "kernels/common/isa.h"
 #include "kernels/common/parallel.h"
@@ -182,20 +183,22 @@ TrainProblem describe(const HeadTask& task, Scratch<T>& scratch) {
   return one;
 }
 
+// Where turned queries of a task go: from row to row by `position` and `head` elements.
 template <typename T>
-void turn_queries(const HeadTask& task, Scratch<T>& scratch, Problem& base) {
-  const int64_t size = base.head_dim;
-  scratch.queries.resize(static_cast<size_t>(base.rows() * size));
+struct Turned {
+  T* to;
+  int64_t position, head;
+};
+
+// `query` is the first of the task's own.
+template <typename T>
+void turn_queries(const HeadTask& task, const T* query, const Turned<T>& turned) {
+  const Problem& base = task.problem.base;
   for (int64_t row = 0; row < base.rows(); ++row) {
     const int64_t token = row / base.groups, head = row % base.groups;
-    turn_head(task, token,
-              static_cast<const T*>(base.query) + token * base.query_stride[1] +
-                  head * base.query_stride[2],
-              scratch.queries.data() + row * size);
+    turn_head(task, token, query + token * base.query_stride[1] + head * base.query_stride[2],
+              turned.to + token * turned.position + head * turned.head);
   }
-  base.query = scratch.queries.data();
-  base.query_stride[1] = base.groups * size;
-  base.query_stride[2] = size;
 }
 
 template <typename T>
@@ -205,21 +208,22 @@ void run_head(const HeadTask& task, TrainFunction forward) {
     store_new<T>(task);
   }
   TrainProblem one = describe(task, scratch);
+  Problem& base = one.base;
   if (task.problem.append.cos != nullptr) {
-    turn_queries(task, scratch, one.base);
+    scratch.queries.resize(static_cast<size_t>(base.rows() * base.head_dim));
+    const Turned<T> turned{scratch.queries.data(), base.groups * base.head_dim, base.head_dim};
+    turn_queries(task, static_cast<const T*>(base.query), turned);
+    base.query = turned.to;
+    base.query_stride[1] = turned.position;
+    base.query_stride[2] = turned.head;
   }
   forward(one, 0, one.base.blocks());
 }
 
-void run_cpu(DecodeProblem problem, const Tensor&) {
+// Runs run(task) for every batch entry and key head.
+template <typename Run>
+void for_each_head(const DecodeProblem& problem, int64_t cost, const Run& run) {
   const Problem& base = problem.base;
-  if (base.blocks() == 0 || base.head_dim == 0) {
-    return;
-  }
-  const auto forward =
-      choose_isa<TrainFunction>(plain::attention_train_forward, avx2::attention_train_forward,
-                                avx512::attention_train_forward);
-  const int64_t cost = 2 * base.rows() * base.keys * base.head_dim;
   spread(base.batch * base.key_heads, kGrainMultiplications / (cost + 1) + 1,
          [&](int64_t begin, int64_t end) {
            for (int64_t index = begin; index < end; ++index) {
@@ -227,9 +231,85 @@ void run_cpu(DecodeProblem problem, const Tensor&) {
              if (problem.lengths != nullptr) {
                task.length = std::clamp<int64_t>(problem.lengths[task.batch], 0, base.keys);
              }
-             with_type(base.dtype, [&](auto type) { run_head<decltype(type)>(task, forward); });
+             run(task);
            }
          });
+}
+
+// Stores what is new, and turns queries into `queries` where they are to be turned.
+template <typename T>
+void store_and_turn(const DecodeProblem& problem, Problem& base, std::vector<T>& queries) {
+  const int64_t size = base.head_dim, heads = base.key_heads * base.groups;
+  const bool turns = problem.append.cos != nullptr;
+  const Turned<T> turned{nullptr, heads * size, size};
+  queries.resize(turns ? static_cast<size_t>(base.batch * base.queries * turned.position) : 0);
+  for_each_head(problem, 4 * base.rows() * size, [&](const HeadTask& task) {
+    if (task.takes_new()) {
+      store_new<T>(task);
+    }
+    if (turns) {
+      const int64_t first = task.head * base.groups;
+      T* to = queries.data() + task.batch * base.queries * turned.position + first * size;
+      turn_queries(task,
+                   advance<T>(problem.base.query, task.batch * problem.base.query_stride[0] +
+                                                      first * problem.base.query_stride[2]),
+                   Turned<T>{to, turned.position, turned.head});
+    }
+  });
+  if (turns) {
+    base.query = queries.data();
+    base.query_stride[0] = base.queries * turned.position;
+    base.query_stride[1] = turned.position;
+    base.query_stride[2] = turned.head;
+  }
+}
+
+// Keys in one piece: sequences of one length together, others one after another.
+template <typename T>
+void run_in_one_piece(const DecodeProblem& problem) {
+  Problem all = problem.base;
+  std::vector<T> queries;
+  store_and_turn(problem, all, queries);
+  const auto length = [&](int64_t batch) {
+    return problem.lengths == nullptr ? all.keys
+                                      : std::clamp<int64_t>(problem.lengths[batch], 0, all.keys);
+  };
+  for (int64_t batch = 0, end = 0; batch < all.batch; batch = end) {
+    for (end = batch + 1; end < all.batch && length(end) == length(batch);) {
+      ++end;
+    }
+    Problem some = all;
+    some.batch = end - batch;
+    some.keys = length(batch);
+    some.query = advance<T>(all.query, batch * all.query_stride[0]);
+    some.key = advance<T>(all.key, batch * all.key_stride[0]);
+    some.value = advance<T>(all.value, batch * all.value_stride[0]);
+    some.out = const_cast<T*>(advance<T>(all.out, batch * all.out_stride[0]));
+    const int64_t mask_at = batch * all.mask_stride[0];
+    some.mask = all.float_mask ? static_cast<const void*>(advance<float>(all.mask, mask_at))
+                               : advance<T>(all.mask, mask_at);
+    run_attention(some);
+  }
+}
+
+void run_cpu(DecodeProblem problem, const Tensor&) {
+  const Problem& base = problem.base;
+  if (base.blocks() == 0 || base.head_dim == 0) {
+    return;
+  }
+  const bool in_one_piece = problem.table == nullptr && problem.window == 0 &&
+                            problem.sinks.values == nullptr && problem.lse == nullptr;
+  const auto forward =
+      choose_isa<TrainFunction>(plain::attention_train_forward, avx2::attention_train_forward,
+                                avx512::attention_train_forward);
+  with_type(base.dtype, [&](auto type) {
+    using T = decltype(type);
+    if (in_one_piece) {
+      return run_in_one_piece<T>(problem);
+    }
+    for_each_head(problem, 2 * base.rows() * base.keys * base.head_dim,
+                  [&](const HeadTask& task) { run_head<T>(task, forward); });
+  });
 }
 
 using CpuCacheOps = CacheOps<&run_cpu>;

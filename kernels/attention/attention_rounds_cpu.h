@@ -47,6 +47,9 @@ void spread_in_turns(int64_t tasks, int64_t grain, int64_t step, const Run& run)
 // cost: multiplications of one task
 void run_round(RoundFunction work, const Round& round, int64_t tasks, int64_t cost);
 
+// Attention over keys in one piece (attention_cpu.cpp): chunks of keys for few rows, else as run_forward.
+void run_attention(const Problem& problem);
+
 // The forward of a dense call; fills base.out and, where it is asked for, lse.
 void run_forward(const TrainProblem& problem);
 // The gradients of a dense call; fills delta too.
