@@ -3,8 +3,8 @@
 //   gate = min(input[..., ::2], limit)
 //   up = clamp(input[..., 1::2], -limit, limit)
 //   swigluoai_and_mul           out = (up + 1) * (gate * logistic(alpha * gate))
-//   swigluoai_and_mul_backward  grad_input from grad_out, in float32 throughout; none where a clamp took effect, some at
-//                               the limit itself, as autograd
+//   swigluoai_and_mul_backward  grad_input from grad_out, in float32 throughout; none where a clamp took effect, all of
+//                               it at the limit itself (as PyTorch 2.11; 2.15 has none there)
 // The forward rounds each step to the dtype, as the model does.
 //
 // out, grad_out       [..., I]       float32, bfloat16, float16   last dimension contiguous, rows strided

@@ -43,6 +43,10 @@ class Swigluoai : public ::testing::TestWithParam<Case> {
   at::Tensor random(at::IntArrayRef shape) const {
     return (4 * at::randn(shape, at::kFloat)).to(GetParam().dtype).to(GetParam().device);
   }
+  // At the limit itself every slope between none and all is right, and PyTorch's versions differ.
+  static at::Tensor off_the_limit(const at::Tensor& pairs) {
+    return at::where(pairs.abs() == kLimit, pairs / 2, pairs);
+  }
   const Package& package() const { return Package::for_device("activation", GetParam().device); }
   static at::Tensor halved(const at::Tensor& pairs) {
     auto shape = pairs.sizes().vec();
@@ -86,7 +90,8 @@ TEST_P(Swigluoai, HasTheBitsOfTheModelsStepsOnEvery16BitGate) {
 TEST_P(Swigluoai, IsNoWorseThanTwiceTheModelsStepsOverEveryTail) {
   for (int64_t columns = 1; columns < 80; ++columns) {
     for (const int64_t rows : {1, 3}) {
-      const at::Tensor pairs = random({rows, 2 * columns}), grad_out = random({rows, columns});
+      const at::Tensor pairs = off_the_limit(random({rows, 2 * columns}));
+      const at::Tensor grad_out = random({rows, columns});
       const at::Tensor exact = eager(pairs.to(at::kDouble));
       EXPECT_LE(testing::largest_error(ours(pairs), exact),
                 2 * testing::largest_error(eager(pairs), exact) + 1e-6)
@@ -130,8 +135,8 @@ TEST_P(Swigluoai, CarriesNanAndStopsAtTheLimitsAsAutogradDoes) {
                                .to(GetParam().device);
   const at::Tensor grad_out = at::ones({10}, pairs.options());
   EXPECT_TRUE(at::equal(ours(pairs).isnan(), eager(pairs).isnan()));
-  const at::Tensor got = gradient(grad_out, pairs);
-  const at::Tensor expected = autograd(grad_out, pairs, GetParam().dtype);
+  const at::Tensor got = gradient(grad_out, off_the_limit(pairs));
+  const at::Tensor expected = autograd(grad_out, off_the_limit(pairs), GetParam().dtype);
   EXPECT_TRUE(at::allclose(got, expected, 0.01, 0.05, /*equal_nan=*/true)) << got << expected;
   EXPECT_EQ(got.isnan().sum().item<int64_t>(), 3);  // of 20
 }
