@@ -41,11 +41,11 @@ Problem describe(const char* op, Function function, const Tensor& out) {
 
 // One long row where nothing lies between the rows: fewer tails, no division.
 void flatten(Problem& problem) {
-  const auto contiguous = [&](const RowLayout& rows) {
-    return rows.num_dims == 1 && (problem.rows <= 1 || rows.stride[0] == problem.columns);
+  const auto dense = [&](const RowLayout& layout) {
+    return is_dense(layout, problem.rows, problem.columns);
   };
-  if (contiguous(problem.out_rows) && contiguous(problem.gate_rows) &&
-      (problem.up == nullptr || contiguous(problem.up_rows))) {
+  if (dense(problem.out_rows) && dense(problem.gate_rows) &&
+      (problem.up == nullptr || dense(problem.up_rows))) {
     problem.columns *= problem.rows;
     problem.rows = 1;
   }

@@ -25,9 +25,7 @@ void flatten(BackwardProblem& problem) {
                                 &problem.grad_gate_rows, &problem.grad_up_rows}) {
     const bool absent =
         problem.up == nullptr && (rows == &problem.up_rows || rows == &problem.grad_up_rows);
-    const bool contiguous =
-        rows->num_dims == 1 && (problem.rows <= 1 || rows->stride[0] == problem.columns);
-    if (!absent && !contiguous) {
+    if (!absent && !is_dense(*rows, problem.rows, problem.columns)) {
       return;
     }
   }

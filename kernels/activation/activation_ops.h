@@ -7,6 +7,11 @@
 
 namespace graft_kernels::activation {
 
+// Does nothing lie between rows of so many columns?
+inline bool is_dense(const RowLayout& layout, int64_t rows, int64_t columns) {
+  return layout.num_dims == 1 && (rows <= 1 || layout.stride[0] == columns);
+}
+
 // out = function(input), element by element.
 Problem check_unary(const char* op, Function function, const Tensor& out, const Tensor& input);
 // `out` has the shape of `input` with the last dimension halved.

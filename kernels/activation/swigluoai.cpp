@@ -28,12 +28,10 @@ void run_meta(const SwigluoaiProblem&, const Tensor&) {}
 
 // One long row where nothing lies between the rows: fewer tails, no division.
 void flatten(SwigluoaiProblem& problem, int64_t out_columns) {
-  const auto contiguous = [&](const RowLayout& rows, int64_t columns) {
-    return rows.num_dims == 1 && (problem.rows <= 1 || rows.stride[0] == columns);
-  };
-  if (contiguous(problem.input_rows, 2 * problem.columns) &&
-      contiguous(problem.out_rows, out_columns) &&
-      (problem.grad_out == nullptr || contiguous(problem.grad_out_rows, problem.columns))) {
+  const int64_t rows = problem.rows, columns = problem.columns;
+  if (is_dense(problem.input_rows, rows, 2 * columns) &&
+      is_dense(problem.out_rows, rows, out_columns) &&
+      (problem.grad_out == nullptr || is_dense(problem.grad_out_rows, rows, columns))) {
     problem.columns *= problem.rows;
     problem.rows = 1;
   }

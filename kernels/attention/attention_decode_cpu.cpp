@@ -117,6 +117,13 @@ const T* advance(const void* from, int64_t elements) {
   return from == nullptr ? nullptr : static_cast<const T*>(from) + elements;
 }
 
+// The mask, of the heads' type or float32, `elements` further on.
+template <typename T>
+const void* mask_from(const Problem& base, int64_t elements) {
+  return base.float_mask ? static_cast<const void*>(advance<float>(base.mask, elements))
+                         : advance<T>(base.mask, elements);
+}
+
 // Memory of one task.
 template <typename T>
 struct Scratch {
@@ -166,8 +173,7 @@ TrainProblem describe(const HeadTask& task, Scratch<T>& scratch) {
   }
   const int64_t mask_at =
       task.batch * base.mask_stride[0] + first_head * base.mask_stride[1] + begin;
-  base.mask = base.float_mask ? static_cast<const void*>(advance<float>(base.mask, mask_at))
-                              : advance<T>(base.mask, mask_at);
+  base.mask = mask_from<T>(base, mask_at);
   one.sinks = {all.sinks.is_float
                    ? static_cast<const void*>(advance<float>(all.sinks.values, first_head))
                    : advance<T>(all.sinks.values, first_head),
@@ -188,6 +194,12 @@ template <typename T>
 struct Turned {
   T* to;
   int64_t position, head;
+
+  void replace_queries(Problem& base) const {
+    base.query = to;
+    base.query_stride[1] = position;
+    base.query_stride[2] = head;
+  }
 };
 
 // `query` is the first of the task's own.
@@ -213,9 +225,7 @@ void run_head(const HeadTask& task, TrainFunction forward) {
     scratch.queries.resize(static_cast<size_t>(base.rows() * base.head_dim));
     const Turned<T> turned{scratch.queries.data(), base.groups * base.head_dim, base.head_dim};
     turn_queries(task, static_cast<const T*>(base.query), turned);
-    base.query = turned.to;
-    base.query_stride[1] = turned.position;
-    base.query_stride[2] = turned.head;
+    turned.replace_queries(base);
   }
   forward(one, 0, one.base.blocks());
 }
@@ -241,15 +251,18 @@ template <typename T>
 void store_and_turn(const DecodeProblem& problem, Problem& base, std::vector<T>& queries) {
   const int64_t size = base.head_dim, heads = base.key_heads * base.groups;
   const bool turns = problem.append.cos != nullptr;
-  const Turned<T> turned{nullptr, heads * size, size};
-  queries.resize(turns ? static_cast<size_t>(base.batch * base.queries * turned.position) : 0);
+  if (problem.append.key == nullptr && !turns) {
+    return;
+  }
+  queries.resize(turns ? static_cast<size_t>(base.batch * base.queries * heads * size) : 0);
+  const Turned<T> turned{queries.data(), heads * size, size};
   for_each_head(problem, 4 * base.rows() * size, [&](const HeadTask& task) {
     if (task.takes_new()) {
       store_new<T>(task);
     }
     if (turns) {
       const int64_t first = task.head * base.groups;
-      T* to = queries.data() + task.batch * base.queries * turned.position + first * size;
+      T* to = turned.to + task.batch * base.queries * turned.position + first * size;
       turn_queries(task,
                    advance<T>(problem.base.query, task.batch * problem.base.query_stride[0] +
                                                       first * problem.base.query_stride[2]),
@@ -257,10 +270,8 @@ void store_and_turn(const DecodeProblem& problem, Problem& base, std::vector<T>&
     }
   });
   if (turns) {
-    base.query = queries.data();
+    turned.replace_queries(base);
     base.query_stride[0] = base.queries * turned.position;
-    base.query_stride[1] = turned.position;
-    base.query_stride[2] = turned.head;
   }
 }
 
@@ -285,9 +296,7 @@ void run_in_one_piece(const DecodeProblem& problem) {
     some.key = advance<T>(all.key, batch * all.key_stride[0]);
     some.value = advance<T>(all.value, batch * all.value_stride[0]);
     some.out = const_cast<T*>(advance<T>(all.out, batch * all.out_stride[0]));
-    const int64_t mask_at = batch * all.mask_stride[0];
-    some.mask = all.float_mask ? static_cast<const void*>(advance<float>(all.mask, mask_at))
-                               : advance<T>(all.mask, mask_at);
+    some.mask = mask_from<T>(all, batch * all.mask_stride[0]);
     run_attention(some);
   }
 }
