@@ -6,7 +6,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "kernels/common/test_support.h"
+#include "kernels/common/device_suite.h"
 
 namespace graft_kernels::activation {
 namespace {
@@ -34,29 +34,12 @@ const std::map<std::string, Function>& functions() {
   return functions;
 }
 
-struct Case {
-  at::DeviceType device;
-  at::ScalarType dtype;
-};
-
-std::string case_name(const ::testing::TestParamInfo<Case>& info) {
-  return std::string(info.param.device == at::kCUDA ? "cuda_" : "cpu_") +
-         c10::toString(info.param.dtype);
-}
-
 at::Tensor with_gradient(const at::Tensor& x, at::ScalarType dtype) {
   return x.detach().to(dtype).clone().set_requires_grad(true);
 }
 
-class ActivationBackward : public ::testing::TestWithParam<Case> {
+class ActivationBackward : public testing::OnEachDevice {
  protected:
-  void SetUp() override {
-    if (GetParam().device == at::kCUDA && !testing::why_no_cuda().empty()) {
-      GTEST_SKIP() << testing::why_no_cuda();
-    }
-    at::manual_seed(0);
-  }
-
   at::Tensor random(at::IntArrayRef shape) const {
     return (3 * at::randn(shape, at::kFloat)).to(GetParam().dtype).to(GetParam().device);
   }
@@ -181,12 +164,7 @@ TEST_P(ActivationBackward, GivesTheSameBitsEveryTime) {
 TEST_P(ActivationBackward, NamesTheArgumentThatIsWrong) {
   const at::Tensor x = random({2, 8});
   const auto message = [&](const at::Tensor& grad_out, const at::Tensor& grad) {
-    try {
-      package()("silu_backward", grad, grad_out, x);
-    } catch (const std::exception& error) {
-      return std::string(error.what());
-    }
-    return std::string("no error");
+    return testing::message_of([&] { package()("silu_backward", grad, grad_out, x); });
   };
   EXPECT_THAT(message(random({2, 9}), x),
               ::testing::HasSubstr("[silu_backward] grad_out: expected shape [2, 8]"));
@@ -196,13 +174,8 @@ TEST_P(ActivationBackward, NamesTheArgumentThatIsWrong) {
               ::testing::HasSubstr("[silu_backward] grad_out: expected"));
 }
 
-INSTANTIATE_TEST_SUITE_P(Devices, ActivationBackward,
-                         ::testing::Values(Case{at::kCPU, at::kFloat},
-                                           Case{at::kCPU, at::kBFloat16}, Case{at::kCPU, at::kHalf},
-                                           Case{at::kCUDA, at::kFloat},
-                                           Case{at::kCUDA, at::kBFloat16},
-                                           Case{at::kCUDA, at::kHalf}),
-                         case_name);
+INSTANTIATE_TEST_SUITE_P(Devices, ActivationBackward, ::testing::ValuesIn(testing::device_cases()),
+                         testing::case_name);
 
 }  // namespace
 }  // namespace graft_kernels::activation

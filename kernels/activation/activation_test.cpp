@@ -8,7 +8,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "kernels/common/test_support.h"
+#include "kernels/common/device_suite.h"
 
 namespace graft_kernels::activation {
 namespace {
@@ -55,25 +55,8 @@ at::Tensor exact(const std::string& name, const at::Tensor& x) {
   return x64 * at::sigmoid(2 * std::sqrt(2 / M_PI) * (x64 + 0.044715 * at::pow(x64, 3)));
 }
 
-struct Case {
-  at::DeviceType device;
-  at::ScalarType dtype;
-};
-
-std::string case_name(const ::testing::TestParamInfo<Case>& info) {
-  return std::string(info.param.device == at::kCUDA ? "cuda_" : "cpu_") +
-         c10::toString(info.param.dtype);
-}
-
-class Activation : public ::testing::TestWithParam<Case> {
+class Activation : public testing::OnEachDevice {
  protected:
-  void SetUp() override {
-    if (GetParam().device == at::kCUDA && !testing::why_no_cuda().empty()) {
-      GTEST_SKIP() << testing::why_no_cuda();
-    }
-    at::manual_seed(0);
-  }
-
   at::Tensor random(at::IntArrayRef shape) const {
     return (3 * at::randn(shape, at::kFloat)).to(GetParam().dtype).to(GetParam().device);
   }
@@ -256,12 +239,7 @@ TEST_P(Activation, GivesTheSameBitsEveryTime) {
 TEST_P(Activation, NamesTheArgumentThatIsWrong) {
   const at::Tensor x = random({2, 64});
   const auto message = [&](const std::string& op, auto... arguments) {
-    try {
-      package()(op, arguments...);
-    } catch (const std::exception& error) {
-      return std::string(error.what());
-    }
-    return std::string("no error");
+    return testing::message_of([&] { package()(op, arguments...); });
   };
   const std::string dtype = GetParam().dtype == at::kFloat  ? "float32"
                             : GetParam().dtype == at::kHalf ? "float16"
@@ -294,23 +272,10 @@ TEST_P(Activation, AcceptsMetaTensors) {
   EXPECT_THROW(package()("silu_and_mul", x, x), std::exception);
 }
 
-INSTANTIATE_TEST_SUITE_P(Devices, Activation,
-                         ::testing::Values(Case{at::kCPU, at::kFloat},
-                                           Case{at::kCPU, at::kBFloat16}, Case{at::kCPU, at::kHalf},
-                                           Case{at::kCUDA, at::kFloat},
-                                           Case{at::kCUDA, at::kBFloat16},
-                                           Case{at::kCUDA, at::kHalf}),
-                         case_name);
+INSTANTIATE_TEST_SUITE_P(Devices, Activation, ::testing::ValuesIn(testing::device_cases()),
+                         testing::case_name);
 
-class ActivationCuda : public ::testing::Test {
- protected:
-  void SetUp() override {
-    if (!testing::why_no_cuda().empty()) {
-      GTEST_SKIP() << testing::why_no_cuda();
-    }
-    at::manual_seed(0);
-  }
-};
+using ActivationCuda = testing::OnCuda;
 
 TEST_F(ActivationCuda, CanBeCapturedIntoAGraph) {
 #ifdef GRAFT_WITH_CUDA

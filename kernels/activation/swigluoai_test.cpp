@@ -6,7 +6,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "kernels/common/test_support.h"
+#include "kernels/common/device_suite.h"
 
 namespace graft_kernels::activation {
 namespace {
@@ -25,20 +25,8 @@ at::Tensor eager(const at::Tensor& pairs, double alpha = kAlpha, double limit = 
   return (up + 1) * (gate * at::sigmoid(gate * alpha));
 }
 
-struct Case {
-  at::DeviceType device;
-  at::ScalarType dtype;
-};
-
-class Swigluoai : public ::testing::TestWithParam<Case> {
+class Swigluoai : public testing::OnEachDevice {
  protected:
-  void SetUp() override {
-    if (GetParam().device == at::kCUDA && !testing::why_no_cuda().empty()) {
-      GTEST_SKIP() << testing::why_no_cuda();
-    }
-    at::manual_seed(0);
-  }
-
   // Wide enough that clamps take effect.
   at::Tensor random(at::IntArrayRef shape) const {
     return (4 * at::randn(shape, at::kFloat)).to(GetParam().dtype).to(GetParam().device);
@@ -163,12 +151,7 @@ TEST_P(Swigluoai, GivesTheSameBitsEveryTime) {
 TEST_P(Swigluoai, NamesTheArgumentThatIsWrong) {
   const at::Tensor x = random({2, 64});
   const auto message = [&](const char* op, auto... arguments) {
-    try {
-      package()(op, arguments...);
-    } catch (const std::exception& error) {
-      return std::string(error.what());
-    }
-    return std::string("no error");
+    return testing::message_of([&] { package()(op, arguments...); });
   };
   EXPECT_THAT(message("swigluoai_and_mul", x, x, kAlpha, kLimit),
               ::testing::HasSubstr("[swigluoai_and_mul] out: expected shape [2, 64] (that of "
@@ -228,16 +211,8 @@ TEST_P(Swigluoai, ReachesBeyondTwoToTheThirtyFirstElementsOnCuda) {
   EXPECT_TRUE(out.eq(eager(pairs.slice(0, 0, 2))).all().item<bool>());
 }
 
-INSTANTIATE_TEST_SUITE_P(Devices, Swigluoai,
-                         ::testing::Values(Case{at::kCPU, at::kFloat},
-                                           Case{at::kCPU, at::kBFloat16}, Case{at::kCPU, at::kHalf},
-                                           Case{at::kCUDA, at::kFloat},
-                                           Case{at::kCUDA, at::kBFloat16},
-                                           Case{at::kCUDA, at::kHalf}),
-                         [](const ::testing::TestParamInfo<Case>& info) {
-                           return std::string(info.param.device == at::kCUDA ? "cuda_" : "cpu_") +
-                                  c10::toString(info.param.dtype);
-                         });
+INSTANTIATE_TEST_SUITE_P(Devices, Swigluoai, ::testing::ValuesIn(testing::device_cases()),
+                         testing::case_name);
 
 }  // namespace
 }  // namespace graft_kernels::activation

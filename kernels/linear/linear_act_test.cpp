@@ -7,7 +7,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "kernels/common/test_support.h"
+#include "kernels/common/device_suite.h"
 
 namespace graft_kernels::linear {
 namespace {
@@ -19,29 +19,12 @@ using testing::Package;
 
 constexpr int64_t kNone = 0, kSilu = 1, kGelu = 2, kGeluTanh = 3, kGeluQuick = 4, kRelu = 5;
 
-struct Case {
-  at::DeviceType device;
-  at::ScalarType dtype;
-};
-
-std::string case_name(const ::testing::TestParamInfo<Case>& info) {
-  return std::string(info.param.device == at::kCUDA ? "cuda_" : "cpu_") +
-         c10::toString(info.param.dtype);
-}
-
 struct Inputs {
   at::Tensor x, weight, bias, residual;  // the last two may be undefined
 };
 
-class LinearAct : public ::testing::TestWithParam<Case> {
+class LinearAct : public testing::OnEachDevice {
  protected:
-  void SetUp() override {
-    if (on_cuda() && !testing::why_no_cuda().empty()) {
-      GTEST_SKIP() << testing::why_no_cuda();
-    }
-    at::manual_seed(5);
-  }
-  static bool on_cuda() { return GetParam().device == at::kCUDA; }
   static const Package& package() { return Package::for_device("linear", GetParam().device); }
   static at::Tensor random(at::IntArrayRef sizes) {
     return at::randn(sizes, at::TensorOptions(GetParam().device)).to(GetParam().dtype);
@@ -208,13 +191,8 @@ TEST_P(LinearAct, PassesNanAndInfinityOnToTheirRowsAlone) {
 }
 
 TEST_P(LinearAct, RefusalNamesTheArgument) {
-  const auto message = [&](const Inputs& in, int64_t act) -> std::string {
-    try {
-      ours(in, act);
-    } catch (const std::exception& error) {
-      return error.what();
-    }
-    return "no error";
+  const auto message = [&](const Inputs& in, int64_t act) {
+    return testing::message_of([&] { ours(in, act); });
   };
   const Inputs good = random_inputs(2, 6, 8, true, true);
   EXPECT_EQ(message(good, kRelu), "no error");
@@ -279,17 +257,8 @@ TEST_P(LinearAct, ReachesBeyond31BitsOnCuda) {
   }
 }
 
-std::vector<Case> cases() {
-  std::vector<Case> all;
-  for (const at::DeviceType device : {at::kCPU, at::kCUDA}) {
-    for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16, at::kHalf}) {
-      all.push_back({device, dtype});
-    }
-  }
-  return all;
-}
-
-INSTANTIATE_TEST_SUITE_P(Devices, LinearAct, ::testing::ValuesIn(cases()), case_name);
+INSTANTIATE_TEST_SUITE_P(Devices, LinearAct, ::testing::ValuesIn(testing::device_cases()),
+                         testing::case_name);
 
 }  // namespace
 }  // namespace graft_kernels::linear

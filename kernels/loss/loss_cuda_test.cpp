@@ -4,7 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "kernels/common/test_support.h"
+#include "kernels/common/device_suite.h"
 
 namespace graft_kernels::loss {
 namespace {
@@ -18,14 +18,8 @@ at::Tensor torchs_loss(const at::Tensor& logits, const at::Tensor& labels) {
   return at::cross_entropy_loss(logits, labels, {}, at::Reduction::None);
 }
 
-class LossCuda : public ::testing::Test {
+class LossCuda : public testing::OnCuda {
  protected:
-  void SetUp() override {
-    if (!testing::why_no_cuda().empty()) {
-      GTEST_SKIP() << testing::why_no_cuda();
-    }
-    at::manual_seed(0);
-  }
   const at::TensorOptions options_ = at::TensorOptions(at::kCUDA).dtype(at::kBFloat16);
 };
 

@@ -2,12 +2,11 @@
 // and dtypes.
 
 #include <cmath>
-#include <functional>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "kernels/common/test_support.h"
+#include "kernels/common/device_suite.h"
 
 namespace graft_kernels::loss {
 namespace {
@@ -15,6 +14,7 @@ namespace {
 using testing::is_same_bits;
 using testing::is_small_run;
 using testing::largest_error;
+using testing::message_of;
 using testing::Package;
 
 struct Options {
@@ -77,37 +77,8 @@ std::vector<at::Tensor> doubles(const std::vector<at::Tensor>& tensors) {
   return wide;
 }
 
-std::string message_of(const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const std::exception& error) {
-    return error.what();
-  }
-  return "no error";
-}
-
-struct Case {
-  at::DeviceType device;
-  at::ScalarType dtype;
-};
-
-std::string case_name(const ::testing::TestParamInfo<Case>& info) {
-  return std::string(info.param.device == at::kCUDA ? "cuda_" : "cpu_") +
-         c10::toString(info.param.dtype);
-}
-
-class Loss : public ::testing::TestWithParam<Case> {
+class Loss : public testing::OnEachDevice {
  protected:
-  void SetUp() override {
-    if (GetParam().device == at::kCUDA && !testing::why_no_cuda().empty()) {
-      GTEST_SKIP() << testing::why_no_cuda();
-    }
-    at::manual_seed(0);
-  }
-
-  at::Tensor random(at::IntArrayRef shape) const {
-    return at::randn(shape, at::kFloat).to(GetParam().dtype).to(GetParam().device);
-  }
   at::Tensor random_factors(int64_t rows) const {
     return at::randn({rows}, at::kFloat).to(GetParam().device);
   }
@@ -414,7 +385,8 @@ TEST_P(Loss, NamesTheArgumentThatIsWrong) {
   const at::Tensor logits = random({2, 64}), labels = random_labels(2, 64);
   const auto plain = [&](const at::Tensor& x, const at::Tensor& y, double softcap,
                          double smoothing) {
-    return message_of([&] { package()("cross_entropy", x, y, int64_t{-100}, softcap, smoothing); });
+    return testing::message_of(
+        [&] { package()("cross_entropy", x, y, int64_t{-100}, softcap, smoothing); });
   };
   EXPECT_THAT(
       plain(logits, random_labels(3, 64), 0, 0),
@@ -433,7 +405,7 @@ TEST_P(Loss, NamesTheArgumentThatIsWrong) {
               ::testing::HasSubstr("[cross_entropy] smoothing: expected"));
   const auto fused = [&](const at::Tensor& hidden, const at::Tensor& weight,
                          const std::optional<at::Tensor>& bias, int64_t chunk_rows) {
-    return message_of([&] {
+    return testing::message_of([&] {
       package()("linear_cross_entropy", hidden, weight, bias, labels, int64_t{-100}, 0.0, 0.0,
                 chunk_rows);
     });
@@ -479,13 +451,8 @@ TEST_P(Loss, InfersShapesOnMetaTensors) {
   EXPECT_TRUE(made.at(3).toTensor().is_meta());
 }
 
-INSTANTIATE_TEST_SUITE_P(Devices, Loss,
-                         ::testing::Values(Case{at::kCPU, at::kFloat},
-                                           Case{at::kCPU, at::kBFloat16}, Case{at::kCPU, at::kHalf},
-                                           Case{at::kCUDA, at::kFloat},
-                                           Case{at::kCUDA, at::kBFloat16},
-                                           Case{at::kCUDA, at::kHalf}),
-                         case_name);
+INSTANTIATE_TEST_SUITE_P(Devices, Loss, ::testing::ValuesIn(testing::device_cases()),
+                         testing::case_name);
 
 }  // namespace
 }  // namespace graft_kernels::loss

@@ -5,7 +5,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "kernels/common/test_support.h"
+#include "kernels/common/device_suite.h"
 
 namespace graft_kernels::mlp {
 namespace {
@@ -14,16 +14,6 @@ using testing::is_same_bits;
 using testing::largest_error;
 using testing::Package;
 using Tensors = std::vector<at::Tensor>;
-
-struct Case {
-  at::DeviceType device;
-  at::ScalarType dtype;
-};
-
-std::string case_name(const ::testing::TestParamInfo<Case>& info) {
-  return std::string(info.param.device == at::kCUDA ? "cuda_" : "cpu_") +
-         c10::toString(info.param.dtype);
-}
 
 constexpr const char* kNames[] = {"x",         "gate_weight", "up_weight", "down_weight",
                                   "gate_bias", "up_bias",     "down_bias"};
@@ -75,15 +65,8 @@ Tensors by_steps(const Inputs& in, int64_t act) {
   return {product(activate(gate, act) * up, 3), gate, up};
 }
 
-class MlpBackward : public ::testing::TestWithParam<Case> {
+class MlpBackward : public testing::OnEachDevice {
  protected:
-  void SetUp() override {
-    if (GetParam().device == at::kCUDA && !testing::why_no_cuda().empty()) {
-      GTEST_SKIP() << testing::why_no_cuda();
-    }
-    at::manual_seed(0);
-  }
-
   static double unit() {
     return GetParam().dtype == at::kFloat  ? 0x1p-21
            : GetParam().dtype == at::kHalf ? 0x1p-11
@@ -336,17 +319,8 @@ TEST_P(MlpBackward, RefusalNamesTheArgument) {
   }
 }
 
-std::vector<Case> cases() {
-  std::vector<Case> all;
-  for (const at::DeviceType device : {at::kCPU, at::kCUDA}) {
-    for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16, at::kHalf}) {
-      all.push_back({device, dtype});
-    }
-  }
-  return all;
-}
-
-INSTANTIATE_TEST_SUITE_P(Devices, MlpBackward, ::testing::ValuesIn(cases()), case_name);
+INSTANTIATE_TEST_SUITE_P(Devices, MlpBackward, ::testing::ValuesIn(testing::device_cases()),
+                         testing::case_name);
 
 }  // namespace
 }  // namespace graft_kernels::mlp

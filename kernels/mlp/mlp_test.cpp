@@ -7,7 +7,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "kernels/common/test_support.h"
+#include "kernels/common/device_suite.h"
 
 namespace graft_kernels::mlp {
 namespace {
@@ -31,26 +31,8 @@ struct Inputs {
 
 constexpr int64_t kSilu = 0, kGelu = 1, kGeluTanh = 2;
 
-struct Case {
-  at::DeviceType device;
-  at::ScalarType dtype;
-};
-
-std::string case_name(const ::testing::TestParamInfo<Case>& info) {
-  return std::string(info.param.device == at::kCUDA ? "cuda_" : "cpu_") +
-         c10::toString(info.param.dtype);
-}
-
-class Mlp : public ::testing::TestWithParam<Case> {
+class Mlp : public testing::OnEachDevice {
  protected:
-  void SetUp() override {
-    if (GetParam().device == at::kCUDA && !testing::why_no_cuda().empty()) {
-      GTEST_SKIP() << testing::why_no_cuda();
-    }
-    at::manual_seed(0);
-  }
-  static bool on_cuda() { return GetParam().device == at::kCUDA; }
-
   Inputs random(int64_t rows, int64_t hidden, int64_t inner, bool with_bias) const {
     const auto bias = [&](int64_t size) {
       return with_bias ? std::optional<at::Tensor>(at::randn({size})) : std::nullopt;
@@ -196,13 +178,8 @@ TEST_P(Mlp, WritesIntoTheCallersTensorAndTakesNoRowsAtAll) {
 }
 
 TEST_P(Mlp, RefusalNamesTheArgument) {
-  const auto message = [&](const Inputs& in, int64_t act) -> std::string {
-    try {
-      ours(in, act);
-    } catch (const std::exception& error) {
-      return error.what();
-    }
-    return "no error";
+  const auto message = [&](const Inputs& in, int64_t act) {
+    return testing::message_of([&] { ours(in, act); });
   };
   const Inputs good = random(2, 8, 6, true);
   Inputs in = good;
@@ -219,17 +196,8 @@ TEST_P(Mlp, RefusalNamesTheArgument) {
       ::testing::HasSubstr("[mlp] act: expected 0 (silu), 1 (gelu) or 2 (gelu_tanh), got 3"));
 }
 
-std::vector<Case> cases() {
-  std::vector<Case> all;
-  for (const at::DeviceType device : {at::kCPU, at::kCUDA}) {
-    for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16, at::kHalf}) {
-      all.push_back({device, dtype});
-    }
-  }
-  return all;
-}
-
-INSTANTIATE_TEST_SUITE_P(Devices, Mlp, ::testing::ValuesIn(cases()), case_name);
+INSTANTIATE_TEST_SUITE_P(Devices, Mlp, ::testing::ValuesIn(testing::device_cases()),
+                         testing::case_name);
 
 }  // namespace
 }  // namespace graft_kernels::mlp

@@ -8,7 +8,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "kernels/common/test_support.h"
+#include "kernels/common/device_suite.h"
 
 namespace graft_kernels::rms_norm {
 
@@ -20,37 +20,8 @@ using Tensors = std::vector<at::Tensor>;
 
 inline constexpr double kEps = 1e-5;
 
-struct Case {
-  at::DeviceType device;
-  at::ScalarType dtype;
-};
-
-inline std::string case_name(const ::testing::TestParamInfo<Case>& info) {
-  return std::string(info.param.device == at::kCUDA ? "cuda_" : "cpu_") +
-         c10::toString(info.param.dtype);
-}
-
-inline std::vector<Case> cases() {
-  std::vector<Case> all;
-  for (const at::DeviceType device : {at::kCPU, at::kCUDA}) {
-    for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16, at::kHalf}) {
-      all.push_back({device, dtype});
-    }
-  }
-  return all;
-}
-
-class Forms : public ::testing::TestWithParam<Case> {
+class Forms : public testing::OnEachDevice {
  protected:
-  void SetUp() override {
-    if (GetParam().device == at::kCUDA && !testing::why_no_cuda().empty()) {
-      GTEST_SKIP() << testing::why_no_cuda();
-    }
-    at::manual_seed(0);
-  }
-  at::Tensor random(at::IntArrayRef shape) const {
-    return at::randn(shape, at::kFloat).to(GetParam().dtype).to(GetParam().device);
-  }
   const Package& package() const { return Package::for_device("rms-norm", GetParam().device); }
 
   // Error no worse than twice eager's, and what the order of float32 sums may cost.

@@ -226,14 +226,7 @@ TEST_P(GatedRmsNorm, GivesTheSameBitsEveryTime) {
 
 TEST_P(GatedRmsNorm, NamesTheArgumentThatIsWrong) {
   const Gated good = inputs({2, 64});
-  const auto message = [&](const Gated& in) -> std::string {
-    try {
-      forward(in);
-    } catch (const std::exception& error) {
-      return error.what();
-    }
-    return "no error";
-  };
+  const auto message = [&](const Gated& in) { return testing::message_of([&] { forward(in); }); };
   Gated in = good;
   in.gate = random({2, 32});
   EXPECT_THAT(message(in), ::testing::HasSubstr("[gated_rms_norm] gate: expected shape [2, 64]"));
@@ -262,17 +255,10 @@ TEST_P(GatedRmsNorm, InfersShapesOnMetaTensors) {
   EXPECT_EQ(all.at(2).toTensor().sizes(), weight.sizes());
 }
 
-INSTANTIATE_TEST_SUITE_P(Devices, GatedRmsNorm, ::testing::ValuesIn(cases()), case_name);
+INSTANTIATE_TEST_SUITE_P(Devices, GatedRmsNorm, ::testing::ValuesIn(testing::device_cases()),
+                         testing::case_name);
 
-class FormsCuda : public ::testing::Test {
- protected:
-  void SetUp() override {
-    if (!testing::why_no_cuda().empty()) {
-      GTEST_SKIP() << testing::why_no_cuda();
-    }
-    at::manual_seed(0);
-  }
-};
+using FormsCuda = testing::OnCuda;
 
 TEST_F(FormsCuda, CanBeCapturedIntoAGraph) {
 #ifdef GRAFT_WITH_CUDA

@@ -155,14 +155,7 @@ TEST_P(LayerNorm, GivesTheSameBitsEveryTime) {
 }
 
 TEST_P(LayerNorm, NamesTheArgumentThatIsWrong) {
-  const auto message = [&](const Layer& in) -> std::string {
-    try {
-      forward(in);
-    } catch (const std::exception& error) {
-      return error.what();
-    }
-    return "no error";
-  };
+  const auto message = [&](const Layer& in) { return testing::message_of([&] { forward(in); }); };
   Layer in = inputs({2, 64});
   in.weight = random({32});
   EXPECT_THAT(message(in), ::testing::HasSubstr("[layer_norm] weight: expected shape [64]"));
@@ -171,7 +164,8 @@ TEST_P(LayerNorm, NamesTheArgumentThatIsWrong) {
   EXPECT_THAT(message(in), ::testing::HasSubstr("[layer_norm] bias: expected shape [64]"));
 }
 
-INSTANTIATE_TEST_SUITE_P(Devices, LayerNorm, ::testing::ValuesIn(cases()), case_name);
+INSTANTIATE_TEST_SUITE_P(Devices, LayerNorm, ::testing::ValuesIn(testing::device_cases()),
+                         testing::case_name);
 
 }  // namespace
 }  // namespace graft_kernels::rms_norm

@@ -6,7 +6,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "kernels/common/test_support.h"
+#include "kernels/common/device_suite.h"
 
 namespace graft_kernels::rms_norm {
 namespace {
@@ -55,28 +55,8 @@ Gradients by_autograd(const Inputs& inputs, int64_t variant) {
   return {grad_x, weight.grad()};
 }
 
-struct Case {
-  at::DeviceType device;
-  at::ScalarType dtype;
-};
-
-std::string case_name(const ::testing::TestParamInfo<Case>& info) {
-  return std::string(info.param.device == at::kCUDA ? "cuda_" : "cpu_") +
-         c10::toString(info.param.dtype);
-}
-
-class RmsNormBackward : public ::testing::TestWithParam<Case> {
+class RmsNormBackward : public testing::OnEachDevice {
  protected:
-  void SetUp() override {
-    if (GetParam().device == at::kCUDA && !testing::why_no_cuda().empty()) {
-      GTEST_SKIP() << testing::why_no_cuda();
-    }
-    at::manual_seed(0);
-  }
-
-  at::Tensor random(at::IntArrayRef shape) const {
-    return at::randn(shape, at::kFloat).to(GetParam().dtype).to(GetParam().device);
-  }
   Inputs random_inputs(at::IntArrayRef shape, bool add = false) const {
     return {random(shape), random({shape.back()}), random(shape),
             add ? random(shape) : at::Tensor()};
@@ -231,13 +211,10 @@ TEST_P(RmsNormBackward, NamesTheArgumentThatIsWrong) {
   const Inputs inputs = random_inputs({2, 64});
   const auto message = [&](const at::Tensor& grad_x, const at::Tensor& grad_weight,
                            const at::Tensor& grad_out) {
-    try {
+    return testing::message_of([&] {
       package()("rms_norm_backward_out", grad_x, grad_weight, grad_out, inputs.x, inputs.weight,
                 kEps, int64_t{0});
-    } catch (const std::exception& error) {
-      return std::string(error.what());
-    }
-    return std::string("no error");
+    });
   };
   const at::Tensor grad_x = at::empty_like(inputs.x), grad_weight = at::empty_like(inputs.weight);
   EXPECT_THAT(message(grad_x, grad_weight, random({2, 32})),
@@ -258,23 +235,10 @@ TEST_P(RmsNormBackward, InfersShapesOnMetaTensors) {
   EXPECT_TRUE(both.at(0).toTensor().is_meta());
 }
 
-INSTANTIATE_TEST_SUITE_P(Devices, RmsNormBackward,
-                         ::testing::Values(Case{at::kCPU, at::kFloat},
-                                           Case{at::kCPU, at::kBFloat16}, Case{at::kCPU, at::kHalf},
-                                           Case{at::kCUDA, at::kFloat},
-                                           Case{at::kCUDA, at::kBFloat16},
-                                           Case{at::kCUDA, at::kHalf}),
-                         case_name);
+INSTANTIATE_TEST_SUITE_P(Devices, RmsNormBackward, ::testing::ValuesIn(testing::device_cases()),
+                         testing::case_name);
 
-class RmsNormBackwardCuda : public ::testing::Test {
- protected:
-  void SetUp() override {
-    if (!testing::why_no_cuda().empty()) {
-      GTEST_SKIP() << testing::why_no_cuda();
-    }
-    at::manual_seed(0);
-  }
-};
+using RmsNormBackwardCuda = testing::OnCuda;
 
 TEST_F(RmsNormBackwardCuda, CanBeCapturedIntoAGraph) {
 #ifdef GRAFT_WITH_CUDA

@@ -6,7 +6,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "kernels/common/test_support.h"
+#include "kernels/common/device_suite.h"
 
 namespace graft_kernels::rms_norm {
 namespace {
@@ -43,28 +43,8 @@ at::Tensor exact(const at::Tensor& x, const at::Tensor& weight, double eps, int6
   return norm * (variant == 3 ? weight64 + 1.0 : weight64);
 }
 
-struct Case {
-  at::DeviceType device;
-  at::ScalarType dtype;
-};
-
-std::string case_name(const ::testing::TestParamInfo<Case>& info) {
-  return std::string(info.param.device == at::kCUDA ? "cuda_" : "cpu_") +
-         c10::toString(info.param.dtype);
-}
-
-class RmsNorm : public ::testing::TestWithParam<Case> {
+class RmsNorm : public testing::OnEachDevice {
  protected:
-  void SetUp() override {
-    if (GetParam().device == at::kCUDA && !testing::why_no_cuda().empty()) {
-      GTEST_SKIP() << testing::why_no_cuda();
-    }
-    at::manual_seed(0);
-  }
-
-  at::Tensor random(at::IntArrayRef shape) const {
-    return at::randn(shape, at::kFloat).to(GetParam().dtype).to(GetParam().device);
-  }
   at::Tensor empty_like(const at::Tensor& x) const { return at::empty(x.sizes(), x.options()); }
   const Package& package() const { return Package::for_device("rms-norm", GetParam().device); }
 
@@ -262,12 +242,7 @@ TEST_P(RmsNorm, NamesTheArgumentThatIsWrong) {
   at::Tensor out = empty_like(x);
   const auto message = [&](const at::Tensor& to, const at::Tensor& from, const at::Tensor& by,
                            int64_t variant) {
-    try {
-      package()("rms_norm_out", to, from, by, kEps, variant);
-    } catch (const std::exception& error) {
-      return std::string(error.what());
-    }
-    return std::string("no error");
+    return testing::message_of([&] { package()("rms_norm_out", to, from, by, kEps, variant); });
   };
   const std::string dtype = GetParam().dtype == at::kFloat  ? "float32"
                             : GetParam().dtype == at::kHalf ? "float16"
@@ -310,23 +285,10 @@ TEST_P(RmsNorm, InfersShapesOnMetaTensors) {
   EXPECT_TRUE(both.at(0).toTensor().is_meta());
 }
 
-INSTANTIATE_TEST_SUITE_P(Devices, RmsNorm,
-                         ::testing::Values(Case{at::kCPU, at::kFloat},
-                                           Case{at::kCPU, at::kBFloat16}, Case{at::kCPU, at::kHalf},
-                                           Case{at::kCUDA, at::kFloat},
-                                           Case{at::kCUDA, at::kBFloat16},
-                                           Case{at::kCUDA, at::kHalf}),
-                         case_name);
+INSTANTIATE_TEST_SUITE_P(Devices, RmsNorm, ::testing::ValuesIn(testing::device_cases()),
+                         testing::case_name);
 
-class RmsNormCuda : public ::testing::Test {
- protected:
-  void SetUp() override {
-    if (!testing::why_no_cuda().empty()) {
-      GTEST_SKIP() << testing::why_no_cuda();
-    }
-    at::manual_seed(0);
-  }
-};
+using RmsNormCuda = testing::OnCuda;
 
 TEST_F(RmsNormCuda, CanBeCapturedIntoAGraph) {
 #ifdef GRAFT_WITH_CUDA

@@ -23,15 +23,8 @@ constexpr CacheShape kShapes[] = {
     {1, 1, 1, 2, 2, 5},       {2, 71, 1, 64, 64, 9},  {2, 3, 3, 10, 6, 4},
     {5, 8, 4, 256, 256, 3},   {300, 4, 2, 64, 64, 3}, {2, 4, 4, 512, 62, 3}};
 
-class NormRotaryAppend : public ::testing::TestWithParam<Case> {
+class NormRotaryAppend : public testing::OnEachDevice {
  protected:
-  void SetUp() override {
-    if (GetParam().device == at::kCUDA && !testing::why_no_cuda().empty()) {
-      GTEST_SKIP() << testing::why_no_cuda();
-    }
-    at::manual_seed(0);
-  }
-  at::Tensor random(at::IntArrayRef shape) const { return random_of(GetParam(), shape); }
   at::Tensor counts(std::vector<int64_t> values) const {
     return at::tensor(values, at::kLong).to(at::kInt).to(GetParam().device);
   }
@@ -109,13 +102,10 @@ TEST_P(NormRotaryAppend, NamesTheArgumentThatIsWrong) {
   const at::Tensor cache = random({2, 2, 5, 8}), cos = random({9, 8}), length = counts({1, 1});
   const auto message = [&](const at::Tensor& q, const at::Tensor& keys, const at::Tensor& weight,
                            int64_t variant) {
-    try {
+    return testing::message_of([&] {
       package()("norm_rotary_append_out", at::empty_like(q), keys, cache, q, key, key, weight,
                 weight, cos, cos, length, length, kEps, variant, false);
-    } catch (const std::exception& error) {
-      return std::string(error.what());
-    }
-    return std::string("no error");
+    });
   };
   using ::testing::HasSubstr;
   const at::Tensor weight = random({8});
@@ -130,14 +120,13 @@ TEST_P(NormRotaryAppend, NamesTheArgumentThatIsWrong) {
               HasSubstr("[norm_rotary_append_out] variant: expected 0, 1, 2 or 3, got -1"));
 }
 
-INSTANTIATE_TEST_SUITE_P(Devices, NormRotaryAppend, ::testing::ValuesIn(all_cases()), case_name);
+INSTANTIATE_TEST_SUITE_P(Devices, NormRotaryAppend, ::testing::ValuesIn(testing::device_cases()),
+                         testing::case_name);
 
-TEST(NormRotaryAppendCuda, ServesEveryPlaceFromOneCapture) {
-  if (!testing::why_no_cuda().empty()) {
-    GTEST_SKIP() << testing::why_no_cuda();
-  }
+using NormRotaryAppendCuda = testing::OnCuda;
+
+TEST_F(NormRotaryAppendCuda, ServesEveryPlaceFromOneCapture) {
 #ifdef GRAFT_WITH_CUDA
-  at::manual_seed(0);
   const Package& package = Package::get("rotary", testing::kCudaVariant);
   const at::TensorOptions options = at::TensorOptions(at::kCUDA).dtype(at::kBFloat16);
   const at::Tensor query = at::randn({1, 1, 32, 128}, options),

@@ -24,16 +24,8 @@ double half_unit(const at::Tensor& exact) {
   return exact.numel() == 0 ? 0.0 : 0x1p-24 * exact.abs().max().item<double>();
 }
 
-class NormRotary : public ::testing::TestWithParam<Case> {
+class NormRotary : public testing::OnEachDevice {
  protected:
-  void SetUp() override {
-    if (GetParam().device == at::kCUDA && !testing::why_no_cuda().empty()) {
-      GTEST_SKIP() << testing::why_no_cuda();
-    }
-    at::manual_seed(0);
-  }
-
-  at::Tensor random(at::IntArrayRef shape) const { return random_of(GetParam(), shape); }
   Both random_tables(int64_t batch, int64_t length, int64_t rotary_dim) const {
     return {random({batch, length, rotary_dim}), random({batch, length, rotary_dim})};
   }
@@ -226,12 +218,7 @@ TEST_P(NormRotary, NamesTheArgumentThatIsWrong) {
   const Both heads{random({2, 3, 4, 8}), random({2, 3, 1, 8})};
   const Both weights{random({8}), random({8})};
   const auto message = [&](const Both& h, const Both& w, const Both& t, int64_t variant = 0) {
-    try {
-      run(h, w, t, variant);
-    } catch (const std::exception& error) {
-      return std::string(error.what());
-    }
-    return std::string("no error");
+    return testing::message_of([&] { run(h, w, t, variant); });
   };
   using ::testing::HasSubstr;
   EXPECT_EQ(message(heads, weights, tables), "no error");
@@ -263,17 +250,10 @@ TEST_P(NormRotary, InfersShapesOnMetaTensors) {
   EXPECT_EQ(out.second.sizes(), at::IntArrayRef({2, 3, 1, 8}));
 }
 
-INSTANTIATE_TEST_SUITE_P(Devices, NormRotary, ::testing::ValuesIn(all_cases()), case_name);
+INSTANTIATE_TEST_SUITE_P(Devices, NormRotary, ::testing::ValuesIn(testing::device_cases()),
+                         testing::case_name);
 
-class NormRotaryCuda : public ::testing::Test {
- protected:
-  void SetUp() override {
-    if (!testing::why_no_cuda().empty()) {
-      GTEST_SKIP() << testing::why_no_cuda();
-    }
-    at::manual_seed(0);
-  }
-};
+using NormRotaryCuda = testing::OnCuda;
 
 TEST_F(NormRotaryCuda, CanBeCapturedIntoAGraph) {
 #ifdef GRAFT_WITH_CUDA

@@ -7,31 +7,12 @@
 
 #include <gtest/gtest.h>
 
-#include "kernels/common/test_support.h"
+#include "kernels/common/device_suite.h"
 
 namespace graft_kernels::rotary {
 
 // Of query and of key, or cos and sin.
 using Both = std::pair<at::Tensor, at::Tensor>;
-
-struct Case {
-  at::DeviceType device;
-  at::ScalarType dtype;
-};
-
-inline std::vector<Case> all_cases() {
-  return {{at::kCPU, at::kFloat},  {at::kCPU, at::kBFloat16},  {at::kCPU, at::kHalf},
-          {at::kCUDA, at::kFloat}, {at::kCUDA, at::kBFloat16}, {at::kCUDA, at::kHalf}};
-}
-
-inline std::string case_name(const ::testing::TestParamInfo<Case>& info) {
-  return std::string(info.param.device == at::kCUDA ? "cuda_" : "cpu_") +
-         c10::toString(info.param.dtype);
-}
-
-inline at::Tensor random_of(const Case& wanted, at::IntArrayRef shape) {
-  return at::randn(shape, at::kFloat).to(wanted.dtype).to(wanted.device);
-}
 
 struct Shape {
   int64_t batch, length, query_heads, key_heads, head_dim, rotary_dim;

@@ -3,23 +3,13 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "kernels/common/test_support.h"
+#include "kernels/common/device_suite.h"
 
 namespace graft_kernels::rotary {
 namespace {
 
 using testing::is_same_bits;
 using testing::Package;
-
-struct Case {
-  at::DeviceType device;
-  at::ScalarType dtype;
-};
-
-std::string case_name(const ::testing::TestParamInfo<Case>& info) {
-  return std::string(info.param.device == at::kCUDA ? "cuda_" : "cpu_") +
-         c10::toString(info.param.dtype);
-}
 
 struct Shape {
   int64_t batch, query_heads, key_heads, head_dim, rotary_dim, places;
@@ -29,18 +19,8 @@ constexpr Shape kShapes[] = {{1, 32, 8, 64, 64, 33}, {3, 6, 3, 80, 32, 7},  {2, 
                              {1, 1, 1, 2, 2, 5},     {2, 71, 1, 64, 64, 9}, {2, 3, 3, 10, 6, 4},
                              {5, 8, 8, 256, 62, 3}};
 
-class RotaryAppend : public ::testing::TestWithParam<Case> {
+class RotaryAppend : public testing::OnEachDevice {
  protected:
-  void SetUp() override {
-    if (GetParam().device == at::kCUDA && !testing::why_no_cuda().empty()) {
-      GTEST_SKIP() << testing::why_no_cuda();
-    }
-    at::manual_seed(0);
-  }
-
-  at::Tensor random(at::IntArrayRef shape) const {
-    return at::randn(shape, at::kFloat).to(GetParam().dtype).to(GetParam().device);
-  }
   at::Tensor counts(std::vector<int64_t> values) const {
     return at::tensor(values, at::kLong).to(at::kInt).to(GetParam().device);
   }
@@ -52,8 +32,7 @@ TEST_P(RotaryAppend, HasTheBitsOfARotationAndACopy) {
     for (const bool interleaved : {false, true}) {
       for (const at::ScalarType table_dtype : {GetParam().dtype, at::kFloat}) {
         constexpr int64_t kPositions = 40;
-        const at::Tensor fused =
-            random({s.batch, 1, s.query_heads + 2 * s.key_heads, s.head_dim});
+        const at::Tensor fused = random({s.batch, 1, s.query_heads + 2 * s.key_heads, s.head_dim});
         const at::Tensor query = fused.narrow(2, 0, s.query_heads),
                          key = fused.narrow(2, s.query_heads, s.key_heads),
                          value = fused.narrow(2, s.query_heads + s.key_heads, s.key_heads);
@@ -61,8 +40,7 @@ TEST_P(RotaryAppend, HasTheBitsOfARotationAndACopy) {
                          sin = random({kPositions, s.rotary_dim}).to(table_dtype);
         at::Tensor keys = random({s.batch, s.key_heads, s.places, s.head_dim});
         // Places before heads, as other caches have them.
-        at::Tensor values =
-            random({s.batch, s.places, s.key_heads, s.head_dim}).transpose(1, 2);
+        at::Tensor values = random({s.batch, s.places, s.key_heads, s.head_dim}).transpose(1, 2);
         std::vector<int64_t> lengths, positions;
         for (int64_t row = 0; row < s.batch; ++row) {
           lengths.push_back(1 + (row * 5 + 2) % s.places);
@@ -93,8 +71,8 @@ TEST_P(RotaryAppend, LeavesARowAloneWhosePlaceLiesOutside) {
   const at::Tensor query = random({4, 1, 2, 8}), key = random({4, 1, 1, 8});
   const at::Tensor keys = random({4, 1, 3, 8}), values = random({4, 1, 3, 8});
   const at::Tensor before = keys.clone(), cos = random({5, 8}), out = at::empty_like(query);
-  package()("rotary_append_out", out, keys, values, query, key, key, cos, cos,
-            counts({0, 4, 2, 2}), counts({0, 0, 5, -1}), false);
+  package()("rotary_append_out", out, keys, values, query, key, key, cos, cos, counts({0, 4, 2, 2}),
+            counts({0, 0, 5, -1}), false);
   EXPECT_TRUE(is_same_bits(keys, before));
 }
 
@@ -104,13 +82,10 @@ TEST_P(RotaryAppend, NamesTheArgumentThatIsWrong) {
   const at::Tensor length = counts({1, 1});
   const auto message = [&](const at::Tensor& q, const at::Tensor& keys, const at::Tensor& table,
                            const at::Tensor& lengths) {
-    try {
+    return testing::message_of([&] {
       package()("rotary_append_out", at::empty_like(q), keys, cache, q, key, key, table, table,
                 lengths, length, false);
-    } catch (const std::exception& error) {
-      return std::string(error.what());
-    }
-    return std::string("no error");
+    });
   };
   using ::testing::HasSubstr;
   EXPECT_THAT(message(random({2, 3, 4, 8}), cache, cos, length),
@@ -124,22 +99,17 @@ TEST_P(RotaryAppend, NamesTheArgumentThatIsWrong) {
   EXPECT_EQ(message(query, cache, cos, length), "no error");
 }
 
-INSTANTIATE_TEST_SUITE_P(Devices, RotaryAppend,
-                         ::testing::Values(Case{at::kCPU, at::kFloat},
-                                           Case{at::kCPU, at::kBFloat16}, Case{at::kCPU, at::kHalf},
-                                           Case{at::kCUDA, at::kFloat},
-                                           Case{at::kCUDA, at::kBFloat16},
-                                           Case{at::kCUDA, at::kHalf}),
-                         case_name);
+INSTANTIATE_TEST_SUITE_P(Devices, RotaryAppend, ::testing::ValuesIn(testing::device_cases()),
+                         testing::case_name);
 
-TEST(RotaryAppendCuda, ServesEveryPlaceFromOneCapture) {
-  if (!testing::why_no_cuda().empty()) {
-    GTEST_SKIP() << testing::why_no_cuda();
-  }
+using RotaryAppendCuda = testing::OnCuda;
+
+TEST_F(RotaryAppendCuda, ServesEveryPlaceFromOneCapture) {
 #ifdef GRAFT_WITH_CUDA
   const Package& package = Package::get("rotary", testing::kCudaVariant);
   const at::TensorOptions options = at::TensorOptions(at::kCUDA).dtype(at::kBFloat16);
-  const at::Tensor query = at::randn({1, 1, 32, 64}, options), key = at::randn({1, 1, 8, 64}, options);
+  const at::Tensor query = at::randn({1, 1, 32, 64}, options),
+                   key = at::randn({1, 1, 8, 64}, options);
   const at::Tensor cos = at::randn({9, 64}, options), sin = at::randn({9, 64}, options);
   const at::Tensor keys = at::zeros({1, 8, 9, 64}, options), values = at::zeros_like(keys);
   const at::Tensor out = at::empty_like(query);
@@ -151,7 +121,8 @@ TEST(RotaryAppendCuda, ServesEveryPlaceFromOneCapture) {
     at::Tensor place = count, row = position;
     place.add_(1);
     row.add_(1);
-    package("rotary_append_out", out, keys, values, query, key, key, cos, sin, count, position, false);
+    package("rotary_append_out", out, keys, values, query, key, key, cos, sin, count, position,
+            false);
   });
   for (int64_t step = 0; step < 9; ++step) {
     graph.launch();

@@ -5,7 +5,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "kernels/common/test_support.h"
+#include "kernels/common/device_suite.h"
 
 namespace graft_kernels::rotary {
 namespace {
@@ -36,32 +36,12 @@ at::Tensor eager(const at::Tensor& x, const Tables& tables, bool interleaved) {
   return at::cat({out, x.narrow(-1, rotary_dim, x.size(-1) - rotary_dim)}, -1);
 }
 
-struct Case {
-  at::DeviceType device;
-  at::ScalarType dtype;
-};
-
-std::string case_name(const ::testing::TestParamInfo<Case>& info) {
-  return std::string(info.param.device == at::kCUDA ? "cuda_" : "cpu_") +
-         c10::toString(info.param.dtype);
-}
-
 struct Shape {
   int64_t batch, length, query_heads, key_heads, head_dim, rotary_dim;
 };
 
-class Rotary : public ::testing::TestWithParam<Case> {
+class Rotary : public testing::OnEachDevice {
  protected:
-  void SetUp() override {
-    if (GetParam().device == at::kCUDA && !testing::why_no_cuda().empty()) {
-      GTEST_SKIP() << testing::why_no_cuda();
-    }
-    at::manual_seed(0);
-  }
-
-  at::Tensor random(at::IntArrayRef shape) const {
-    return at::randn(shape, at::kFloat).to(GetParam().dtype).to(GetParam().device);
-  }
   // Tables as models make them, in `dtype`.
   Tables tables(int64_t batch, int64_t length, int64_t rotary_dim, bool interleaved,
                 at::ScalarType dtype) const {
@@ -176,12 +156,7 @@ TEST_P(Rotary, NamesTheArgumentThatIsWrong) {
   const Tables t = tables(1, 3, 8, false, GetParam().dtype);
   const at::Tensor query = random({2, 3, 4, 8}), key = random({2, 3, 1, 8});
   const auto message = [&](const at::Tensor& q, const at::Tensor& k, const Tables& by) {
-    try {
-      rotate(q, k, by);
-    } catch (const std::exception& error) {
-      return std::string(error.what());
-    }
-    return std::string("no error");
+    return testing::message_of([&] { rotate(q, k, by); });
   };
   using ::testing::HasSubstr;
   EXPECT_THAT(message(query[0], key, t),
@@ -203,23 +178,10 @@ TEST_P(Rotary, InfersShapesOnMetaTensors) {
   EXPECT_EQ(both.at(1).toTensor().sizes(), at::IntArrayRef({2, 3, 1, 8}));
 }
 
-INSTANTIATE_TEST_SUITE_P(Devices, Rotary,
-                         ::testing::Values(Case{at::kCPU, at::kFloat},
-                                           Case{at::kCPU, at::kBFloat16}, Case{at::kCPU, at::kHalf},
-                                           Case{at::kCUDA, at::kFloat},
-                                           Case{at::kCUDA, at::kBFloat16},
-                                           Case{at::kCUDA, at::kHalf}),
-                         case_name);
+INSTANTIATE_TEST_SUITE_P(Devices, Rotary, ::testing::ValuesIn(testing::device_cases()),
+                         testing::case_name);
 
-class RotaryCuda : public ::testing::Test {
- protected:
-  void SetUp() override {
-    if (!testing::why_no_cuda().empty()) {
-      GTEST_SKIP() << testing::why_no_cuda();
-    }
-    at::manual_seed(0);
-  }
-};
+using RotaryCuda = testing::OnCuda;
 
 TEST_F(RotaryCuda, CanBeCapturedIntoAGraph) {
 #ifdef GRAFT_WITH_CUDA
