@@ -136,6 +136,28 @@ __device__ __forceinline__ void sum_tile(float (&sum)[128], int steps, int group
   fence_registers(sum);
 }
 
+// Where a thread is.
+struct GemmThread {
+  int rank;  // of its block in the cluster
+  int warp, lane;
+  unsigned char* shared;
+};
+
+// Every thread of a block begins with this; `unaligned` is the block's shared memory.
+template <class Barriers>
+__device__ __forceinline__ GemmThread begin_gemm(Barriers& barriers, unsigned char* unaligned) {
+  if (threadIdx.x == 0) {
+    barriers.init();
+    fence_barrier_inits();
+  }
+  sync_cluster();
+  // The warp is the same in all of its threads, which the compiler must know where products are started; swizzled
+  // tiles start at multiples of 1024 bytes.
+  return {rank_in_cluster(), __shfl_sync(0xFFFFFFFFU, static_cast<int>(threadIdx.x) / 32, 0),
+          static_cast<int>(threadIdx.x) % 32,
+          unaligned + (1024 - shared_address(unaligned) % 1024) % 1024};
+}
+
 template <typename T, class Epilogue>
 __global__ void __launch_bounds__(kGemmThreads, 1)
     gemm_sm90_kernel(const __grid_constant__ CUtensorMap x_map,
@@ -146,17 +168,7 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ unsigned char unaligned[];
   __shared__ GemmBarriers<> barriers;
-  // Swizzled tiles start at multiples of 1024 bytes.
-  unsigned char* shared = unaligned + (1024 - shared_address(unaligned) % 1024) % 1024;
-  const int rank = rank_in_cluster();
-  if (threadIdx.x == 0) {
-    barriers.init();
-    fence_barrier_inits();
-  }
-  sync_cluster();
-  // The same in all of a warp, which the compiler must know where products are started.
-  const int warp = __shfl_sync(0xFFFFFFFFU, static_cast<int>(threadIdx.x) / 32, 0);
-  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const auto [rank, warp, lane, shared] = begin_gemm(barriers, unaligned);
   if (warp < 4) {
     give_registers<40>();
     if (threadIdx.x == 0) {

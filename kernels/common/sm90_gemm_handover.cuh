@@ -170,18 +170,8 @@ __global__ void __launch_bounds__(kHandoverThreads, 1)
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ unsigned char unaligned[];
   __shared__ HandoverBarriers barriers;
-  // Swizzled tiles start at multiples of 1024 bytes.
-  unsigned char* shared = unaligned + (1024 - shared_address(unaligned) % 1024) % 1024;
+  const auto [rank, warp, lane, shared] = begin_gemm(barriers, unaligned);
   unsigned char* sums = shared + HandoverShared::kSums;
-  const int rank = rank_in_cluster();
-  if (threadIdx.x == 0) {
-    barriers.init();
-    fence_barrier_inits();
-  }
-  sync_cluster();
-  // The same in all of a warp, which the compiler must know where products are started.
-  const int warp = __shfl_sync(0xFFFFFFFFU, static_cast<int>(threadIdx.x) / 32, 0);
-  const int lane = static_cast<int>(threadIdx.x) % 32;
   if (warp < 4) {
     give_registers<136>();
     if (threadIdx.x == 0) {
