@@ -81,7 +81,7 @@ class Activation : public testing::OnEachDevice {
 
 // Where the CPU may differ from the reference in 16-bit values, out of 65,536: its erf is less
 // exact than ours, and its tanh rounds differently in places. On CUDA nothing may differ.
-int64_t allowed_differences(const Case& where, const std::string& op) {
+int64_t allowed_differences(const testing::Case& where, const std::string& op) {
   if (where.device == at::kCUDA) {
     return 0;
   }
