@@ -162,6 +162,9 @@ struct Arch {
   bool ptx = false;
 };
 
+// Of a compute capability: far beyond every device, far below what an int holds.
+constexpr int kLargestMajor = 999;
+
 std::optional<Arch> parse_arch(std::string_view text) {
   Arch arch;
   if (text.ends_with("+PTX")) {
@@ -179,7 +182,10 @@ std::optional<Arch> parse_arch(std::string_view text) {
     return std::nullopt;
   }
   const auto last = std::from_chars(dot.ptr + 1, end, minor);
-  if (last.ec != std::errc() || last.ptr != end || minor > 9) {
+  if (last.ec != std::errc() || last.ptr != end) {
+    return std::nullopt;
+  }
+  if (major < 0 || major > kLargestMajor || minor < 0 || minor > 9) {
     return std::nullopt;
   }
   arch.capability = major * 10 + minor;

@@ -159,7 +159,8 @@ TEST(Architectures, FollowTheRulesOfCuda) {
 }
 
 TEST(Architectures, NeverGuessAtWhatTheyCannotRead) {
-  for (const char* text : {"sm_90", "9", "9.", ".0", "9.0b", "9.0aa", "9.10", "", "gfx942"}) {
+  for (const char* text : {"sm_90", "9", "9.", ".0", "9.0b", "9.0aa", "9.10", "", "gfx942", "-9.0",
+                           "9.-0", "1000.0", "844444444.0+PTX"}) {
     EXPECT_FALSE(arch_fits({text}, 90)) << text;
   }
 }
