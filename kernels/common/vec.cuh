@@ -39,6 +39,34 @@ __device__ __forceinline__ float round_to(float value) {
   return to_float(from_float<T>(value));
 }
 
+// Two 16-bit values in a register. Products and sums of two such values are rounded once, whether through float or by
+// packed instructions (__hmul2_rn and its like, which never fuse).
+template <typename T>
+struct PackedOf {
+  using type = __nv_bfloat162;
+};
+template <>
+struct PackedOf<Fp16> {
+  using type = __half2;
+};
+template <typename T>
+using Packed = typename PackedOf<T>::type;
+
+__device__ __forceinline__ float2 to_floats(__nv_bfloat162 pair) {
+  return __bfloat1622float2(pair);
+}
+__device__ __forceinline__ float2 to_floats(__half2 pair) { return __half22float2(pair); }
+template <typename T>
+__device__ __forceinline__ Packed<T> from_floats(float2 values);
+template <>
+__device__ __forceinline__ __nv_bfloat162 from_floats<Bf16>(float2 values) {
+  return __float22bfloat162_rn(values);
+}
+template <>
+__device__ __forceinline__ __half2 from_floats<Fp16>(float2 values) {
+  return __float22half2_rn(values);
+}
+
 // kSize elements that travel in one access of up to 16 bytes (or several, beyond that).
 template <typename T, int kSize>
 struct alignas(sizeof(T) * kSize < 16 ? sizeof(T) * kSize : 16) Vec {

@@ -41,33 +41,24 @@ __device__ __forceinline__ void store_pair(T* head, int lane, int64_t half,
   store_vector(head + first + (kInterleaved ? 1 : half), pair.second);
 }
 
-template <typename T>
-struct PackedOf {
-  using type = __nv_bfloat162;
-};
-template <>
-struct PackedOf<Fp16> {
-  using type = __half2;
-};
-
 // Two pairs at a time in 16 bits: a product or sum of two 16-bit values is rounded once either way,
 // and packed instructions do it for two (__hmul2_rn and its like never fuse).
 template <bool kInverse, typename T, int kSize>
 __device__ __forceinline__ PairOf<T, kSize> rotate_packed(const PairOf<T, kSize>& x,
                                                           const PairOf<T, kSize>& cos,
                                                           const PairOf<T, kSize>& sin) {
-  using Packed = typename PackedOf<T>::type;
+  using Two = Packed<T>;
   const auto words = [](const Vec<T, kSize>& vector) {
-    return reinterpret_cast<const Packed*>(&vector);
+    return reinterpret_cast<const Two*>(&vector);
   };
   PairOf<T, kSize> result;
-  Packed* first = reinterpret_cast<Packed*>(&result.first);
-  Packed* second = reinterpret_cast<Packed*>(&result.second);
+  Two* first = reinterpret_cast<Two*>(&result.first);
+  Two* second = reinterpret_cast<Two*>(&result.second);
 #pragma unroll
   for (int i = 0; i < kSize / 2; ++i) {
-    const Packed a = words(x.first)[i], b = words(x.second)[i];
-    const Packed straight_a = __hmul2_rn(a, words(cos.first)[i]);
-    const Packed straight_b = __hmul2_rn(b, words(cos.second)[i]);
+    const Two a = words(x.first)[i], b = words(x.second)[i];
+    const Two straight_a = __hmul2_rn(a, words(cos.first)[i]);
+    const Two straight_b = __hmul2_rn(b, words(cos.second)[i]);
     if constexpr (kInverse) {
       first[i] = __hadd2_rn(straight_a, __hmul2_rn(b, words(sin.second)[i]));
       second[i] = __hsub2_rn(straight_b, __hmul2_rn(a, words(sin.first)[i]));
