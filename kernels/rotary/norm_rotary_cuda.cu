@@ -18,34 +18,12 @@ namespace {
 constexpr int64_t kManyTokens = 264;
 constexpr int kSharedThreads = 128;
 
-// Whole vectors of 16 bytes, pairs of which are whole too, everywhere?
+// Whole vectors everywhere, the norms' weights included?
 template <typename T, typename S>
-bool is_vectorizable(const AppendProblem& problem) {
-  const Problem& base = problem.base;
-  const bool appends = problem.lengths != nullptr;
-  // The length's stride of an append is never used.
-  const auto fits = [&](const void* pointer, const int64_t* strides) {
-    return is_aligned(pointer, {strides[0], appends ? 0 : strides[1], strides[2]}, sizeof(T));
-  };
-  bool all = (base.interleaved ? base.rotary_dim : base.rotary_dim / 2) % kVectorSize<T> == 0 &&
-             base.head_dim % kVectorSize<T> == 0 && !base.norm.float_weights &&
-             is_aligned(base.norm.weight[0], {}, sizeof(T)) &&
-             is_aligned(base.norm.weight[1], {}, sizeof(T));
-  for (const Heads& heads : base.heads) {
-    all = all && fits(heads.in, heads.in_stride) && fits(heads.out, heads.out_stride);
-  }
-  for (const int which : {0, 1}) {
-    const Table& table = which == 0 ? base.cos : base.sin;
-    all = all && (appends ? is_aligned(table.data, {problem.table_stride[which]}, sizeof(S))
-                          : is_aligned(table.data, {table.stride[0], table.stride[1]}, sizeof(S)));
-  }
-  return all &&
-         (!appends || (is_aligned(problem.values,
-                                  {problem.values_stride[0], problem.values_stride[1],
-                                   problem.values_stride[2], problem.key_place_stride},
-                                  sizeof(T)) &&
-                       is_aligned(problem.value, {problem.value_stride[0], problem.value_stride[1]},
-                                  sizeof(T))));
+bool takes_vectors(const AppendProblem& problem) {
+  const HeadNorm& norm = problem.base.norm;
+  return is_vectorizable<T, S>(problem) && !norm.float_weights &&
+         is_aligned(norm.weight[0], {}, sizeof(T)) && is_aligned(norm.weight[1], {}, sizeof(T));
 }
 
 template <bool kInterleaved, typename T, typename S, int kWidth, int kVectors>
@@ -106,7 +84,7 @@ void launch_scalar(const AppendProblem& problem, const CudaScope& scope) {
 template <typename T, typename S>
 void launch(const AppendProblem& problem, const CudaScope& scope) {
   constexpr int64_t kMostVectors = 64;
-  if (is_vectorizable<T, S>(problem) && problem.base.head_dim / kVectorSize<T> <= kMostVectors) {
+  if (takes_vectors<T, S>(problem) && problem.base.head_dim / kVectorSize<T> <= kMostVectors) {
     problem.base.interleaved ? launch_width<true, T, S>(problem, scope)
                              : launch_width<false, T, S>(problem, scope);
   } else if (problem.base.norm.float_weights) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kernels/rotary/norm_rotary_kernel.cuh"
+#include "kernels/rotary/rotary_kernel.cuh"
 
 namespace graft_kernels::rotary {
 

@@ -12,25 +12,6 @@ namespace graft_kernels::rotary {
 
 namespace {
 
-// Whole vectors of 16 bytes of heads, in both halves, of tables and of values?
-template <typename T, typename S>
-bool is_vectorizable(const AppendProblem& problem) {
-  const Problem& base = problem.base;
-  bool fits = !base.interleaved && base.rotary_dim / 2 % kVectorSize<T> == 0 &&
-              base.head_dim % kVectorSize<T> == 0;
-  for (const Heads& heads : base.heads) {
-    fits = fits && is_aligned(heads.in, {heads.in_stride[0], heads.in_stride[2]}, sizeof(T)) &&
-           is_aligned(heads.out, {heads.out_stride[0], heads.out_stride[2]}, sizeof(T));
-  }
-  return fits && problem.key_place_stride * sizeof(T) % 16 == 0 &&
-         is_aligned(base.cos.data, {problem.table_stride[0]}, sizeof(S)) &&
-         is_aligned(base.sin.data, {problem.table_stride[1]}, sizeof(S)) &&
-         is_aligned(problem.value, {problem.value_stride[0], problem.value_stride[1]}, sizeof(T)) &&
-         is_aligned(problem.values,
-                    {problem.values_stride[0], problem.values_stride[1], problem.values_stride[2]},
-                    sizeof(T));
-}
-
 template <bool kInterleaved, typename T, typename S, int kSize>
 void launch(const AppendProblem& problem, const CudaScope& scope) {
   const Problem& base = problem.base;

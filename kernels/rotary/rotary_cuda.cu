@@ -8,6 +8,7 @@
 #include "kernels/rotary/rotary_kernel.cuh"
 #include "kernels/rotary/rotary_layout.h"
 #include "kernels/rotary/rotary_ops.h"
+#include "kernels/rotary/rotary_vectors_kernel.cuh"
 
 namespace graft_kernels::rotary {
 
@@ -53,8 +54,48 @@ void launch(const Problem& problem, cudaStream_t stream) {
   check_cuda(cudaGetLastError(), "rotary_kernel");
 }
 
+// A head with kWidth lanes.
+template <bool kInterleaved, bool kInverse, typename T, typename S, int kWidth>
+void launch_width(const Problem& problem, cudaStream_t stream) {
+  const int64_t num_heads = problem.heads[0].count + problem.heads[1].count;
+  // As few threads as go through all heads in the fewest turns, in whole warps.
+  constexpr int64_t kMost = kVectorThreads / kWidth * kVectorRows;
+  const int64_t turns = (num_heads + kMost - 1) / kMost;
+  const int64_t groups = (num_heads + turns * kVectorRows - 1) / (turns * kVectorRows);
+  const int64_t threads = (groups * kWidth + 31) / 32 * 32;
+  rotary_vectors_kernel<kInterleaved, kInverse, T, S, kWidth>
+      <<<static_cast<unsigned>(problem.batch * problem.length), static_cast<unsigned>(threads), 0,
+         stream>>>(problem);
+  check_cuda(cudaGetLastError(), "rotary_vectors_kernel");
+}
+
+// Whole heads with the lanes of a warp; false where they are left to the other kernel.
+template <bool kInterleaved, bool kInverse, typename T, typename S>
+bool try_vectors(const Problem& problem, cudaStream_t stream) {
+  AppendProblem call;
+  call.base = problem;
+  const int64_t vectors = problem.head_dim / kVectorSize<T>;
+  const int64_t num_heads = problem.heads[0].count + problem.heads[1].count;
+  if (!is_vectorizable<T, S>(call) || vectors > 32 || num_heads > INT32_MAX / 8 ||
+      problem.batch * problem.length > INT32_MAX) {
+    return false;
+  }
+  if (vectors <= 8) {
+    launch_width<kInterleaved, kInverse, T, S, 8>(problem, stream);
+  } else if (vectors <= 16) {
+    launch_width<kInterleaved, kInverse, T, S, 16>(problem, stream);
+  } else {
+    launch_width<kInterleaved, kInverse, T, S, 32>(problem, stream);
+  }
+  return true;
+}
+
 template <bool kInverse, typename T, typename S>
 void launch_layout(const Problem& problem, cudaStream_t stream) {
+  if (problem.interleaved ? try_vectors<true, kInverse, T, S>(problem, stream)
+                          : try_vectors<false, kInverse, T, S>(problem, stream)) {
+    return;
+  }
   if (problem.interleaved) {
     launch<true, kInverse, T, S, 1>(problem, stream);
   } else if (is_vectorizable<T, S>(problem)) {
