@@ -9,6 +9,7 @@
 #include "kernels/rms-norm/rms_norm_layout.h"
 #include "kernels/rms-norm/rms_norm_long_kernel.cuh"
 #include "kernels/rms-norm/rms_norm_ops.h"
+#include "kernels/rms-norm/sm90_ring_forward_kernel.cuh"
 
 namespace graft_kernels::rms_norm {
 
@@ -45,10 +46,11 @@ Order order_of(int64_t vectors, const CudaScope& scope) {
   if (vectors <= 2048) {
     return {512, 1};
   }
-  for (int parts = 1; parts <= kMaxCluster; parts *= 2) {
-    if (vectors <= static_cast<int64_t>(kLongThreads) * kLongVectors * parts &&
+  constexpr int kMostParts = 8;
+  for (int parts = 1; parts <= kMostParts; parts *= 2) {
+    if (vectors <= int64_t{sm90::kRingThreads} * sm90::kLongVectors * parts &&
         scope.attribute(cudaDevAttrComputeCapabilityMajor) == 9) {
-      return {kLongThreads, parts};
+      return {sm90::kRingThreads, parts};
     }
   }
   return {1024, 1};
@@ -71,26 +73,40 @@ void launch_register(const Problem& problem, const CudaScope& scope) {
                      blocks, kThreads, 0, problem);
 }
 
-template <typename X, bool kCastBefore>
-void launch_shared(const Problem& problem, int cluster, cudaStream_t stream) {
-  const auto kernel = rms_norm_fwd_shared_kernel<X, kCastBefore>;
-  check_cuda(
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kLongSharedBytes),
-      "cudaFuncSetAttribute");
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(problem.rows * cluster));
-  config.blockDim = dim3(kLongThreads);
-  config.dynamicSmemBytes = kLongSharedBytes;
-  config.stream = stream;
+// A cluster of blocks takes a row; false where the device has no room for one.
+template <typename X, bool kCastBefore, bool kAdd>
+bool launch_ring(const Problem& problem, int cluster, const CudaScope& scope) {
+  const auto kernel = sm90::ring_fwd_kernel<X, kCastBefore, kAdd>;
+  const int64_t vectors = problem.columns / kVectorSize<X>;
+  const int64_t step = static_cast<int64_t>(cluster) * sm90::kRingThreads;
+  const int64_t pieces = (vectors + step - 1) / step;
+  const int64_t bytes = pieces * (kAdd ? 3 : 2) * sm90::kPieceBytes;
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  static_cast<int>(bytes)),
+             "cudaFuncSetAttribute");
   cudaLaunchAttribute attribute = {};
   attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = static_cast<unsigned>(cluster);
-  attribute.val.clusterDim.y = 1;
-  attribute.val.clusterDim.z = 1;
+  attribute.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(cluster));
+  config.blockDim = dim3(sm90::kRingThreads);
+  config.dynamicSmemBytes = static_cast<size_t>(bytes);
+  config.stream = scope.stream();
   config.attrs = &attribute;
   config.numAttrs = cluster > 1 ? 1 : 0;
-  check_cuda(cudaLaunchKernelEx(&config, kernel, problem, static_cast<unsigned>(cluster)),
-             "rms_norm_fwd_shared_kernel");
+  int teams = scope.attribute(cudaDevAttrMultiProcessorCount);
+  if (cluster > 1) {
+    // No more clusters than run at once.
+    check_cuda(cudaOccupancyMaxActiveClusters(&teams, kernel, &config),
+               "cudaOccupancyMaxActiveClusters");
+    if (teams < 1) {
+      return false;
+    }
+  }
+  teams = static_cast<int>(std::min<int64_t>(teams, problem.rows));
+  config.gridDim = dim3(static_cast<unsigned>(teams * cluster));
+  check_cuda(cudaLaunchKernelEx(&config, kernel, problem, cluster), "ring_fwd_kernel");
+  return true;
 }
 
 // Launches the kernel that holds rows of this length on chip; false if none does.
@@ -109,15 +125,16 @@ bool try_on_chip(const Problem& problem, const Order& order, const CudaScope& sc
     vectors <= 16 && many ? launch_register<X, kCastBefore, 128, 16, 1, 4, true>(problem, scope)
                           : launch_register<X, kCastBefore, 128, 32, 1, 1, true>(problem, scope);
   } else if (vectors <= 16 && many) {
-    launch_register<X, kCastBefore, 128, 16, 1, 4>(problem, scope);
+    launch_register<X, kCastBefore, 128, 16, 1, 2>(problem, scope);
   } else if (vectors <= 32) {
-    // Short rows: several rows per warp keep enough bytes in flight, when there are enough rows.
-    many ? launch_register<X, kCastBefore, 128, 32, 1, 4>(problem, scope)
+    // Several rows with half a warp keep enough bytes in flight, when there are enough rows: two vectors of a lane add
+    // up as those of two lanes would.
+    many ? launch_register<X, kCastBefore, 128, 16, 2, 4>(problem, scope)
          : launch_register<X, kCastBefore, 128, 32, 1, 1>(problem, scope);
   } else if (vectors <= 64) {
-    launch_register<X, kCastBefore, 128, 32, 2, 2>(problem, scope);
+    launch_register<X, kCastBefore, 128, 32, 2, 1>(problem, scope);
   } else if (vectors <= 128) {
-    launch_register<X, kCastBefore, 128, 32, 4, 1>(problem, scope);
+    launch_register<X, kCastBefore, 64, 32, 4, 1>(problem, scope);
   } else if (vectors <= 256) {
     launch_register<X, kCastBefore, 128, 128, 2, 1>(problem, scope);
   } else if (order.threads == 128) {
@@ -128,8 +145,10 @@ bool try_on_chip(const Problem& problem, const Order& order, const CudaScope& sc
     launch_register<X, kCastBefore, 256, 256, 4, 1>(problem, scope);
   } else if (vectors <= 2048) {
     launch_register<X, kCastBefore, 512, 512, 4, 1>(problem, scope);
-  } else if (order.threads == kLongThreads && is_single_stride(problem)) {
-    launch_shared<X, kCastBefore>(problem, order.parts, scope.stream());
+  } else if (order.threads == sm90::kRingThreads && is_single_stride(problem)) {
+    return problem.residual != nullptr
+               ? launch_ring<X, kCastBefore, true>(problem, order.parts, scope)
+               : launch_ring<X, kCastBefore, false>(problem, order.parts, scope);
   } else {
     return false;
   }

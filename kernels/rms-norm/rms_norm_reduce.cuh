@@ -1,10 +1,11 @@
-// What the RMSNorm kernels share: the arithmetic of vectors, and sums over warps, blocks and
-// clusters. Device code, no Torch.
+// What the RMSNorm kernels share: the arithmetic of vectors, and sums over warps and blocks. Device code, no Torch.
 //
 // A row's sum has one order, which depends on its length alone: `Order` says how many threads take
 // turns with its vectors, and in how many parts. A row has the same bits whichever kernel computes
 // it, wherever it lies.
 #pragma once
+
+#include <type_traits>
 
 #include <cuda_runtime.h>
 
@@ -14,7 +15,6 @@
 namespace graft_kernels::rms_norm {
 
 inline constexpr int kWarp = 32;
-inline constexpr int kMaxCluster = 8;
 
 // Vector i of a row belongs to thread i % threads of part i / threads % parts.
 struct Order {
@@ -90,14 +90,30 @@ __device__ __forceinline__ float squares_of(const Vec<X, kSize>& vector) {
   return squares;
 }
 
+template <typename X, int kSize>
+__device__ __forceinline__ Packed<X>* pairs_of(Vec<X, kSize>& vector) {
+  return reinterpret_cast<Packed<X>*>(&vector);
+}
+template <typename X, int kSize>
+__device__ __forceinline__ const Packed<X>* pairs_of(const Vec<X, kSize>& vector) {
+  return reinterpret_cast<const Packed<X>*>(&vector);
+}
+
 // residual + x, rounded to X.
 template <typename X, int kSize>
 __device__ __forceinline__ Vec<X, kSize> sum_of(const Vec<X, kSize>& residual,
                                                 const Vec<X, kSize>& x) {
   Vec<X, kSize> sum;
+  if constexpr (sizeof(X) == 2 && kSize % 2 == 0) {
 #pragma unroll
-  for (int i = 0; i < kSize; ++i) {
-    sum.data[i] = from_float<X>(to_float(residual.data[i]) + to_float(x.data[i]));
+    for (int i = 0; i < kSize / 2; ++i) {
+      pairs_of(sum)[i] = __hadd2_rn(pairs_of(residual)[i], pairs_of(x)[i]);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < kSize; ++i) {
+      sum.data[i] = from_float<X>(to_float(residual.data[i]) + to_float(x.data[i]));
+    }
   }
   return sum;
 }
@@ -107,10 +123,20 @@ __device__ __forceinline__ Vec<Out, kSize> scale_vector(const Vec<X, kSize>& vec
                                                         const Vec<W, kSize>& weight,
                                                         bool zero_centered) {
   Vec<Out, kSize> result;
+  if constexpr (kCastBefore && sizeof(X) == 2 && kSize % 2 == 0 && std::is_same_v<X, W> &&
+                std::is_same_v<X, Out>) {
 #pragma unroll
-  for (int i = 0; i < kSize; ++i) {
-    result.data[i] = from_float<Out>(scale<kCastBefore, X>(
-        to_float(vector.data[i]), inverse, to_float(weight.data[i]), zero_centered));
+    for (int i = 0; i < kSize / 2; ++i) {
+      const float2 values = to_floats(pairs_of(vector)[i]);
+      const float2 norms = {__fmul_rn(values.x, inverse), __fmul_rn(values.y, inverse)};
+      pairs_of(result)[i] = __hmul2_rn(pairs_of(weight)[i], from_floats<X>(norms));
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < kSize; ++i) {
+      result.data[i] = from_float<Out>(scale<kCastBefore, X>(
+          to_float(vector.data[i]), inverse, to_float(weight.data[i]), zero_centered));
+    }
   }
   return result;
 }
@@ -128,54 +154,6 @@ __device__ __forceinline__ float sum_over_block(float value, float* shared, int 
   __syncthreads();
   value = static_cast<int>(threadIdx.x % kWarp) < num_warps ? shared[threadIdx.x % kWarp] : 0.0F;
   return sum_over_warp(value);
-}
-
-// Cluster primitives; NOTE: PTX ISA 7.8, sm_90 and later. Launchers use clusters on Hopper alone.
-__device__ __forceinline__ unsigned cluster_rank() {
-#if __CUDA_ARCH__ >= 900
-  unsigned rank;
-  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-  return rank;
-#else
-  return 0;
-#endif
-}
-__device__ __forceinline__ void cluster_arrive() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-#endif
-}
-__device__ __forceinline__ void cluster_wait() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
-#endif
-}
-// Stores into the same shared variable of another block of the cluster.
-__device__ __forceinline__ void store_in_peer(float* shared, unsigned peer, float value) {
-#if __CUDA_ARCH__ >= 900
-  const unsigned own = static_cast<unsigned>(__cvta_generic_to_shared(shared));
-  unsigned remote;
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(own), "r"(peer));
-  asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(remote), "f"(value) : "memory");
-#endif
-}
-
-// Sum over a cluster: every block writes its part into all blocks, in rank order, so that each
-// block adds the same numbers in the same order. The caller has arrived once since the kernel began
-// (all peers run).
-__device__ __forceinline__ float sum_over_cluster(float value, float* shared, unsigned cluster) {
-  cluster_wait();
-  const unsigned rank = cluster_rank();
-  if (threadIdx.x < cluster) {
-    store_in_peer(shared + rank, threadIdx.x, value);
-  }
-  cluster_arrive();
-  cluster_wait();
-  float total = 0;
-  for (unsigned peer = 0; peer < cluster; ++peer) {
-    total += shared[peer];
-  }
-  return total;
 }
 
 }  // namespace graft_kernels::rms_norm

@@ -22,21 +22,24 @@ struct RingShape {
 };
 
 // What the sums need of shared memory.
-struct RingScratch {
-  uint64_t full[kMaxStages];  // barriers of the rows
-  uint64_t exchanged[2];      // barriers of the cluster's sums
+struct RingSumScratch {
+  uint64_t exchanged[2];  // barriers of the cluster's sums
   float of_warps[2][kRingSums][kWarp / 2];
   float of_peers[2][kMaxRingCluster][kRingSums];
+};
+template <int kStages>
+struct RingScratch : RingSumScratch {
+  uint64_t full[kStages];  // barriers of what comes
 };
 
 // Sums over the block, then over the cluster. Calls in turn use different halves of the scratch memory, so that one
 // barrier of the block a call is enough and the cluster needs none: each block waits for its peers' numbers alone.
 class RingSum {
  public:
-  __device__ RingSum(RingScratch& scratch, int cluster)
-      : scratch_(scratch), cluster_(cluster), rank_(cluster > 1 ? cluster_rank() : 0) {}
+  __device__ RingSum(RingSumScratch& scratch, int cluster)
+      : scratch_(scratch), cluster_(cluster), rank_(cluster > 1 ? rank_in_cluster() : 0) {}
 
-  __device__ unsigned rank() const { return rank_; }
+  __device__ int rank() const { return rank_; }
 
   // Every thread calls it and gets the sums. `after_barrier()` runs where all threads are past their last call.
   template <int kCount, typename AfterBarrier>
@@ -108,26 +111,26 @@ class RingSum {
     }
   }
 
-  RingScratch& scratch_;
+  RingSumScratch& scratch_;
   int cluster_;
-  unsigned rank_;
+  int rank_;
   int turn_ = 0;
   int phase_ = 0;
 };
 
 // Barriers ready for copies and, in a cluster, for peers.
-__device__ __forceinline__ void init_ring(RingScratch& scratch, const RingShape& ring) {
+template <int kStages>
+__device__ __forceinline__ void init_ring(RingScratch<kStages>& scratch, int stages, int cluster) {
   if (threadIdx.x == 0) {
-    for (int stage = 0; stage < ring.stages; ++stage) {
+    for (int stage = 0; stage < stages; ++stage) {
       init_barrier(&scratch.full[stage], 1);
     }
     init_barrier(&scratch.exchanged[0], 1);
     init_barrier(&scratch.exchanged[1], 1);
     fence_barrier_inits();
   }
-  if (ring.cluster > 1) {
-    cluster_arrive();
-    cluster_wait();
+  if (cluster > 1) {
+    sync_cluster();
   } else {
     __syncthreads();
   }

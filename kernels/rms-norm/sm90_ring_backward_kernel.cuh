@@ -62,15 +62,15 @@ __global__ void __launch_bounds__(kRingThreads, 1)
   constexpr int kOthers = kStreams<kForm, kAdd>;
   using Vector = Vec<X, kSize>;
   extern __shared__ __align__(128) unsigned char slots[];
-  __shared__ RingScratch scratch;
+  __shared__ RingScratch<kMaxStages> scratch;
   RingSum sum(scratch, ring.cluster);
-  init_ring(scratch, ring);
+  init_ring(scratch, ring.stages, ring.cluster);
 
   const FormProblem& call = problem.call;
   const int64_t team = blockIdx.x / ring.cluster;
   const TeamRows rows(problem, team);
   const int num_vectors = static_cast<int>(call.columns / kSize);
-  const int first = static_cast<int>(sum.rank()) * ring.slice;
+  const int first = sum.rank() * ring.slice;
   const int own = min(ring.slice, num_vectors - first);
   const unsigned bytes = static_cast<unsigned>(own) * 16;
   const unsigned stream_bytes = (static_cast<unsigned>(ring.slice) * 16 + 127) / 128 * 128;
@@ -216,8 +216,7 @@ __global__ void __launch_bounds__(kRingThreads, 1)
     }
   }
   if (ring.cluster > 1) {
-    cluster_arrive();
-    cluster_wait();  // no block leaves while a peer may still write into its shared memory
+    sync_cluster();  // no block leaves while a peer may still write into its shared memory
   }
 #endif
 }

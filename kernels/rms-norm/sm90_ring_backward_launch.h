@@ -13,7 +13,7 @@ namespace graft_kernels::rms_norm::sm90 {
 inline constexpr int64_t kMaxVectorsOfThread = 4;
 // Of a multiprocessor; a block costs a kilobyte more.
 inline constexpr int64_t kRingBytes = 227 * 1024;
-inline constexpr int64_t kBlockBytes = 1024 + static_cast<int64_t>(sizeof(RingScratch));
+inline constexpr int64_t kBlockBytes = 1024 + static_cast<int64_t>(sizeof(RingScratch<kMaxStages>));
 
 struct RingLaunch {
   RingShape shape;
