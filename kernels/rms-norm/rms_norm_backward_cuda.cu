@@ -10,6 +10,7 @@
 #include "kernels/rms-norm/rms_norm_layout.h"
 #include "kernels/rms-norm/rms_norm_weight_kernel.cuh"
 #include "kernels/rms-norm/sm90_ring_backward.h"
+#include "kernels/rms-norm/sm90_two_rows_backward.h"
 
 namespace graft_kernels::rms_norm {
 
@@ -169,9 +170,20 @@ bool try_ring(const Call& call) {
   return true;
 }
 
+// Two rows a turn (Hopper); false where they are left to the other kernels.
+bool try_two_rows(const Call& call) {
+  Tensor partial;
+  if (!is_vectorizable(call.problem) || !is_single_stride(call.problem) ||
+      !sm90::run_two_rows(call.problem, call.x, call.scope, partial)) {
+    return false;
+  }
+  launch_weight(call);
+  return true;
+}
+
 template <typename X>
 void launch_one_dtype(const Call& call) {
-  if (try_ring(call)) {
+  if (try_two_rows(call) || try_ring(call)) {
     return;
   }
   const bool fits = is_vectorizable(call.problem) && is_single_stride(call.problem);
