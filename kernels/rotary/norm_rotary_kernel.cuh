@@ -12,7 +12,7 @@
 
 namespace graft_kernels::rotary {
 
-inline constexpr int kNormThreads = 256;  // of a block, at most
+inline constexpr int kNormThreads = 128;  // of a block, at most: with more, fewer blocks fit
 inline constexpr int kNormRows = 4;       // heads in flight per group of lanes
 
 // A plain call is an AppendProblem without `lengths`: all of it stands in `base`. How a token's blocks share it:
