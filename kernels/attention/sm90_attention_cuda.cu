@@ -60,20 +60,11 @@ void launch(const DecodeProblem& problem, const Sm90Device& device, const Table&
   check_cuda(cudaGetLastError(), "attention_fwd_sm90_kernel");
 }
 
-// Where no mask cuts tiles, long ones spare hand-overs.
-constexpr int kLongTile = 176, kTile = 128;
-
 template <typename T>
 void launch_dtype(const DecodeProblem& problem, const Sm90Device& device, const Table& table,
                   int* taken) {
-  const bool masked = problem.base.causal || problem.window > 0;
-  if (problem.base.head_dim == 64) {
-    launch<T, sm90::Layout<64, kTile>>(problem, device, table, taken);
-  } else if (masked || table.tiles != nullptr) {
-    launch<T, sm90::Layout<128, kTile>>(problem, device, table, taken);
-  } else {
-    launch<T, sm90::Layout<128, kLongTile>>(problem, device, table, taken);
-  }
+  problem.base.head_dim == 64 ? launch<T, sm90::Layout<64>>(problem, device, table, taken)
+                              : launch<T, sm90::Layout<128>>(problem, device, table, taken);
 }
 
 }  // namespace

@@ -43,8 +43,7 @@ struct Slot {
   }
 };
 
-// The one thread that takes tasks, says what they are, and starts every copy. Keys run one tile ahead of
-// values, and the next task's ahead of its queries where there is no room for these.
+// The one thread that takes tasks, says what they are, and starts every copy.
 template <class L>
 struct Producer {
   const DecodeProblem& problem;
@@ -72,7 +71,6 @@ struct Producer {
   }
 
   __device__ __forceinline__ void run() const {
-    constexpr bool kQueriesFirst = L::kQueryStages > 1;
     Slot<L::kStages> slot;
     Slot<kTasksAhead> own;
     Slot<L::kQueryStages> queries;
@@ -89,15 +87,10 @@ struct Producer {
       arrive(&barriers.task[own.stage]);
       number = order.taken == nullptr ? order.tasks
                                       : static_cast<int>(gridDim.x) + atomicAdd(order.taken, 1);
-      if (kQueriesFirst || task.tiles == 0) {
-        bring_queries(task, queries);
-      }
+      bring_queries(task, queries);
       for (int step = 0; step < task.tiles; ++step, slot.step()) {
         const int row = task.key + (task.first_tile + task.tiles - 1 - step) * L::kKeyTile;
         bring(task, key_map, L::kKeys, barriers.keys, barriers.keys_free, row, slot);
-        if (!kQueriesFirst && step == 0) {
-          bring_queries(task, queries);
-        }
         bring(task, value_map, L::kValues, barriers.values, barriers.values_free, row, slot);
       }
     }
@@ -166,18 +159,35 @@ __device__ __forceinline__ void work_task(const DecodeProblem& problem, const Ta
                                           const Slot<L::kQueryStages>& own, bool packed,
                                           unsigned char* shared, Barriers<L>& barriers) {
   constexpr int kTile = L::kKeyTile;
-  unsigned char* queries = shared + own.stage * L::kQueryBytes + group * 64 * 128;
   const Turns<L::kGroups> turns{group};
   const float scale_log2 = problem.base.scale * kLog2E;
   const RowSight sight = row_sight(problem, task, group);
   const int last_tile = __shfl_sync(0xFFFFFFFFU, task.first_tile, 0) + tiles - 1;
   const auto first_key = [&](int step) { return (last_tile - step) * kTile; };
+  const uint64_t first_keys = settle(describe_rows(shared + L::kKeys));
+  const uint64_t first_values = settle(describe_columns(shared + L::kValues, L::kKeyBox));
+  // Three warpgroups have no registers left for what is the same in all steps.
+  const auto keys_of = [&](int stage) {
+    return L::kQueriesHeld ? behind(first_keys, stage * L::kKeyBytes)
+                           : describe_rows(shared + L::kKeys + stage * L::kKeyBytes);
+  };
+  const auto values_of = [&](int stage) {
+    return L::kQueriesHeld
+               ? behind(first_values, stage * L::kKeyBytes)
+               : describe_columns(shared + L::kValues + stage * L::kKeyBytes, L::kKeyBox);
+  };
   float out[L::kD / 2] = {};
   RowState state;
   wait(&barriers.queries[own.stage], own.phase);
   if (tiles == 0) {
     free_stage(&barriers.queries_free[own.stage]);
     return store_out<T, L>(problem, task, group, out, state);
+  }
+  Queries<L> queries;
+  load_queries<L>(shared + own.stage * L::kQueryBytes + group * 64 * 128, queries);
+  if constexpr (L::kQueriesHeld) {
+    __syncwarp();  // all lanes have read
+    free_stage(&barriers.queries_free[own.stage]);
   }
   float scores[kTile / 2] = {};
   uint32_t weights[kTile / 16][4];
@@ -192,8 +202,9 @@ __device__ __forceinline__ void work_task(const DecodeProblem& problem, const Ta
     turns.take();
   }
   fence_registers(scores);
+  fence_queries(queries);
   fence_products();
-  start_scores<T, L>(scores, queries, shared + L::kKeys + slot.stage * L::kKeyBytes);
+  start_scores<T, L>(scores, queries, keys_of(slot.stage));
   commit_products();
   if (first > 0) {
     turns.pass(first == tiles - 1);
@@ -222,36 +233,46 @@ __device__ __forceinline__ void work_task(const DecodeProblem& problem, const Ta
     fence_registers(scores);
     fence_registers(out);
     fence_registers(weights);
+    fence_queries(queries);
     fence_products();
-    start_scores<T, L>(scores, queries, shared + L::kKeys + slot.stage * L::kKeyBytes);
+    start_scores<T, L>(scores, queries, keys_of(slot.stage));
     commit_products();
     if (group == 0) {
       wait(&barriers.values[before.stage], before.phase);
     }
-    start_values<T, L>(out, weights, shared + L::kValues + before.stage * L::kKeyBytes);
+    start_values<T, L>(out, weights, values_of(before.stage));
     commit_products();
     turns.pass(step == tiles - 1);
     wait_products<1>();
     fence_registers(scores);
-    free_stage(&barriers.keys_free[slot.stage]);
+    if constexpr (!L::kQueriesHeld) {
+      free_stage(&barriers.keys_free[slot.stage]);
+    }
     if constexpr (decltype(hiding)::value) {
       hide(scores, first_key(step), sight);
     }
     const RowOrigin origin = find_origin<decltype(hiding)::value>(scores, state, scale_log2);
-    weigh_row(scores, state, scale_log2, origin, 0);
-    // A long tile's exponentials hide behind its products, half of them; a short one's behind those of the
-    // other warpgroups, best with one block of instructions to arrange.
-    if constexpr (kTile > 128) {
-      fence_registers(scores);
-      stay_behind(state.sum[0]);
+    if constexpr (L::kQueriesHeld) {
+      // One row's exponentials hide behind this warpgroup's last products, the other's behind the other warpgroup's.
+      float even[2] = {0.0F, 0.0F}, odd[2] = {0.0F, 0.0F};
+      constexpr int kColumns = kTile / 4;  // of a thread
+      weigh_columns<0, kColumns>(scores, even[0], odd[0], scale_log2, origin, 0);
+      if (threadIdx.x % 32 == 0) {
+        arrive_behind(&barriers.keys_free[slot.stage], odd[0]);
+      }
+      wait_products<0>();
+      fence_registers(out);
+      free_stage(&barriers.values_free[before.stage]);
+      weigh_columns<0, kColumns>(scores, even[1], odd[1], scale_log2, origin, 1);
+      state.sum[0] = fmaf(state.sum[0], origin.factor[0], even[0] + odd[0]);
+      state.sum[1] = fmaf(state.sum[1], origin.factor[1], even[1] + odd[1]);
     } else {
+      // Best with one block of instructions to arrange.
+      weigh_row(scores, state, scale_log2, origin, 0);
       weigh_row(scores, state, scale_log2, origin, 1);
-    }
-    wait_products<0>();
-    fence_registers(out);
-    free_stage(&barriers.values_free[before.stage]);
-    if constexpr (kTile > 128) {
-      weigh_row(scores, state, scale_log2, origin, 1);
+      wait_products<0>();
+      fence_registers(out);
+      free_stage(&barriers.values_free[before.stage]);
     }
     round_weights<T>(scores, weights);
     if (origin.moved) {
@@ -273,12 +294,14 @@ __device__ __forceinline__ void work_task(const DecodeProblem& problem, const Ta
       }
     }
   }
-  free_stage(&barriers.queries_free[own.stage]);
+  if constexpr (!L::kQueriesHeld) {
+    free_stage(&barriers.queries_free[own.stage]);
+  }
   wait(&barriers.values[slot.stage], slot.phase);
   fence_registers(out);
   fence_registers(weights);
   fence_products();
-  start_values<T, L>(out, weights, shared + L::kValues + slot.stage * L::kKeyBytes);
+  start_values<T, L>(out, weights, values_of(slot.stage));
   commit_products();
   wait_products<0>();
   fence_registers(out);
@@ -302,7 +325,8 @@ __device__ __forceinline__ void consume(const DecodeProblem& problem, bool packe
     }
     work_task<T, L>(problem, tasks[own.stage], tiles, group, slot, queries, packed, shared,
                     barriers);
-    arrive(&barriers.task_free[own.stage]);
+    __syncwarp();  // all lanes read tasks
+    free_stage(&barriers.task_free[own.stage]);
   }
 }
 
@@ -330,7 +354,7 @@ __global__ void __launch_bounds__(L::kThreads, 1)
     }
     for (int stage = 0; stage < kTasksAhead; ++stage) {
       init_barrier(&barriers.task[stage], 1);
-      init_barrier(&barriers.task_free[stage], kWarps * 32);  // all lanes read tasks
+      init_barrier(&barriers.task_free[stage], kWarps);
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }

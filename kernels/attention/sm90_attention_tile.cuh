@@ -9,15 +9,17 @@
 namespace graft_kernels::attention::sm90 {
 
 // Shared memory: queries, a ring of keys, one of values; boxes of 64 columns.
-template <int kHead, int kRows>
+template <int kHead>
 struct Layout {
   static constexpr int kD = kHead;
   static constexpr int kQueryTile = sm90_query_tile(kD);
-  static constexpr int kKeyTile = kRows;
+  static constexpr int kKeyTile = 128;
   static constexpr int kGroups = kQueryTile / 64;  // computing warpgroups
   static constexpr int kThreads = (kGroups + 1) * 128;
   static constexpr int kStages = 2;
-  static constexpr int kQueryStages = kKeyTile * kD > 128 * 128 ? 1 : 2;  // what there is room for
+  static constexpr int kQueryStages = 2;
+  // Queries are held in registers where there is room: scores read a third less of shared memory.
+  static constexpr bool kQueriesHeld = kD == 128;
   static constexpr int kBoxes = kD / kBoxColumns;
   static constexpr int kQueryBox = kQueryTile * 128;
   static constexpr int kKeyBox = kKeyTile * 128;
@@ -33,17 +35,56 @@ __device__ __forceinline__ uint64_t behind(uint64_t description, int bytes) {
   return (description & 0xFFFFFFFF00000000U) | (static_cast<uint32_t>(description) + bytes / 16);
 }
 
+// The same in all lanes of a warp, and in a register from which the others are derived with one addition each.
+__device__ __forceinline__ uint64_t settle(uint64_t description) {
+  uint32_t low = static_cast<uint32_t>(description);
+  asm volatile("" : "+r"(low));
+  return (description & 0xFFFFFFFF00000000U) | __shfl_sync(0xFFFFFFFFU, low, 0);
+}
+
+// A warpgroup's 64 queries: fragments where they are held, else where they are in shared memory.
+template <class L>
+struct Queries {
+  uint32_t rows[L::kQueriesHeld ? L::kD / 16 : 1][4];
+  const unsigned char* shared;
+};
+
+template <class L>
+__device__ __forceinline__ void load_queries(const unsigned char* from, Queries<L>& queries) {
+  if constexpr (L::kQueriesHeld) {
+    const int lane = static_cast<int>(threadIdx.x) % 32,
+              row = static_cast<int>(threadIdx.x) / 32 % 4 * 16 + lane % 16;
+#pragma unroll
+    for (int step = 0; step < L::kD / 16; ++step) {
+      const int chunk = (step % 4 * 2 + lane / 16) ^ (row % 8);
+      load_matrices(queries.rows[step], from + step / 4 * L::kQueryBox + row * 128 + chunk * 16);
+    }
+  } else {
+    queries.shared = from;
+  }
+}
+
+template <class L>
+__device__ __forceinline__ void fence_queries(Queries<L>& queries) {
+  if constexpr (L::kQueriesHeld) {
+    fence_registers(queries.rows);
+  }
+}
+
 // scores[64 x keys] = queries keys^T, started.
 template <typename T, class L>
 __device__ __forceinline__ void start_scores(float (&scores)[L::kKeyTile / 2],
-                                             const unsigned char* queries,
-                                             const unsigned char* keys) {
-  const uint64_t a = describe_rows(queries), b = describe_rows(keys);
+                                             const Queries<L>& queries, uint64_t keys) {
+  const uint64_t a = L::kQueriesHeld ? 0 : describe_rows(queries.shared);
 #pragma unroll
   for (int step = 0; step < L::kD / 16; ++step) {
     const int box = step / 4, inside = step % 4 * 32;
-    multiply_shared<T>(scores, behind(a, box * L::kQueryBox + inside),
-                       behind(b, box * L::kKeyBox + inside), step > 0);
+    const uint64_t b = behind(keys, box * L::kKeyBox + inside);
+    if constexpr (L::kQueriesHeld) {
+      multiply_registers<T, false>(scores, queries.rows[step], b, step > 0);
+    } else {
+      multiply_shared<T>(scores, behind(a, box * L::kQueryBox + inside), b, step > 0);
+    }
   }
 }
 
@@ -51,11 +92,10 @@ __device__ __forceinline__ void start_scores(float (&scores)[L::kKeyTile / 2],
 template <typename T, class L>
 __device__ __forceinline__ void start_values(float (&out)[L::kD / 2],
                                              const uint32_t (&weights)[L::kKeyTile / 16][4],
-                                             const unsigned char* values) {
-  const uint64_t b = describe_columns(values, L::kKeyBox);
+                                             uint64_t values) {
 #pragma unroll
   for (int step = 0; step < L::kKeyTile / 16; ++step) {
-    multiply_registers<T>(out, weights[step], behind(b, step * 2048));
+    multiply_registers<T>(out, weights[step], behind(values, step * 2048));
   }
 }
 
@@ -176,6 +216,19 @@ __device__ __forceinline__ void weigh_row(float (&scores)[kCount], RowState& sta
     odd += scores[index + 1];
   }
   state.sum[half] = fmaf(state.sum[half], origin.factor[half], even + odd);
+}
+
+// Scores of columns [kFrom, kTo) of one of a thread's rows become weights, and are added to sums of even and odd ones.
+template <int kFrom, int kTo, int kCount>
+__device__ __forceinline__ void weigh_columns(float (&scores)[kCount], float& even, float& odd,
+                                              float scale_log2, const RowOrigin& origin, int half) {
+#pragma unroll
+  for (int index = half * 2 + kFrom * 2; index < kTo * 2; index += 4) {
+    scores[index] = exp2_fast(fmaf(scores[index], scale_log2, -origin.scaled[half]));
+    scores[index + 1] = exp2_fast(fmaf(scores[index + 1], scale_log2, -origin.scaled[half]));
+    even += scores[index];
+    odd += scores[index + 1];
+  }
 }
 
 template <typename T, int kCount>

@@ -96,17 +96,17 @@ __device__ __forceinline__ void wait_products() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
 
-// Keeps the assembler from moving a wait for products before the arithmetic that `positive` comes of: it moves
-// waits within blocks of instructions, not over a branch. Positive numbers and zero never take it.
-__device__ __forceinline__ void stay_behind(float positive) {
+// An arrival behind the arithmetic that `positive` comes of, which is no less than zero or not a number: its sign, that
+// is nothing, is added to the address. The assembler moves waits for products before arithmetic, but not before arrivals.
+__device__ __forceinline__ void arrive_behind(uint64_t* barrier, float positive) {
   asm volatile(
       "{\n"
-      ".reg .pred never;\n"
-      "setp.lt.f32 never, %0, 0f00000000;\n"
-      "@!never bra done;\n"
-      "nanosleep.u32 1;\n"
-      "done:\n"
-      "}\n" ::"f"(positive)
+      ".reg .b32 sign, at;\n"
+      "shr.u32 sign, %1, 31;\n"
+      "add.u32 at, %0, sign;\n"
+      "mbarrier.arrive.shared::cta.b64 _, [at];\n"
+      "}\n" ::"r"(shared_address(barrier)),
+      "r"(__float_as_uint(positive))
       : "memory");
 }
 
@@ -149,16 +149,13 @@ __device__ __forceinline__ void fence_registers(uint32_t (&values)[kRows][4]) {
   "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, " \
   "%46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, " \
   "%60, %61, %62, %63"
-#define GRAFT_NAMES_88                                                     \
-  GRAFT_NAMES_64                                                           \
-  ", "                                                                     \
-  "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, " \
-  "%78, %79, %80, %81, %82, %83, %84, %85, %86, %87"
-#define GRAFT_NAMES_128                                                                  \
-  GRAFT_NAMES_88                                                                         \
-  ", "                                                                                   \
-  "%88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, %103, " \
-  "%104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, " \
+#define GRAFT_NAMES_128                                                                        \
+  GRAFT_NAMES_64                                                                               \
+  ", "                                                                                         \
+  "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "           \
+  "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, " \
+  "%98, %99, %100, %101, %102, %103, "                                                         \
+  "%104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, "       \
   "%118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 #define GRAFT_SUMS_8(at)                                                                     \
   "+f"(sum[at]), "+f"(sum[at + 1]), "+f"(sum[at + 2]), "+f"(sum[at + 3]), "+f"(sum[at + 4]), \
@@ -166,7 +163,6 @@ __device__ __forceinline__ void fence_registers(uint32_t (&values)[kRows][4]) {
 #define GRAFT_SUMS_32(at) \
   GRAFT_SUMS_8(at), GRAFT_SUMS_8(at + 8), GRAFT_SUMS_8(at + 16), GRAFT_SUMS_8(at + 24)
 #define GRAFT_SUMS_64 GRAFT_SUMS_32(0), GRAFT_SUMS_32(32)
-#define GRAFT_SUMS_88 GRAFT_SUMS_64, GRAFT_SUMS_8(64), GRAFT_SUMS_8(72), GRAFT_SUMS_8(80)
 #define GRAFT_SUMS_128 GRAFT_SUMS_64, GRAFT_SUMS_32(64), GRAFT_SUMS_32(96)
 
 #define GRAFT_WGMMA_SHARED(columns, type, turns, names, first, second, third, ...)             \
@@ -177,19 +173,21 @@ __device__ __forceinline__ void fence_registers(uint32_t (&values)[kRows][4]) {
                : __VA_ARGS__                                                                   \
                : "l"(a), "l"(b), "r"(keep))
 
-#define GRAFT_WGMMA_REGISTERS(columns, type, names, first, second, third, fourth, fifth, ...)      \
-  asm volatile(                                                                                    \
-      "{\n.reg .pred keep;\nsetp.ne.b32 keep, 1, 0;\n"                                             \
-      "wgmma.mma_async.sync.aligned.m64n" columns "k16.f32." type "." type " {" names "}, {" first \
-      ", " second ", " third ", " fourth "}, " fifth ", keep, 1, 1, 1;\n}\n"                       \
-      : __VA_ARGS__                                                                                \
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
+#define GRAFT_WGMMA_REGISTERS(columns, type, turns, names, first, second, third, fourth, fifth,   \
+                              sixth, ...)                                                         \
+  asm volatile("{\n.reg .pred keep;\nsetp.ne.b32 keep, " sixth                                    \
+               ", 0;\n"                                                                           \
+               "wgmma.mma_async.sync.aligned.m64n" columns "k16.f32." type "." type " {" names    \
+               "}, {" first ", " second ", " third ", " fourth "}, " fifth ", keep, 1, 1, " turns \
+               ";\n}\n"                                                                           \
+               : __VA_ARGS__                                                                      \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(keep))
 
 // sum[64x2N] = (keep ? sum : 0) + a[64x16] b[2Nx16]^T, both in shared memory; kTurned: b is [16x2N].
 template <typename T, bool kTurned = false, int kCount>
 __device__ __forceinline__ void multiply_shared(float (&sum)[kCount], uint64_t a, uint64_t b,
                                                 int keep) {
-  static_assert(kCount == 128 || kCount == 88 || kCount == 64 || kCount == 32);
+  static_assert(kCount == 128 || kCount == 64 || kCount == 32);
   static_assert(!kTurned || kCount == 128 || kCount == 32);
   constexpr bool kBf16 = std::is_same_v<T, Bf16>;
   if constexpr (kCount == 128 && kTurned && kBf16) {
@@ -204,10 +202,6 @@ __device__ __forceinline__ void multiply_shared(float (&sum)[kCount], uint64_t a
   } else if constexpr (kCount == 128) {
     GRAFT_WGMMA_SHARED("256", "f16", "0, 0", GRAFT_NAMES_128, "%128", "%129", "%130",
                        GRAFT_SUMS_128);
-  } else if constexpr (kCount == 88 && kBf16) {
-    GRAFT_WGMMA_SHARED("176", "bf16", "0, 0", GRAFT_NAMES_88, "%88", "%89", "%90", GRAFT_SUMS_88);
-  } else if constexpr (kCount == 88) {
-    GRAFT_WGMMA_SHARED("176", "f16", "0, 0", GRAFT_NAMES_88, "%88", "%89", "%90", GRAFT_SUMS_88);
   } else if constexpr (kCount == 64 && kBf16) {
     GRAFT_WGMMA_SHARED("128", "bf16", "0, 0", GRAFT_NAMES_64, "%64", "%65", "%66", GRAFT_SUMS_64);
   } else if constexpr (kCount == 64) {
@@ -223,35 +217,39 @@ __device__ __forceinline__ void multiply_shared(float (&sum)[kCount], uint64_t a
   }
 }
 
-// sum[64x2N] += a[64x16] b[16x2N], a in registers.
-template <typename T, int kCount>
+// sum[64x2N] = (keep ? sum : 0) + a[64x16] b[16x2N], a in registers; not kTurned: b is [2Nx16].
+template <typename T, bool kTurned = true, int kCount>
 __device__ __forceinline__ void multiply_registers(float (&sum)[kCount], const uint32_t (&a)[4],
-                                                   uint64_t b) {
-  static_assert(kCount == 64 || kCount == 32);
+                                                   uint64_t b, int keep = 1) {
+  static_assert(kCount == 64 || (kCount == 32 && kTurned));
   constexpr bool kBf16 = std::is_same_v<T, Bf16>;
-  if constexpr (kCount == 64 && kBf16) {
-    GRAFT_WGMMA_REGISTERS("128", "bf16", GRAFT_NAMES_64, "%64", "%65", "%66", "%67", "%68",
-                          GRAFT_SUMS_64);
+  if constexpr (kCount == 64 && kTurned && kBf16) {
+    GRAFT_WGMMA_REGISTERS("128", "bf16", "1", GRAFT_NAMES_64, "%64", "%65", "%66", "%67", "%68",
+                          "%69", GRAFT_SUMS_64);
+  } else if constexpr (kCount == 64 && kTurned) {
+    GRAFT_WGMMA_REGISTERS("128", "f16", "1", GRAFT_NAMES_64, "%64", "%65", "%66", "%67", "%68",
+                          "%69", GRAFT_SUMS_64);
+  } else if constexpr (kCount == 64 && kBf16) {
+    GRAFT_WGMMA_REGISTERS("128", "bf16", "0", GRAFT_NAMES_64, "%64", "%65", "%66", "%67", "%68",
+                          "%69", GRAFT_SUMS_64);
   } else if constexpr (kCount == 64) {
-    GRAFT_WGMMA_REGISTERS("128", "f16", GRAFT_NAMES_64, "%64", "%65", "%66", "%67", "%68",
-                          GRAFT_SUMS_64);
+    GRAFT_WGMMA_REGISTERS("128", "f16", "0", GRAFT_NAMES_64, "%64", "%65", "%66", "%67", "%68",
+                          "%69", GRAFT_SUMS_64);
   } else if constexpr (kBf16) {
-    GRAFT_WGMMA_REGISTERS("64", "bf16", GRAFT_NAMES_32, "%32", "%33", "%34", "%35", "%36",
-                          GRAFT_SUMS_32(0));
+    GRAFT_WGMMA_REGISTERS("64", "bf16", "1", GRAFT_NAMES_32, "%32", "%33", "%34", "%35", "%36",
+                          "%37", GRAFT_SUMS_32(0));
   } else {
-    GRAFT_WGMMA_REGISTERS("64", "f16", GRAFT_NAMES_32, "%32", "%33", "%34", "%35", "%36",
-                          GRAFT_SUMS_32(0));
+    GRAFT_WGMMA_REGISTERS("64", "f16", "1", GRAFT_NAMES_32, "%32", "%33", "%34", "%35", "%36",
+                          "%37", GRAFT_SUMS_32(0));
   }
 }
 
 #undef GRAFT_NAMES_32
 #undef GRAFT_NAMES_64
-#undef GRAFT_NAMES_88
 #undef GRAFT_NAMES_128
 #undef GRAFT_SUMS_8
 #undef GRAFT_SUMS_32
 #undef GRAFT_SUMS_64
-#undef GRAFT_SUMS_88
 #undef GRAFT_SUMS_128
 #undef GRAFT_WGMMA_SHARED
 #undef GRAFT_WGMMA_REGISTERS
