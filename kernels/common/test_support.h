@@ -120,10 +120,12 @@ inline void check_status(cudaError_t status, const char* call) {
   }
 }
 
-// A stream of its own that is torch's current stream while this lives.
+// A stream of its own that is torch's current stream while this lives. It waits for no other, so what was started
+// before is done when it is made.
 class CurrentStream {
  public:
   CurrentStream() {
+    check_status(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
     check_status(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreate");
     using Create = int (*)(void*, int32_t, void**);
     const auto create = reinterpret_cast<Create>(symbol("aoti_torch_create_cuda_stream_guard"));

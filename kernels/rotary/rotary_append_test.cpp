@@ -115,7 +115,6 @@ TEST_F(RotaryAppendCuda, ServesEveryPlaceFromOneCapture) {
   const at::Tensor out = at::empty_like(query);
   at::Tensor count = at::zeros({1}, options.dtype(at::kInt));
   const at::Tensor position = at::full({1}, -1, options.dtype(at::kInt));
-  cudaDeviceSynchronize();
   const testing::CurrentStream stream;
   const testing::CapturedGraph graph(stream, [&] {
     at::Tensor place = count, row = position;
