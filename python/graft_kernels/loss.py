@@ -18,6 +18,7 @@ from typing import Callable, Optional
 import torch
 import torch.nn as nn
 
+from . import positions
 from .view import View
 
 HEAD, LOSS = "lm_head", "loss_function"
@@ -119,14 +120,14 @@ def forward(model: nn.Module, layer: type) -> Callable:
     _tie(model, layer)
     names = list(inspect.signature(own).parameters)
     position = names.index("labels") - 1 if "labels" in names else len(names)
-    loss = layer()
+    loss, counted = layer(), positions.of(model)
 
     @functools.wraps(own)  # Trainer reads the signature
     def fused(self, *args, **kwargs):
         labels = kwargs.get("labels", args[position] if position < len(args) else None)
         if labels is None or not _trains(self):
             return own(self, *args, **kwargs)
-        with _tied(self) as weight_of:
+        with _tied(self) as weight_of, counted(args, kwargs):
             view = View(self, **{HEAD: _head_of(self), LOSS: functools.partial(_loss_of, self, loss, softcap, weight_of)})
             return _finish(own(view, *args, **kwargs), functools.partial(_logits_of, self, softcap))
 

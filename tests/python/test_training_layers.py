@@ -92,6 +92,36 @@ class Losses(Beside):
         first = torch.autograd.grad(loss, model.lm_head.weight, retain_graph=True)[0].clone()
         torch.testing.assert_close(torch.autograd.grad(3 * loss, model.lm_head.weight)[0], 3 * first)
 
+    def test_positions_that_a_model_counts_are_looked_at_once(self):
+        from transformers import masking_utils
+        name, seen = "find_packed_sequence_indices", []
+        before = getattr(masking_utils, name)
+        self.addCleanup(setattr, masking_utils, name, before)
+
+        def look(position_ids):
+            seen.append(tuple(position_ids.shape))
+            return inspect.unwrap(before)(position_ids)
+
+        setattr(masking_utils, name, look)
+        model, reference = load("llama").train(), load("llama").train()
+        graft_kernels.kernelize(model)
+
+        def loss(of, ids=IDS, **given):
+            return of(ids, labels=ids, use_cache=False, **given).loss
+
+        first = loss(model)
+        self.assertEqual(len(seen), 1)
+        self.assertTrue(torch.equal(loss(model), first))
+        self.assertEqual(len(seen), 1)
+        loss(model, IDS[:, :4])
+        self.assertEqual(len(seen), 2, "another shape")
+        packed = torch.tensor([[0, 1, 2, 0, 1, 2, 3]]).expand(2, -1)
+        torch.testing.assert_close(loss(model, position_ids=packed), loss(reference, position_ids=packed), rtol=1e-5, atol=1e-5)
+        self.assertEqual(len(seen), 4, "given positions are looked at, with kernels and without")
+        loss(reference)
+        loss(model.eval())
+        self.assertEqual(len(seen), 6, "only training remembers")
+
     def test_what_is_refused_says_why(self):
         model = load("llama").train()
         model.loss_function = lambda logits, labels, vocab_size, **arguments: logits.sum()
