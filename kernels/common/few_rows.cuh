@@ -1,9 +1,9 @@
 // Products of few rows of x (1 to 16) with the rows of a weight, at the rate of reading the weight once.
 // Device code, no Torch. 16-bit dtypes, sums in float32.
 //
-// A block multiplies 16 rows of weight at a time. Its warps split the columns; each holds two steps of
-// 128 columns of all 16 rows in registers, one being multiplied while the other is on its way, across
-// the borders of tiles. The tensor cores do the products (mma m16n8k16: weight rows x 8 rows of x):
+// A block of eight or sixteen warps multiplies 16 rows of weight at a time. Its warps split the columns; each
+// holds two steps of 128 columns of all 16 rows in registers, one being multiplied while the other is on its way,
+// across the borders of tiles. The tensor cores do the products (mma m16n8k16: weight rows x 8 rows of x):
 // with one row of x seven eighths of their work is thrown away, which costs nothing here, while the
 // plain units would be too slow from four rows on.
 //
@@ -13,15 +13,15 @@
 
 #include <cstdint>
 
+#include "kernels/common/l2_policy.cuh"
 #include "kernels/common/overlap.cuh"
 #include "kernels/common/vec.cuh"
 
 namespace graft_kernels::few_rows {
 
-inline constexpr int kWarps = 8;
-inline constexpr int kThreads = 32 * kWarps;
-inline constexpr int kTileRows = 16;  // rows of weight
-inline constexpr int kGroupRows = 8;  // rows of x that one product takes
+inline constexpr int kMostWarps = 16;  // on a multiprocessor
+inline constexpr int kTileRows = 16;   // rows of weight
+inline constexpr int kGroupRows = 8;   // rows of x that one product takes
 inline constexpr int kMaxGroups = 2;
 inline constexpr int kMaxRows = kGroupRows * kMaxGroups;
 inline constexpr int kChunkColumns = 32;
@@ -57,12 +57,13 @@ __device__ __forceinline__ void add_product(float (&c)[4], uint32_t a0, uint32_t
 }
 
 // What is read once. A quad's 64 bytes are half a line: L2 fetches the other half with them, for the load that
-// follows.
-__device__ __forceinline__ uint4 load_words(const void* from) {
+// follows. `policy`: l2_policy.cuh.
+__device__ __forceinline__ uint4 load_words(const void* from, uint64_t policy) {
   uint4 words;
-  asm volatile("ld.global.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
-               : "l"(from));
+  asm volatile(
+      "ld.global.L1::no_allocate.L2::cache_hint.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
+      : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
+      : "l"(from), "l"(policy));
   return words;
 }
 
@@ -73,7 +74,7 @@ struct Step {
 };
 
 // Where a warp's loads stand: ahead of its products by two steps.
-template <typename T, typename Source>
+template <typename T, int kWarps, typename Source>
 class Cursor {
  public:
   __device__ Cursor(const Source& source, int num_tiles, int depth, int num_steps)
@@ -81,7 +82,11 @@ class Cursor {
         num_tiles_(num_tiles),
         depth_(depth),
         num_steps_(num_steps),
-        tile_(blockIdx.x) {
+        tile_(blockIdx.x),
+        policy_(int64_t{num_tiles} * kTileRows * depth * static_cast<int>(sizeof(T)) >=
+                        kLargeWeightBytes
+                    ? leave_unchanged()
+                    : keep_normally()) {
     find_rows();
   }
 
@@ -92,8 +97,8 @@ class Cursor {
     for (int chunk = 0; chunk < kStepChunks; ++chunk) {
       const int column = first + chunk * kChunkColumns;
       const bool is_there = tile_ < num_tiles_ && column < depth_;
-      step.low[chunk] = is_there ? load_words(low_ + column) : uint4{};
-      step.high[chunk] = is_there ? load_words(high_ + column) : uint4{};
+      step.low[chunk] = is_there ? load_words(low_ + column, policy_) : uint4{};
+      step.high[chunk] = is_there ? load_words(high_ + column, policy_) : uint4{};
     }
     if (++index_ == num_steps_) {
       index_ = 0;
@@ -114,12 +119,13 @@ class Cursor {
   const Source& source_;
   int num_tiles_, depth_, num_steps_;
   int tile_, index_ = 0;
+  uint64_t policy_;
   const T* low_ = nullptr;
   const T* high_ = nullptr;
 };
 
 // Adds the product of one step of weights with the rows of x.
-template <typename T, int kGroups>
+template <typename T, int kGroups, int kWarps>
 __device__ __forceinline__ void multiply_step(const Step& step, const Input<T>& input, int index,
                                               float (&sums)[kGroups][4]) {
   const int warp = threadIdx.x / 32, quad = threadIdx.x % 4, group = threadIdx.x % 32 / 4;
@@ -150,7 +156,7 @@ __device__ __forceinline__ void multiply_step(const Step& step, const Input<T>& 
 }
 
 // Adds up what the warps of a block have of one tile and hands the sums on.
-template <int kGroups, typename Sink>
+template <int kGroups, int kWarps, typename Sink>
 __device__ __forceinline__ void reduce_tile(
     float (&partial)[kWarps][kGroups][kTileRows * kGroupRows], const float (&sums)[kGroups][4],
     int tile, int num_rows, const Sink& sink) {
@@ -164,7 +170,7 @@ __device__ __forceinline__ void reduce_tile(
   __syncthreads();
   constexpr int kJoined = Sink::kJoinedRows;
   constexpr int kItems = kTileRows * kGroupRows / kJoined;
-  for (int item = threadIdx.x; item < kGroups * kItems; item += kThreads) {
+  for (int item = threadIdx.x; item < kGroups * kItems; item += 32 * kWarps) {
     const int rows = item / kItems, row = item % kItems / kGroupRows;
     const int x_row = rows * kGroupRows + item % kGroupRows;
     if (x_row >= num_rows) {
@@ -186,13 +192,13 @@ __device__ __forceinline__ void reduce_tile(
 //
 // source(tile, row)  the weight's row, 16-byte aligned; asked for rows of the last tile beyond the weight too
 // sink(tile, row, x_row, sums)  takes row `row` of a tile; where Sink::kJoinedRows is 2, sums[1] is row + 8
-template <typename T, int kGroups, typename Source, typename Sink>
+template <typename T, int kGroups, int kWarps, typename Source, typename Sink>
 __device__ __forceinline__ void multiply(const Input<T>& input, int num_tiles, const Source& source,
                                          const Sink& sink) {
   __shared__ float partial[2][kWarps][kGroups][kTileRows * kGroupRows];
   let_next_start();
   const int num_steps = max((input.depth + kStepColumns * kWarps - 1) / (kStepColumns * kWarps), 1);
-  Cursor<T, Source> cursor(source, num_tiles, input.depth, num_steps);
+  Cursor<T, kWarps, Source> cursor(source, num_tiles, input.depth, num_steps);
   // Weights are constants, unlike x: their way begins before the kernel that writes x has ended.
   Step steps[2];
   cursor.load(steps[0]);
@@ -204,10 +210,10 @@ __device__ __forceinline__ void multiply(const Input<T>& input, int num_tiles, c
 #pragma unroll
     for (int buffer = 0; buffer < 2; ++buffer) {
       if (tile < num_tiles) {
-        multiply_step<T, kGroups>(steps[buffer], input, index, sums);
+        multiply_step<T, kGroups, kWarps>(steps[buffer], input, index, sums);
         cursor.load(steps[buffer]);
         if (++index == num_steps) {
-          reduce_tile<kGroups>(partial[turn], sums, tile, input.rows, sink);
+          reduce_tile<kGroups, kWarps>(partial[turn], sums, tile, input.rows, sink);
 #pragma unroll
           for (int rows = 0; rows < kGroups; ++rows) {
             sums[rows][0] = sums[rows][1] = sums[rows][2] = sums[rows][3] = 0;

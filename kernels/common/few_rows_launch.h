@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 #include "kernels/common/cuda_launch.h"
 #include "kernels/common/few_rows_linear.cuh"
@@ -31,19 +32,32 @@ inline bool takes_weight(const Tensor& weight) {
   return is_aligned(read_pointer(weight)) && weight.size(0) < INT32_MAX / 4;
 }
 
-// Blocks that keep every multiprocessor busy, or as many as there is work for.
-inline unsigned grid_size(const CudaScope& scope, int64_t tiles) {
-  return static_cast<unsigned>(
-      std::min<int64_t>(tiles, 2 * scope.attribute(cudaDevAttrMultiProcessorCount)));
+// Calls body(T{}, groups, warps, blocks): the device type, the groups of rows of x and the warps of a block as constants,
+// and the blocks for so many tiles of a weight. Two blocks keep a multiprocessor busy, or one of twice the warps where
+// there are no more tiles than that.
+template <typename Body>
+void with_shape(const CudaScope& scope, Dtype dtype, int64_t rows, int64_t tiles,
+                const Body& body) {
+  const int64_t processors = scope.attribute(cudaDevAttrMultiProcessorCount);
+  const auto blocks = static_cast<unsigned>(std::min<int64_t>(tiles, 2 * processors));
+  const auto with_warps = [&](auto type, auto groups) {
+    tiles <= processors ? body(type, groups, std::integral_constant<int, kMostWarps>(), blocks)
+                        : body(type, groups, std::integral_constant<int, kMostWarps / 2>(), blocks);
+  };
+  with_half_type(dtype, [&](auto type) {
+    rows <= kGroupRows ? with_warps(type, std::integral_constant<int, 1>())
+                       : with_warps(type, std::integral_constant<int, 2>());
+  });
 }
 
 inline void launch_linear(const CudaScope& scope, Dtype dtype, const LinearProblem& problem) {
-  const unsigned blocks = grid_size(scope, (problem.columns() + kTileRows - 1) / kTileRows);
-  with_half_type(dtype, [&](auto type) {
-    using T = decltype(type);
-    const auto kernel = problem.rows <= kGroupRows ? linear_kernel<T, 1> : linear_kernel<T, 2>;
-    launch_overlapping(scope, kernel, blocks, kThreads, 0, problem);
-  });
+  const int64_t tiles = (problem.columns() + kTileRows - 1) / kTileRows;
+  with_shape(scope, dtype, problem.rows, tiles,
+             [&](auto type, auto groups, auto warps, unsigned blocks) {
+               constexpr int kGroups = decltype(groups)::value, kWarps = decltype(warps)::value;
+               launch_reading_ahead(scope, linear_kernel<decltype(type), kGroups, kWarps>, blocks,
+                                    32 * kWarps, 0, problem);
+             });
 }
 
 }  // namespace graft_kernels::few_rows

@@ -66,13 +66,13 @@ struct LinearSink {
   }
 };
 
-template <typename T, int kGroups>
-__global__ void __launch_bounds__(kThreads, 2)
+template <typename T, int kGroups, int kWarps>
+__global__ void __launch_bounds__(32 * kWarps, kMostWarps / kWarps)
     linear_kernel(const __grid_constant__ LinearProblem problem) {
   const Input<T> input{static_cast<const T*>(problem.x), problem.x_stride, problem.rows,
                        problem.depth};
   const int num_tiles = (problem.columns() + kTileRows - 1) / kTileRows;
-  multiply<T, kGroups>(input, num_tiles, LinearSource<T>{problem}, LinearSink<T>{problem});
+  multiply<T, kGroups, kWarps>(input, num_tiles, LinearSource<T>{problem}, LinearSink<T>{problem});
 }
 
 }  // namespace graft_kernels::few_rows

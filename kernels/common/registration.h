@@ -6,6 +6,8 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include "kernels/common/new_tensor.h"
+
 // The macros paste their argument, so TORCH_EXTENSION_NAME needs one more expansion.
 #define GRAFT_OPS(ops) GRAFT_OPS_EXPAND_(TORCH_EXTENSION_NAME, ops)
 #define GRAFT_OPS_EXPAND_(name, ops) STABLE_TORCH_LIBRARY(name, ops)

@@ -65,6 +65,16 @@ __device__ __forceinline__ void copy_bytes(void* to, const void* from, uint64_t*
       : "memory");
 }
 
+// The same; `policy` says how L2 keeps the bytes (l2_policy.cuh).
+__device__ __forceinline__ void copy_bytes(void* to, const void* from, uint64_t* barrier, int bytes,
+                                           uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+      "[%0], [%1], %2, [%3], %4;" ::"r"(shared_address(to)),
+      "l"(from), "r"(bytes), "r"(shared_address(barrier)), "l"(policy)
+      : "memory");
+}
+
 // What this thread wrote to shared memory becomes visible to products and copies.
 __device__ __forceinline__ void publish_shared() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");

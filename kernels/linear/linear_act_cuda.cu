@@ -37,15 +37,14 @@ void run_few_rows(const CudaScope& scope, const Tensor& out, const ActArguments&
   problem.linear.out_stride = arguments.weight.size(0);
   problem.activation = activation;
   problem.residual = pointer_of(arguments.residual);
-  const int64_t columns = arguments.weight.size(0);
-  const unsigned blocks =
-      few_rows::grid_size(scope, (columns + few_rows::kTileRows - 1) / few_rows::kTileRows);
-  few_rows::with_half_type(dtype_of(out), [&](auto type) {
-    using T = decltype(type);
-    const auto kernel =
-        rows <= few_rows::kGroupRows ? linear_act_kernel<T, 1> : linear_act_kernel<T, 2>;
-    launch_overlapping(scope, kernel, blocks, few_rows::kThreads, 0, problem);
-  });
+  const int64_t tiles = (arguments.weight.size(0) + few_rows::kTileRows - 1) / few_rows::kTileRows;
+  few_rows::with_shape(
+      scope, dtype_of(out), rows, tiles, [&](auto type, auto groups, auto warps, unsigned blocks) {
+        constexpr int kGroups = decltype(groups)::value;
+        constexpr int kWarps = decltype(warps)::value;
+        launch_reading_ahead(scope, linear_act_kernel<decltype(type), kGroups, kWarps>, blocks,
+                             32 * kWarps, 0, problem);
+      });
 }
 
 struct Matrices {

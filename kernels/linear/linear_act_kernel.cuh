@@ -79,15 +79,15 @@ struct FewRowsActSink {
   }
 };
 
-template <typename T, int kGroups>
-__global__ void __launch_bounds__(few_rows::kThreads, 2)
+template <typename T, int kGroups, int kWarps>
+__global__ void __launch_bounds__(32 * kWarps, few_rows::kMostWarps / kWarps)
     linear_act_kernel(const __grid_constant__ FewRowsActProblem problem) {
   const few_rows::LinearProblem& linear = problem.linear;
   const few_rows::Input<T> input{static_cast<const T*>(linear.x), linear.x_stride, linear.rows,
                                  linear.depth};
   const int num_tiles = (linear.columns() + few_rows::kTileRows - 1) / few_rows::kTileRows;
-  few_rows::multiply<T, kGroups>(input, num_tiles, few_rows::LinearSource<T>{linear},
-                                 FewRowsActSink<T>{problem});
+  few_rows::multiply<T, kGroups, kWarps>(input, num_tiles, few_rows::LinearSource<T>{linear},
+                                         FewRowsActSink<T>{problem});
 }
 
 // ---- tiles on Hopper

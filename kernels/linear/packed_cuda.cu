@@ -1,14 +1,16 @@
 // The linear layer on packed weights, on CUDA. Few rows of x: unpacked in registers, bound by reading the
-// packed weight once. Many rows: panels of the weight are unpacked to x's dtype for ATen's product.
+// packed weight once; up to four of them by one kernel on Hopper. Many rows: panels of the weight are unpacked to x's dtype for ATen's product.
 
 #include <algorithm>
 #include <cstddef>
+#include <optional>
 #include <type_traits>
 
 #include "kernels/common/aten.h"
 #include "kernels/common/cuda_launch.h"
 #include "kernels/linear/packed_kernel.cuh"
 #include "kernels/linear/packed_ops.h"
+#include "kernels/linear/packed_ring_kernel.cuh"
 
 namespace graft_kernels::linear {
 
@@ -54,12 +56,12 @@ Prepared prepare(const CudaScope& scope, const Tensor& x, bool round_x,
   const int64_t depth = x.size(1), blocks = x.size(0) * problem.chunks;
   Prepared prepared;
   if (round_x) {
-    prepared.codes = torch::stable::new_empty(x, {x.size(0) * depth}, ScalarType::Char);
-    prepared.scales = torch::stable::new_empty(x, {blocks}, ScalarType::Float);
+    prepared.codes = new_tensor(x, {x.size(0) * depth}, ScalarType::Char);
+    prepared.scales = new_tensor(x, {blocks}, ScalarType::Float);
     problem.codes = static_cast<const int8_t*>(prepared.codes.const_data_ptr());
     problem.scales = static_cast<const float*>(prepared.scales.const_data_ptr());
   } else {
-    prepared.values = torch::stable::new_empty(x, {x.size(0) * depth}, ScalarType::Float);
+    prepared.values = new_tensor(x, {x.size(0) * depth}, ScalarType::Float);
     problem.values = static_cast<const float*>(prepared.values.const_data_ptr());
   }
   constexpr unsigned kThreads = 256;
@@ -78,12 +80,31 @@ template <int kFormat, bool kRounded>
 void launch_few_rows(const CudaScope& scope, const PackedCudaProblem& problem) {
   const auto kernel = kRounded && problem.rows == 1 ? packed_kernel<kFormat, true, 1>
                                                     : packed_kernel<kFormat, kRounded, kPassRows>;
-  launch_overlapping(scope, kernel,
-                     static_cast<unsigned>((problem.columns + kPackedRows - 1) / kPackedRows),
-                     kPackedThreads, 0, problem);
+  launch_reading_ahead(scope, kernel,
+                       static_cast<unsigned>((problem.columns + kPackedRows - 1) / kPackedRows),
+                       kPackedThreads, 0, problem);
 }
 
-// x is prepared once for all parts.
+// Whether one kernel rounds x and multiplies.
+bool takes_ring(const CudaScope& scope, const Tensor& x, bool round_x) {
+  const int64_t row_bytes = x.stride(0) * static_cast<int64_t>(x.element_size());
+  return scope.is_hopper() && round_x && x.size(0) <= kPassRows && x.numel() <= kMostRounded &&
+         reinterpret_cast<uintptr_t>(x.const_data_ptr()) % 16 == 0 &&
+         (x.size(0) == 1 || row_bytes % 16 == 0);
+}
+
+template <int kFormat, int kRows>
+void launch_ring(const CudaScope& scope, const PackedCudaProblem& problem) {
+  constexpr auto kKernel = packed_ring_kernel<kFormat, kRows>;
+  allow_shared<kKernel>(scope, packed_ring_shared(1, kMostRounded / kPackedColumns));
+  const int groups = (problem.columns + kPackedRows - 1) / kPackedRows;
+  const int processors = scope.attribute(cudaDevAttrMultiProcessorCount);
+  launch_reading_ahead(
+      scope, kKernel, static_cast<unsigned>(std::min(groups, processors)), kPackedRingThreads,
+      static_cast<size_t>(packed_ring_shared(problem.rows, problem.chunks)), problem);
+}
+
+// Where a kernel before prepares x, it does so once for all parts.
 void run_few_rows(const CudaScope& scope, const Tensor& matrix, const Tensor& x,
                   const std::vector<PackedPart>& parts, bool round_x) {
   PackedCudaProblem problem;
@@ -91,7 +112,11 @@ void run_few_rows(const CudaScope& scope, const Tensor& matrix, const Tensor& x,
   problem.rows = static_cast<int>(x.size(0));
   problem.chunks = static_cast<int>(x.size(1) / kPackedColumns);
   problem.out_stride = matrix.size(1);
-  const Prepared prepared = prepare(scope, x, round_x, problem);
+  const bool in_one = takes_ring(scope, x, round_x);
+  problem.x = x.const_data_ptr();
+  problem.x_stride = x.stride(0);
+  const std::optional<Prepared> prepared =
+      in_one ? std::nullopt : std::optional(prepare(scope, x, round_x, problem));
   auto* out = static_cast<std::byte*>(matrix.mutable_data_ptr());
   for (const PackedPart& part : parts) {
     if (part.rows == 0) {
@@ -103,6 +128,10 @@ void run_few_rows(const CudaScope& scope, const Tensor& matrix, const Tensor& x,
     problem.out = out;
     with_format(*find_packed_format(part.type), [&](auto index) {
       constexpr int kFormat = decltype(index)::value;
+      if (in_one) {
+        return x.size(0) == 1 ? launch_ring<kFormat, 1>(scope, problem)
+                              : launch_ring<kFormat, kPassRows>(scope, problem);
+      }
       round_x ? launch_few_rows<kFormat, true>(scope, problem)
               : launch_few_rows<kFormat, false>(scope, problem);
     });
@@ -118,7 +147,7 @@ void run_many_rows(const CudaScope& scope, Tensor& matrix, int64_t first_column,
   const int64_t chunks = depth / kPackedColumns;
   const int64_t panel_rows =
       std::max(kPanelElements / depth / kPackedRows, int64_t{1}) * kPackedRows;
-  const Tensor panel = torch::stable::new_empty(x, {std::min(panel_rows, columns), depth});
+  const Tensor panel = new_tensor(x, {std::min(panel_rows, columns), depth});
   const auto* bytes = static_cast<const uint8_t*>(part.packed.const_data_ptr());
   for (int64_t begin = 0; begin < columns; begin += panel_rows) {
     const int64_t count = std::min(panel_rows, columns - begin);

@@ -29,7 +29,10 @@ struct PackedCudaProblem {
   const void* bias = nullptr;  // [M] or absent
   void* out = nullptr;         // [N, M]
   int64_t out_stride = 0;      // elements from row to row of out
-  // x, prepared by a kernel before: bytes and their scales, or float32.
+  // x as it is, for the kernel that rounds it itself (packed_ring_kernel.cuh) ...
+  const void* x = nullptr;  // [N, K]
+  int64_t x_stride = 0;     // elements from row to row of x
+  // ... or prepared by a kernel before: bytes and their scales, or float32.
   const int8_t* codes = nullptr;  // [N, K]
   const float* scales = nullptr;  // [N, K / 32]
   const float* values = nullptr;  // [N, K]
@@ -51,13 +54,16 @@ struct Piece {
 
   static __device__ __forceinline__ int group_of_columns() { return threadIdx.x % kLanes / 2; }
 
+  // kShared: the chunk lies in shared memory.
+  template <bool kShared = false>
   __device__ __forceinline__ void load(const uint8_t* chunk) {
     const int lane = threadIdx.x % kLanes, upper_rows = lane % 2;
-    codes = load_words(chunk + kCodesAt + lane * 16);
+    const uint8_t* from = chunk + kCodesAt + lane * 16;
+    codes = kShared ? *reinterpret_cast<const uint4*>(from) : load_words(from);
     const int first = kLayout.scale_columns == 16 ? group_of_columns() / 4 * kPackedRows : 0;
-    scales = load_four(chunk, first + upper_rows * 4);
+    scales = load_four<kShared>(chunk, first + upper_rows * 4);
     if constexpr (kLayout.offset == Offset::kStored) {
-      offsets = load_four(chunk + kOffsetsAt, upper_rows * 4);
+      offsets = load_four<kShared>(chunk + kOffsetsAt, upper_rows * 4);
     }
   }
   __device__ __forceinline__ float scale(int row) const { return number(scales, row); }
@@ -86,11 +92,14 @@ struct Piece {
                  : "l"(from));
     return words;
   }
+  template <bool kShared>
   static __device__ __forceinline__ uint4 load_four(const uint8_t* from, int index) {
     if constexpr (kLayout.wide_scales) {
-      return __ldg(reinterpret_cast<const uint4*>(from + index * 4));
+      const auto* words = reinterpret_cast<const uint4*>(from + index * 4);
+      return kShared ? *words : __ldg(words);
     } else {
-      const uint2 halves = __ldg(reinterpret_cast<const uint2*>(from + index * 2));
+      const auto* words = reinterpret_cast<const uint2*>(from + index * 2);
+      const uint2 halves = kShared ? *words : __ldg(words);
       return {halves.x, halves.y, 0, 0};
     }
   }
@@ -105,24 +114,31 @@ struct Piece {
   }
 };
 
+// Rows of x as bytes with their scales.
+struct RoundedRows {
+  const int8_t* codes;  // [rows, chunks * 32]
+  const float* scales;  // [rows, chunks]
+  int rows;
+  int chunks;
+};
+
 // Adds the products of one piece with rows of x that were rounded to bytes.
 template <int kFormat, int kRows>
-__device__ __forceinline__ void add_rounded(const Piece<kFormat>& piece,
-                                            const PackedCudaProblem& problem, int base, int chunk,
-                                            float (&sums)[kRows][4]) {
+__device__ __forceinline__ void add_rounded(const Piece<kFormat>& piece, const RoundedRows& x,
+                                            int base, int chunk, float (&sums)[kRows][4]) {
   constexpr bool kFar = Piece<kFormat>::kLayout.four_bits;
   constexpr bool kHasOffset = Piece<kFormat>::kLayout.offset != Offset::kNone;
   const int column = chunk * kPackedColumns + Piece<kFormat>::group_of_columns() * 4;
 #pragma unroll
   for (int n = 0; n < kRows; ++n) {
-    if (base + n >= problem.rows) {
+    if (base + n >= x.rows) {
       break;
     }
-    const int64_t first_chunk = int64_t{base + n} * problem.chunks;
-    const int8_t* codes = problem.codes + first_chunk * kPackedColumns + column;
+    const int64_t first_chunk = int64_t{base + n} * x.chunks;
+    const int8_t* codes = x.codes + first_chunk * kPackedColumns + column;
     const int near = *reinterpret_cast<const int*>(codes);
     const int far = kFar ? *reinterpret_cast<const int*>(codes + 16) : 0;
-    const float scale = problem.scales[first_chunk + chunk];
+    const float scale = x.scales[first_chunk + chunk];
     const float total =
         kHasOffset ? static_cast<float>(__dp4a(near, 0x01010101, __dp4a(far, 0x01010101, 0))) : 0.F;
 #pragma unroll
@@ -188,23 +204,43 @@ __device__ __forceinline__ void add_floats(const Piece<kFormat>& piece,
   }
 }
 
+// Calls body(T{}) with the type of a dtype.
+template <typename Body>
+__device__ __forceinline__ void with_dtype(Dtype dtype, const Body& body) {
+  switch (dtype) {
+    case Dtype::kFloat32:
+      return body(float{});
+    case Dtype::kBfloat16:
+      return body(Bf16{});
+    case Dtype::kFloat16:
+      return body(Fp16{});
+  }
+}
+
 // Stores one element in the dtype of out.
 __device__ __forceinline__ void store_result(const PackedCudaProblem& problem, int n, int column,
                                              float sum) {
-  const auto store = [&](auto type) {
+  with_dtype(problem.dtype, [&](auto type) {
     using T = decltype(type);
     if (problem.bias != nullptr) {
       sum += to_float(static_cast<const T*>(problem.bias)[column]);
     }
     static_cast<T*>(problem.out)[n * problem.out_stride + column] = from_float<T>(sum);
-  };
-  switch (problem.dtype) {
-    case Dtype::kFloat32:
-      return store(float{});
-    case Dtype::kBfloat16:
-      return store(Bf16{});
-    case Dtype::kFloat16:
-      return store(Fp16{});
+  });
+}
+
+// Adds up what the lanes of a warp have; the first two hold four rows each then.
+template <int kRows>
+__device__ __forceinline__ void reduce_lanes(float (&sums)[kRows][4]) {
+#pragma unroll
+  for (int n = 0; n < kRows; ++n) {
+#pragma unroll
+    for (int row = 0; row < 4; ++row) {
+#pragma unroll
+      for (int distance = 2; distance < 32; distance *= 2) {
+        sums[n][row] += __shfl_xor_sync(0xffffffffU, sums[n][row], distance);
+      }
+    }
   }
 }
 
@@ -214,14 +250,11 @@ __device__ __forceinline__ void reduce_group(const PackedCudaProblem& problem, i
                                              float (&sums)[kRows][4]) {
   __shared__ float partial[kPackedWarps][kRows][kPackedRows];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  reduce_lanes(sums);
 #pragma unroll
   for (int n = 0; n < kRows; ++n) {
 #pragma unroll
     for (int row = 0; row < 4; ++row) {
-#pragma unroll
-      for (int distance = 2; distance < 32; distance *= 2) {
-        sums[n][row] += __shfl_xor_sync(0xffffffffU, sums[n][row], distance);
-      }
       if (lane < 2) {
         partial[warp][n][lane * 4 + row] = sums[n][row];
       }
@@ -272,7 +305,8 @@ __global__ void __launch_bounds__(kPackedThreads)
       for (int i = 0; i < kPackedUnroll; ++i) {
         if (chunk + i * kStride < problem.chunks) {
           if constexpr (kRounded) {
-            add_rounded<kFormat, kRows>(pieces[i], problem, base, chunk + i * kStride, sums);
+            const RoundedRows x{problem.codes, problem.scales, problem.rows, problem.chunks};
+            add_rounded<kFormat, kRows>(pieces[i], x, base, chunk + i * kStride, sums);
           } else {
             add_floats<kFormat, kRows>(pieces[i], problem, base, chunk + i * kStride, sums);
           }

@@ -21,14 +21,15 @@ bool takes_few_rows(const Arguments& arguments, int64_t rows) {
 void run_gate_up(const CudaScope& scope, const Arguments& arguments, Function function,
                  int64_t rows, const Tensor& activated) {
   const GateUpProblem problem = describe_gate_up(arguments, function, rows, activated);
-  const unsigned blocks =
-      few_rows::grid_size(scope, (problem.inner + kTileColumns - 1) / kTileColumns);
-  few_rows::with_half_type(dtype_of(arguments.x), [&](auto type) {
-    using T = decltype(type);
-    const auto kernel =
-        problem.rows <= few_rows::kGroupRows ? gate_up_kernel<T, 1> : gate_up_kernel<T, 2>;
-    launch_overlapping(scope, kernel, blocks, few_rows::kThreads, 0, problem);
-  });
+  const int64_t tiles = (problem.inner + kTileColumns - 1) / kTileColumns;
+  few_rows::with_shape(scope, dtype_of(arguments.x), rows, tiles,
+                       [&](auto type, auto groups, auto warps, unsigned blocks) {
+                         constexpr int kGroups = decltype(groups)::value;
+                         constexpr int kWarps = decltype(warps)::value;
+                         launch_reading_ahead(scope,
+                                              gate_up_kernel<decltype(type), kGroups, kWarps>,
+                                              blocks, 32 * kWarps, 0, problem);
+                       });
 }
 
 void run_down(const CudaScope& scope, const Arguments& arguments, const Tensor& activated,
@@ -53,8 +54,7 @@ void run_down(const CudaScope& scope, const Arguments& arguments, const Tensor& 
 Tensor activated_rows(const CudaScope& scope, const Arguments& arguments, Function function,
                       int64_t rows) {
   if (takes_tiles(scope, arguments, rows)) {
-    const Tensor activated =
-        torch::stable::new_empty(arguments.x, {rows, arguments.gate_weight.size(0)});
+    const Tensor activated = new_tensor(arguments.x, {rows, arguments.gate_weight.size(0)});
     run_tiles(scope, dtype_of(activated), describe_gate_up(arguments, function, rows, activated));
     return activated;
   }
@@ -69,7 +69,7 @@ void run_many_rows(const CudaScope& scope, Tensor& out, const Arguments& argumen
   const int64_t hidden = arguments.down_weight.size(0);
   Tensor matrix = torch::stable::view(out, {rows, hidden});
   const Tensor activated = arguments.gate_weight.size(0) == 0
-                               ? torch::stable::new_empty(out, {rows, 0})
+                               ? new_tensor(out, {rows, 0})
                                : activated_rows(scope, arguments, function, rows);
   if (arguments.down_bias || arguments.gate_weight.size(0) == 0) {
     torch::stable::copy_(matrix,
@@ -88,7 +88,7 @@ void run_cuda(Tensor& out, const Arguments& arguments, Function function) {
   if (!takes_few_rows(arguments, rows)) {
     return run_many_rows(scope, out, arguments, function, rows);
   }
-  const Tensor activated = torch::stable::new_empty(out, {rows, arguments.gate_weight.size(0)});
+  const Tensor activated = new_tensor(out, {rows, arguments.gate_weight.size(0)});
   run_gate_up(scope, arguments, function, rows, activated);
   run_down(scope, arguments, activated, out);
 }

@@ -71,14 +71,14 @@ struct GateUpSink {
   }
 };
 
-template <typename T, int kGroups>
-__global__ void __launch_bounds__(few_rows::kThreads, 2)
+template <typename T, int kGroups, int kWarps>
+__global__ void __launch_bounds__(32 * kWarps, few_rows::kMostWarps / kWarps)
     gate_up_kernel(const __grid_constant__ GateUpProblem problem) {
   const few_rows::Input<T> input{static_cast<const T*>(problem.x), problem.depth, problem.rows,
                                  problem.depth};
   const int num_tiles = (problem.inner + kTileColumns - 1) / kTileColumns;
-  few_rows::multiply<T, kGroups>(input, num_tiles, GateUpSource<T>{problem},
-                                 GateUpSink<T>{problem});
+  few_rows::multiply<T, kGroups, kWarps>(input, num_tiles, GateUpSource<T>{problem},
+                                         GateUpSink<T>{problem});
 }
 
 // out[i] = function(gate[i]) * up[i], each step rounded to T; vectors of kSize elements. `out` may be gate.

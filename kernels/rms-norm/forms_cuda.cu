@@ -26,9 +26,11 @@ void run_cuda(const FormProblem& problem, const Tensor& x) {
     const auto blocks = static_cast<unsigned>(
         std::min<int64_t>((problem.rows + rows_of_block - 1) / rows_of_block, int64_t{1} << 30));
     with_form(problem.form, shape, whole, [&](auto form, auto kept, auto aligned) {
-      form_fwd_kernel<decltype(form)::value, X, decltype(kept)::value, decltype(aligned)::value>
-          <<<blocks, shape.threads, 0, scope.stream()>>>(problem, shape.threads_of_row);
-      check_cuda(cudaGetLastError(), "form_fwd_kernel");
+      launch_overlapping(scope,
+                         form_fwd_kernel<decltype(form)::value, X, decltype(kept)::value,
+                                         decltype(aligned)::value>,
+                         blocks, static_cast<unsigned>(shape.threads), 0, problem,
+                         shape.threads_of_row);
     });
   });
 }

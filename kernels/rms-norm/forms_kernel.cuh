@@ -4,6 +4,7 @@
 // kKept = 0 rows have any length, layout and alignment, and are read once for each pass.
 #pragma once
 
+#include "kernels/common/overlap.cuh"
 #include "kernels/rms-norm/forms.h"
 #include "kernels/rms-norm/rms_norm_long_kernel.cuh"
 
@@ -240,6 +241,8 @@ __global__ void __launch_bounds__(kFormThreads)
     form_fwd_kernel(const __grid_constant__ FormProblem problem, int threads_of_row) {
   constexpr int kSize = kVectorSize<X>;
   __shared__ float shared_sums[kTeamSums];
+  let_next_start();
+  wait_for_previous();
   Team team(threads_of_row, shared_sums);
   const int rows_of_block = static_cast<int>(blockDim.x) / threads_of_row;
   for (int64_t first = int64_t{blockIdx.x} * rows_of_block; first < problem.rows;
