@@ -59,7 +59,7 @@ void run_meta(const Problem&, const Tensor&) {}
 Problem check_unary(const char* op, Function function, const Tensor& out, const Tensor& input) {
   check_floating(op, {"input", input});
   check_same_shape(op, {"out", out}, {"input", input});
-  check_dtype(op, {"out", out}, input.scalar_type(), "that of input");
+  check_dtype(op, {"out", out}, scalar_type_of(input), "that of input");
   check_same_device(op, {"out", out}, {"input", input});
   Problem problem;
   if (out.is_contiguous() && input.is_contiguous()) {

@@ -38,15 +38,15 @@ struct Name {
 template <void (*kRun)(const Problem&, const Tensor& input)>
 struct Ops {
   template <Name kName, Function kFunction>
-  static void unary(Tensor out, const Tensor& input) {
+  static void unary(Tensor& out, const Tensor& input) {
     kRun(check_unary(kName.text, kFunction, out, input), input);
   }
   template <Name kName, Function kFunction, bool kSwapped>
-  static void halves(Tensor out, const Tensor& input) {
+  static void halves(Tensor& out, const Tensor& input) {
     kRun(check_halves(kName.text, kFunction, kSwapped, out, input), input);
   }
   template <Name kName, Function kFunction>
-  static void gated(Tensor out, const Tensor& gate, const Tensor& up) {
+  static void gated(Tensor& out, const Tensor& gate, const Tensor& up) {
     kRun(check_gated(kName.text, kFunction, out, gate, up), gate);
   }
 

@@ -25,6 +25,9 @@ struct NamedTensor {
 [[noreturn]] void fail(const char* op, const char* argument, const std::string& expected,
                        const std::string& got);
 
+// As Tensor::scalar_type(), which asks libtorch for the number of one dtype after the other: a dozen calls for
+// bfloat16, and checks ask often.
+ScalarType scalar_type_of(const Tensor& tensor);
 // The dtype of a tensor that passed check_floating.
 Dtype dtype_of(const Tensor& tensor);
 
@@ -36,6 +39,7 @@ std::string device_text(const Tensor& tensor);
 void check_floating(const char* op, NamedTensor value);
 // `value` has the dtype `dtype`, described as «that of `origin`».
 void check_dtype(const char* op, NamedTensor value, ScalarType dtype, const char* origin);
+void check_same_dtype(const char* op, NamedTensor value, NamedTensor like);
 // `value` has the dtype of `like`, or float32.
 void check_dtype_or_float32(const char* op, NamedTensor value, NamedTensor like);
 void check_same_shape(const char* op, NamedTensor value, NamedTensor like);

@@ -44,7 +44,7 @@ void check_weight(const char* op, const char* name, const Tensor& x, const Tenso
   if (!weight.is_contiguous()) {
     fail(op, name, "contiguous rows", "strides");
   }
-  check_dtype(op, {name, weight}, x.scalar_type(), "that of x");
+  check_dtype(op, {name, weight}, scalar_type_of(x), "that of x");
   check_same_device(op, {name, weight}, {"x", x});
 }
 
@@ -70,7 +70,7 @@ void check_arguments(const char* op, const Tensor& out, const Tensor& x,
   if (!out.is_contiguous()) {
     fail(op, "out", "contiguous memory", "strides");
   }
-  check_dtype(op, {"out", out}, x.scalar_type(), "that of x");
+  check_dtype(op, {"out", out}, scalar_type_of(x), "that of x");
   check_same_device(op, {"out", out}, {"x", x});
 }
 
@@ -92,7 +92,7 @@ std::vector<Part> join_parts(const Tensor& first, const Tensor& second,
 
 Tensor new_output(const Tensor& x, const Tensor& weight) {
   const auto sizes = output_sizes(x, weight.size(0));
-  return torch::stable::new_empty(x, {sizes.data(), sizes.size()});
+  return new_tensor(x, {sizes.data(), sizes.size()});
 }
 
 namespace {

@@ -22,7 +22,7 @@ Activation check_act_arguments(const char* op, const Tensor& out, const ActArgum
   if (arguments.residual) {
     const NamedTensor residual{"residual", *arguments.residual};
     check_same_shape(op, residual, {"out", out});
-    check_dtype(op, residual, arguments.x.scalar_type(), "that of x");
+    check_dtype(op, residual, scalar_type_of(arguments.x), "that of x");
     check_same_device(op, residual, {"x", arguments.x});
     if (!residual.tensor.is_contiguous()) {
       fail(op, "residual", "contiguous memory", "strides");

@@ -93,8 +93,8 @@ void run_few_rows(const Tensor& out, const Tensor& x, const std::vector<Part>& p
 void run_many_rows(Tensor& out, const Tensor& x, const Tensor& weight,
                    const std::optional<Tensor>& bias) {
   // Where the processor multiplies bfloat16 itself, ATen's product of it is the faster one.
-  const bool direct = x.scalar_type() == ScalarType::Float ||
-                      (x.scalar_type() == ScalarType::BFloat16 && multiplies_bf16());
+  const bool direct = scalar_type_of(x) == ScalarType::Float ||
+                      (scalar_type_of(x) == ScalarType::BFloat16 && multiplies_bf16());
   if (direct && !bias && out.is_contiguous()) {
     const int64_t depth = weight.size(1), columns = weight.size(0);
     Tensor matrix = torch::stable::view(out, {out.numel() / columns, columns});

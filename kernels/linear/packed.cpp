@@ -48,10 +48,10 @@ const PackedFormat& check_packed_shape(const char* op, int64_t type, int64_t row
 }
 
 void check_bytes(const char* op, NamedTensor value, int64_t bytes) {
-  if (value.tensor.scalar_type() != ScalarType::Byte || value.tensor.dim() != 1 ||
+  if (scalar_type_of(value.tensor) != ScalarType::Byte || value.tensor.dim() != 1 ||
       value.tensor.size(0) != bytes || !value.tensor.is_contiguous()) {
     fail(op, value.name, "contiguous uint8 of shape [" + std::to_string(bytes) + "]",
-         to_text(value.tensor.scalar_type()) + " " + shape_text(value.tensor));
+         to_text(scalar_type_of(value.tensor)) + " " + shape_text(value.tensor));
   }
 }
 
@@ -63,7 +63,7 @@ Tensor new_packed_output(const char* op, const Tensor& x, int64_t rows) {
   check_has_rows(op, {"x", x});
   std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
   sizes.back() = rows < 0 ? 0 : rows;
-  return torch::stable::new_empty(x, {sizes.data(), sizes.size()});
+  return new_tensor(x, {sizes.data(), sizes.size()});
 }
 
 void check_packed_parts(const char* op, const Tensor& out, const Tensor& x,
@@ -90,7 +90,7 @@ void check_packed_parts(const char* op, const Tensor& out, const Tensor& x,
     fail(op, "out", "contiguous, the shape of x with " + std::to_string(columns) + " columns",
          shape_text(out));
   }
-  check_dtype(op, {"out", out}, x.scalar_type(), "that of x");
+  check_dtype(op, {"out", out}, scalar_type_of(x), "that of x");
   check_same_device(op, {"out", out}, {"x", x});
 }
 
@@ -115,7 +115,7 @@ void run_meta(const char*, Tensor&, const Tensor&, const std::vector<PackedPart>
 Tensor pack_weight_meta(const Tensor& blocks, int64_t type, int64_t rows, int64_t columns) {
   const PackedFormat& format = check_packed_shape("pack_weight", type, rows, columns);
   check_bytes("pack_weight", {"blocks", blocks}, block_bytes(format, rows, columns));
-  return torch::stable::new_empty(blocks, {packed_bytes(format, rows, columns)});
+  return new_tensor(blocks, {packed_bytes(format, rows, columns)});
 }
 
 }  // namespace

@@ -170,7 +170,7 @@ void run_cpu(const char* op, Tensor& out, const Tensor& x, const std::vector<Pac
 Tensor pack_weight(const Tensor& blocks, int64_t type, int64_t rows, int64_t columns) {
   const PackedFormat& format = check_packed_shape("pack_weight", type, rows, columns);
   check_bytes("pack_weight", {"blocks", blocks}, block_bytes(format, rows, columns));
-  Tensor packed = torch::stable::new_empty(blocks, {packed_bytes(format, rows, columns)});
+  Tensor packed = new_tensor(blocks, {packed_bytes(format, rows, columns)});
   const auto* from = static_cast<const uint8_t*>(blocks.const_data_ptr());
   auto* to = static_cast<uint8_t*>(packed.mutable_data_ptr());
   torch::stable::parallel_for(0, (rows + kPackedRows - 1) / kPackedRows, 16,

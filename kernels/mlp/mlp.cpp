@@ -27,7 +27,7 @@ void check_weight(const char* op, const char* name, const Tensor& weight, const 
   if (!weight.is_contiguous()) {
     fail(op, name, "contiguous rows", "strides");
   }
-  check_dtype(op, {name, weight}, x.scalar_type(), "that of x");
+  check_dtype(op, {name, weight}, scalar_type_of(x), "that of x");
   check_same_device(op, {name, weight}, {"x", x});
 }
 
@@ -61,7 +61,7 @@ Function check_arguments(const char* op, const Tensor& out, const Arguments& arg
     }
   }
   check_same_shape(op, {"out", out}, {"x", x});
-  check_dtype(op, {"out", out}, x.scalar_type(), "that of x");
+  check_dtype(op, {"out", out}, scalar_type_of(x), "that of x");
   check_same_device(op, {"out", out}, {"x", x});
   const int64_t hidden = x.size(x.dim() - 1);
   if (arguments.gate_weight.dim() != 2) {
@@ -79,7 +79,7 @@ Function check_arguments(const char* op, const Tensor& out, const Arguments& arg
 
 Tensor new_output(const char* op, const Tensor& x) {
   check_has_rows(op, {"x", x});
-  return torch::stable::new_empty(x, x.sizes());
+  return new_tensor(x, x.sizes());
 }
 
 using MetaOps = Ops<&run_meta>;

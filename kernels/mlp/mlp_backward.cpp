@@ -30,7 +30,7 @@ namespace {
 void train_meta(Tensor&, Tensor&, Tensor&, const Arguments&, Function) {}
 void run_meta(Gradients&, const Tensor&, const Arguments&, const Kept*, Function) {}
 
-Tensor like(const Tensor& tensor) { return torch::stable::new_empty(tensor, tensor.sizes()); }
+Tensor like(const Tensor& tensor) { return new_tensor(tensor, tensor.sizes()); }
 std::optional<Tensor> like(const std::optional<Tensor>& tensor) {
   return tensor ? std::optional<Tensor>(like(*tensor)) : std::nullopt;
 }
@@ -52,7 +52,7 @@ Tensor new_inner(const Arguments& arguments) {
     sizes.push_back(arguments.x.size(dim));
   }
   sizes.push_back(arguments.gate_weight.size(0));
-  return torch::stable::new_empty(arguments.x, sizes);
+  return new_tensor(arguments.x, sizes);
 }
 
 void check_kept(const char* op, const Kept& kept, const Arguments& arguments) {

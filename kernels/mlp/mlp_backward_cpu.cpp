@@ -26,7 +26,7 @@ Tensor rounded(const Tensor& tensor, ScalarType dtype) {
   return dtype == ScalarType::Float ? tensor : widened(torch::stable::to(tensor, dtype));
 }
 Tensor product(const Tensor& a, const Tensor& b) {
-  Tensor out = torch::stable::new_empty(a, {a.size(0), b.size(1)});
+  Tensor out = new_tensor(a, {a.size(0), b.size(1)});
   aten_product(out, a, b);
   return out;
 }
@@ -106,7 +106,7 @@ void train_cpu(Tensor& out, Tensor& gate, Tensor& up, const Arguments& arguments
 
 void run_backward_cpu(Gradients& gradients, const Tensor& grad_out, const Arguments& arguments,
                       const Kept* kept, Function function) {
-  const ScalarType dtype = arguments.x.scalar_type();
+  const ScalarType dtype = scalar_type_of(arguments.x);
   const int64_t rows = count_rows(arguments.x), hidden = arguments.down_weight.size(0);
   const Tensor gate_weight = widened(arguments.gate_weight);
   const Tensor up_weight = widened(arguments.up_weight);

@@ -53,7 +53,7 @@ void train_cuda(Tensor& out, Tensor& gate, Tensor& up, const Arguments& argument
   const Tensor x = torch::stable::view(arguments.x, {rows, hidden});
   Tensor gates = torch::stable::view(gate, {rows, inner});
   Tensor ups = torch::stable::view(up, {rows, inner});
-  const Tensor activated = torch::stable::new_empty(x, {rows, inner});
+  const Tensor activated = new_tensor(x, {rows, inner});
   if (takes_tiles(scope, arguments, rows)) {
     GateUpProblem problem = describe_gate_up(arguments, function, rows, activated);
     problem.gate = gates.mutable_data_ptr();
@@ -86,12 +86,11 @@ void run_backward_cuda(Gradients& gradients, const Tensor& grad_out, const Argum
   const Tensor incoming = torch::stable::view(grad_out, {rows, hidden});
   // What was kept stays; products that are made here become their gradients where they lie.
   const auto inner_of = [&](const Tensor& weight, const std::optional<Tensor>& bias) {
-    return kept == nullptr ? aten_linear(x, weight, bias)
-                           : torch::stable::new_empty(x, {rows, inner});
+    return kept == nullptr ? aten_linear(x, weight, bias) : new_tensor(x, {rows, inner});
   };
   Tensor gate = inner_of(arguments.gate_weight, arguments.gate_bias);
   Tensor up = inner_of(arguments.up_weight, arguments.up_bias);
-  Tensor activated = torch::stable::new_empty(x, {rows, inner});
+  Tensor activated = new_tensor(x, {rows, inner});
   const Kept products = kept == nullptr ? Kept{gate, up} : *kept;
   make_gradients(scope, {incoming, arguments.down_weight, products, gate, up, activated, function});
   if (gradients.gate_weight) {

@@ -90,7 +90,7 @@ struct BackwardOps {
     Gradients gradients = new_gradients(arguments, weights);
     kRun(gradients, grad_out, arguments, kept, function);
     const auto or_empty = [&](const std::optional<Tensor>& tensor) {
-      return tensor ? *tensor : torch::stable::new_empty(arguments.x, {0});
+      return tensor ? *tensor : new_tensor(arguments.x, {0});
     };
     return {gradients.x,
             or_empty(gradients.gate_weight),

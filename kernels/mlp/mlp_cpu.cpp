@@ -94,7 +94,7 @@ void product_into(Tensor& out, const Tensor& x, const Tensor& weight,
 void run_direct(Tensor& outs, Tensor& all, const Arguments& arguments, Function function) {
   const int64_t rows = all.size(0), inner = arguments.gate_weight.size(0);
   const std::vector<int64_t> sizes = {std::min(kBlockRows, rows), inner};
-  Tensor gates = torch::stable::new_empty(all, sizes), ups = torch::stable::new_empty(all, sizes);
+  Tensor gates = new_tensor(all, sizes), ups = new_tensor(all, sizes);
   for (int64_t begin = 0; begin < rows; begin += kBlockRows) {
     const int64_t count = std::min(kBlockRows, rows - begin);
     const Tensor x = torch::stable::narrow(all, 0, begin, count);
@@ -110,7 +110,7 @@ void run_direct(Tensor& outs, Tensor& all, const Arguments& arguments, Function 
 
 // Elsewhere the products are float32, of weights that are widened once for all rows.
 void run_widened(Tensor& outs, Tensor& all, const Arguments& arguments, Function function) {
-  const ScalarType dtype = all.scalar_type();
+  const ScalarType dtype = scalar_type_of(all);
   const Tensor gate_weight = widened(arguments.gate_weight);
   const Tensor up_weight = widened(arguments.up_weight);
   const Tensor down_weight = widened(arguments.down_weight);
@@ -128,7 +128,7 @@ void run_widened(Tensor& outs, Tensor& all, const Arguments& arguments, Function
 }
 
 void run_many_rows(Tensor& out, const Arguments& arguments, Function function, int64_t rows) {
-  const ScalarType dtype = arguments.x.scalar_type();
+  const ScalarType dtype = scalar_type_of(arguments.x);
   const int64_t hidden = arguments.down_weight.size(0);
   Tensor all = torch::stable::view(arguments.x, {rows, hidden});
   Tensor outs = torch::stable::view(out, {rows, hidden});

@@ -90,7 +90,7 @@ FormProblem check_gated(const char* op, NamedTensor out, const GatedArguments& a
   problem.variant = static_cast<Variant>(arguments.variant);
   problem.function = static_cast<GateFunction>(arguments.act);
   if (arguments.gate_first && problem.variant == Variant::kCastBeforeWeight) {
-    check_dtype(op, {"weight", arguments.weight}, x.scalar_type(),
+    check_dtype(op, {"weight", arguments.weight}, scalar_type_of(x),
                 "that of x, in variant 0 with the gate first");
   }
   problem.weight_dtype = dtype_of(arguments.weight);
@@ -122,7 +122,8 @@ FormProblem check_layer(const char* op, NamedTensor out, const LayerArguments& a
     check({"weight", *arguments.weight});
     problem.weight = read_pointer(*arguments.weight);
     if (arguments.bias) {
-      check_dtype(op, {"bias", *arguments.bias}, arguments.weight->scalar_type(), "that of weight");
+      check_dtype(op, {"bias", *arguments.bias}, scalar_type_of(*arguments.weight),
+                  "that of weight");
     }
   }
   return problem;
@@ -163,8 +164,7 @@ FormBackwardProblem check_form_backward(const char* op, const FormProblem& call,
 }
 
 Tensor new_layer_gradient(const Tensor& x, const std::optional<Tensor>& weight) {
-  return torch::stable::new_empty(x, {x.size(x.dim() - 1)},
-                                  weight ? weight->scalar_type() : x.scalar_type());
+  return new_tensor(x, {x.size(x.dim() - 1)}, weight ? scalar_type_of(*weight) : scalar_type_of(x));
 }
 
 using MetaFormOps = FormOps<&run_meta, &run_backward_meta>;

@@ -60,7 +60,7 @@ struct FormOps {
   }
   static Tensor gated_rms_norm(const Tensor& x, const Tensor& gate, const Tensor& weight,
                                double eps, int64_t variant, int64_t act, bool gate_first) {
-    Tensor out = torch::stable::new_empty(x, x.sizes());
+    Tensor out = new_tensor(x, x.sizes());
     kRun(check_gated("gated_rms_norm", {"out", out},
                      {x, gate, weight, eps, variant, act, gate_first}),
          x);
@@ -69,8 +69,9 @@ struct FormOps {
   static void run_gated_backward(const char* op, const FormGradients& gradients,
                                  const GatedArguments& arguments) {
     const FormProblem call = check_gated(op, {"grad_out", gradients.grad_out}, arguments);
-    FormBackwardProblem problem = check_form_backward(
-        op, call, arguments.x, gradients, arguments.weight.scalar_type(), arguments.weight.numel());
+    FormBackwardProblem problem =
+        check_form_backward(op, call, arguments.x, gradients, scalar_type_of(arguments.weight),
+                            arguments.weight.numel());
     kRunBackward(problem, arguments.x);
   }
   static void gated_rms_norm_backward_out(Tensor grad_x, Tensor grad_gate, Tensor grad_weight,
@@ -84,9 +85,9 @@ struct FormOps {
   static std::tuple<Tensor, Tensor, Tensor> gated_rms_norm_backward(
       const Tensor& grad_out, const Tensor& x, const Tensor& gate, const Tensor& weight, double eps,
       int64_t variant, int64_t act, bool gate_first) {
-    Tensor grad_x = torch::stable::new_empty(x, x.sizes());
-    Tensor grad_gate = torch::stable::new_empty(gate, gate.sizes());
-    Tensor grad_weight = torch::stable::new_empty(weight, weight.sizes());
+    Tensor grad_x = new_tensor(x, x.sizes());
+    Tensor grad_gate = new_tensor(gate, gate.sizes());
+    Tensor grad_weight = new_tensor(weight, weight.sizes());
     run_gated_backward("gated_rms_norm_backward",
                        {grad_out, grad_x, &grad_gate, grad_weight, nullptr},
                        {x, gate, weight, eps, variant, act, gate_first});
@@ -99,7 +100,7 @@ struct FormOps {
   }
   static Tensor layer_norm(const Tensor& x, const std::optional<Tensor>& weight,
                            const std::optional<Tensor>& bias, double eps) {
-    Tensor out = torch::stable::new_empty(x, x.sizes());
+    Tensor out = new_tensor(x, x.sizes());
     kRun(check_layer("layer_norm", {"out", out}, {x, weight, bias, eps}), x);
     return out;
   }
@@ -107,9 +108,9 @@ struct FormOps {
                                  const std::optional<Tensor>& weight, double eps) {
     const FormProblem call =
         check_layer(op, {"grad_out", gradients.grad_out}, {x, weight, std::nullopt, eps});
-    FormBackwardProblem problem =
-        check_form_backward(op, call, x, gradients,
-                            weight ? weight->scalar_type() : x.scalar_type(), x.size(x.dim() - 1));
+    FormBackwardProblem problem = check_form_backward(
+        op, call, x, gradients, weight ? scalar_type_of(*weight) : scalar_type_of(x),
+        x.size(x.dim() - 1));
     kRunBackward(problem, x);
   }
   static void layer_norm_backward_out(Tensor grad_x, Tensor grad_weight, Tensor grad_bias,
@@ -122,7 +123,7 @@ struct FormOps {
                                                                 const Tensor& x,
                                                                 const std::optional<Tensor>& weight,
                                                                 double eps) {
-    Tensor grad_x = torch::stable::new_empty(x, x.sizes());
+    Tensor grad_x = new_tensor(x, x.sizes());
     Tensor grad_weight = new_layer_gradient(x, weight), grad_bias = new_layer_gradient(x, weight);
     run_layer_backward("layer_norm_backward", {grad_out, grad_x, nullptr, grad_weight, &grad_bias},
                        x, weight, eps);

@@ -47,8 +47,8 @@ void check_rows_like_x(const char* op, NamedTensor value, const Tensor& x) {
 }
 
 ScalarType output_dtype(const Tensor& x, const Tensor& weight, int64_t variant) {
-  return variant == static_cast<int64_t>(Variant::kCastBeforeWeight) ? weight.scalar_type()
-                                                                     : x.scalar_type();
+  return variant == static_cast<int64_t>(Variant::kCastBeforeWeight) ? scalar_type_of(weight)
+                                                                     : scalar_type_of(x);
 }
 
 // Meta tensors have no memory: the checks are all there is to do.
@@ -82,7 +82,7 @@ Problem check_problem(const char* op, NamedTensor out, const Tensor* sum, const 
     for (const NamedTensor& value :
          {NamedTensor{"residual", *residual}, NamedTensor{"sum_out", *sum}}) {
       check_rows_like_x(op, value, x);
-      check_dtype(op, value, x.scalar_type(), "that of x");
+      check_dtype(op, value, scalar_type_of(x), "that of x");
     }
     problem.residual = read_pointer(*residual);
     problem.residual_rows = row_layout(op, {"residual", *residual});
@@ -93,7 +93,7 @@ Problem check_problem(const char* op, NamedTensor out, const Tensor* sum, const 
 }
 
 Tensor new_output(const Tensor& x, const Tensor& weight, int64_t variant) {
-  return torch::stable::new_empty(x, x.sizes(), output_dtype(x, weight, variant));
+  return new_tensor(x, x.sizes(), output_dtype(x, weight, variant));
 }
 
 using MetaOps = Ops<&run_meta>;

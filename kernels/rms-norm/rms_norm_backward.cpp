@@ -47,7 +47,7 @@ BackwardProblem check_backward(const char* op, const Tensor& grad_x, const Tenso
   problem.grad_out_rows = forward.out_rows;
   const auto check_like_x = [&](NamedTensor value) {
     check_same_shape(op, value, {"x", x});
-    check_dtype(op, value, x.scalar_type(), "that of x");
+    check_dtype(op, value, scalar_type_of(x), "that of x");
     check_same_device(op, value, {"x", x});
     check_rows(op, value);
   };
@@ -60,7 +60,7 @@ BackwardProblem check_backward(const char* op, const Tensor& grad_x, const Tenso
     problem.grad_sum_rows = row_layout(op, {"grad_sum", *grad_sum});
   }
   check_same_shape(op, {"grad_weight", grad_weight}, {"weight", weight});
-  check_dtype(op, {"grad_weight", grad_weight}, weight.scalar_type(), "that of weight");
+  check_dtype(op, {"grad_weight", grad_weight}, scalar_type_of(weight), "that of weight");
   check_same_device(op, {"grad_weight", grad_weight}, {"x", x});
   check_rows(op, {"grad_weight", grad_weight});
   problem.grad_weight = write_pointer(grad_weight);

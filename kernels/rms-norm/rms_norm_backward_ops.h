@@ -37,8 +37,8 @@ struct BackwardOps {
   static std::tuple<Tensor, Tensor> rms_norm_backward(const Tensor& grad_out, const Tensor& x,
                                                       const Tensor& weight, double eps,
                                                       int64_t variant) {
-    Tensor grad_x = torch::stable::new_empty(x, x.sizes());
-    Tensor grad_weight = torch::stable::new_empty(weight, weight.sizes());
+    Tensor grad_x = new_tensor(x, x.sizes());
+    Tensor grad_weight = new_tensor(weight, weight.sizes());
     run("rms_norm_backward", grad_x, grad_weight, grad_out, nullptr, x, weight, eps, variant);
     return {grad_x, grad_weight};
   }
@@ -46,8 +46,8 @@ struct BackwardOps {
                                                           const Tensor& grad_sum, const Tensor& sum,
                                                           const Tensor& weight, double eps,
                                                           int64_t variant) {
-    Tensor grad_x = torch::stable::new_empty(sum, sum.sizes());
-    Tensor grad_weight = torch::stable::new_empty(weight, weight.sizes());
+    Tensor grad_x = new_tensor(sum, sum.sizes());
+    Tensor grad_weight = new_tensor(weight, weight.sizes());
     run("add_rms_norm_backward", grad_x, grad_weight, grad_out, &grad_sum, sum, weight, eps,
         variant);
     return {grad_x, grad_weight};

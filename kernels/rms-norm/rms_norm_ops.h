@@ -20,12 +20,13 @@ Tensor new_output(const Tensor& x, const Tensor& weight, int64_t variant);
 // The four ops for a device whose work is done by kRun.
 template <void (*kRun)(const Problem&, const Tensor& x)>
 struct Ops {
-  static void rms_norm_out(Tensor out, const Tensor& x, const Tensor& weight, double eps,
+  static void rms_norm_out(Tensor& out, const Tensor& x, const Tensor& weight, double eps,
                            int64_t variant) {
     kRun(check_problem("rms_norm_out", {"out", out}, nullptr, x, nullptr, weight, eps, variant), x);
   }
-  static void add_rms_norm_out(Tensor out, Tensor sum_out, const Tensor& x, const Tensor& residual,
-                               const Tensor& weight, double eps, int64_t variant) {
+  static void add_rms_norm_out(Tensor& out, Tensor& sum_out, const Tensor& x,
+                               const Tensor& residual, const Tensor& weight, double eps,
+                               int64_t variant) {
     kRun(check_problem("add_rms_norm_out", {"out", out}, &sum_out, x, &residual, weight, eps,
                        variant),
          x);
@@ -39,7 +40,7 @@ struct Ops {
                                                  const Tensor& weight, double eps,
                                                  int64_t variant) {
     Tensor out = new_output(x, weight, variant);
-    Tensor sum = torch::stable::new_empty(x, x.sizes());
+    Tensor sum = new_tensor(x, x.sizes());
     kRun(check_problem("add_rms_norm", {"out", out}, &sum, x, &residual, weight, eps, variant), x);
     return {out, sum};
   }

@@ -35,7 +35,7 @@ void check_weight(const char* op, NamedTensor weight, const Tensor& query, bool 
   if (may_be_float) {
     check_dtype_or_float32(op, weight, {"query", query});
   } else {
-    check_dtype(op, weight, query.scalar_type(), "that of query, in variant 0");
+    check_dtype(op, weight, scalar_type_of(query), "that of query, in variant 0");
   }
   check_rows(op, weight);
   check_same_device(op, weight, {"query", query});
@@ -57,10 +57,11 @@ void add_norm(const char* op, const NormArguments& arguments, const Tensor& quer
   const Tensor &first = arguments.query_weight, &second = arguments.key_weight;
   check_weight(op, {"query_weight", first}, query, may_be_float);
   check_weight(op, {"key_weight", second}, query, may_be_float);
-  check_dtype(op, {"key_weight", second}, first.scalar_type(), "that of query_weight");
+  check_dtype(op, {"key_weight", second}, scalar_type_of(first), "that of query_weight");
   norm.weight[0] = read_pointer(first);
   norm.weight[1] = read_pointer(second);
-  norm.float_weights = first.scalar_type() == ScalarType::Float && problem.dtype != Dtype::kFloat32;
+  norm.float_weights =
+      scalar_type_of(first) == ScalarType::Float && problem.dtype != Dtype::kFloat32;
   norm.eps = static_cast<float>(arguments.eps);
   problem.is_normed = true;
 }

@@ -42,8 +42,8 @@ struct NormOps {
                                                 const Tensor& key_weight, const Tensor& cos,
                                                 const Tensor& sin, double eps, int64_t variant,
                                                 bool interleaved) {
-    Tensor query_out = torch::stable::new_empty(query, query.sizes());
-    Tensor key_out = torch::stable::new_empty(key, key.sizes());
+    Tensor query_out = new_tensor(query, query.sizes());
+    Tensor key_out = new_tensor(key, key.sizes());
     run("norm_rotary", {query_out, key_out, query, key, cos, sin},
         {query_weight, key_weight, eps, variant}, interleaved);
     return {query_out, key_out};

@@ -35,7 +35,7 @@ Heads describe_heads(const char* op, NamedTensor out, NamedTensor in, NamedTenso
   check_four_dims(op, in);
   check_same_shape(op, out, in);
   for (const NamedTensor& value : {in, out}) {
-    check_dtype(op, value, query.tensor.scalar_type(), "that of query");
+    check_dtype(op, value, scalar_type_of(query.tensor), "that of query");
     check_same_device(op, value, query);
     check_rows(op, value);
   }
@@ -70,7 +70,7 @@ Table describe_table(const char* op, NamedTensor table, NamedTensor cos, const T
   }
   check_dtype_or_float32(op, table, {"query", query});
   check_same_shape(op, table, cos);
-  check_dtype(op, table, cos.tensor.scalar_type(), "that of cos");
+  check_dtype(op, table, scalar_type_of(cos.tensor), "that of cos");
   check_same_device(op, table, {"query", query});
   check_rows(op, table);
   return {read_pointer(t), {t.size(0) == 1 ? 0 : t.stride(0), t.stride(1)}};
@@ -92,7 +92,7 @@ Problem check_problem(const char* op, const Arguments& arguments, bool interleav
   problem.sin = describe_table(op, {"sin", arguments.sin}, cos, arguments.query);
   problem.dtype = dtype_of(arguments.query);
   problem.float_tables =
-      arguments.cos.scalar_type() == ScalarType::Float && problem.dtype != Dtype::kFloat32;
+      scalar_type_of(arguments.cos) == ScalarType::Float && problem.dtype != Dtype::kFloat32;
   problem.interleaved = interleaved;
   problem.inverse = inverse;
   problem.batch = arguments.query.size(0);

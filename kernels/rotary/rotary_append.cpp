@@ -21,7 +21,7 @@ namespace graft_kernels::rotary {
 namespace {
 
 void check_like_query(const char* op, NamedTensor value, const Tensor& query) {
-  check_dtype(op, value, query.scalar_type(), "that of query");
+  check_dtype(op, value, scalar_type_of(query), "that of query");
   check_same_device(op, value, {"query", query});
   check_rows(op, value);
 }
@@ -49,8 +49,8 @@ void check_sizes(const char* op, NamedTensor value, std::initializer_list<int64_
 
 const int32_t* read_counts(const char* op, NamedTensor value, const Tensor& query) {
   check_sizes(op, value, {query.size(0)});
-  if (value.tensor.scalar_type() != ScalarType::Int) {
-    fail(op, value.name, "int32", to_text(value.tensor.scalar_type()));
+  if (scalar_type_of(value.tensor) != ScalarType::Int) {
+    fail(op, value.name, "int32", to_text(scalar_type_of(value.tensor)));
   }
   check_same_device(op, value, {"query", query});
   check_rows(op, value);
@@ -68,7 +68,7 @@ void describe_tables(const char* op, const AppendArguments& arguments, AppendPro
   }
   check_same_shape(op, {"sin", arguments.sin}, {"cos", cos});
   check_dtype_or_float32(op, {"cos", cos}, {"query", query});
-  check_dtype(op, {"sin", arguments.sin}, cos.scalar_type(), "that of cos");
+  check_dtype(op, {"sin", arguments.sin}, scalar_type_of(cos), "that of cos");
   for (const NamedTensor& table : {NamedTensor{"cos", cos}, NamedTensor{"sin", arguments.sin}}) {
     check_same_device(op, table, {"query", query});
     check_rows(op, table);
@@ -80,7 +80,8 @@ void describe_tables(const char* op, const AppendArguments& arguments, AppendPro
   problem.table_stride[1] = arguments.sin.stride(0);
   problem.table_rows = cos.size(0);
   base.rotary_dim = cos.size(1);
-  base.float_tables = cos.scalar_type() == ScalarType::Float && dtype_of(query) != Dtype::kFloat32;
+  base.float_tables =
+      scalar_type_of(cos) == ScalarType::Float && dtype_of(query) != Dtype::kFloat32;
 }
 
 void describe_cache(const char* op, const AppendArguments& arguments, AppendProblem& problem) {

@@ -33,8 +33,8 @@ struct Ops {
   static std::tuple<Tensor, Tensor> rotary(const Tensor& query, const Tensor& key,
                                            const Tensor& cos, const Tensor& sin, bool interleaved,
                                            bool inverse) {
-    Tensor query_out = torch::stable::new_empty(query, query.sizes());
-    Tensor key_out = torch::stable::new_empty(key, key.sizes());
+    Tensor query_out = new_tensor(query, query.sizes());
+    Tensor key_out = new_tensor(key, key.sizes());
     kRun(check_problem("rotary", {query_out, key_out, query, key, cos, sin}, interleaved, inverse),
          query);
     return {query_out, key_out};
