@@ -13,7 +13,6 @@
 
 #include <cstdint>
 
-#include "kernels/common/l2_policy.cuh"
 #include "kernels/common/overlap.cuh"
 #include "kernels/common/vec.cuh"
 
@@ -57,13 +56,12 @@ __device__ __forceinline__ void add_product(float (&c)[4], uint32_t a0, uint32_t
 }
 
 // What is read once. A quad's 64 bytes are half a line: L2 fetches the other half with them, for the load that
-// follows. `policy`: l2_policy.cuh.
-__device__ __forceinline__ uint4 load_words(const void* from, uint64_t policy) {
+// follows.
+__device__ __forceinline__ uint4 load_words(const void* from) {
   uint4 words;
-  asm volatile(
-      "ld.global.L1::no_allocate.L2::cache_hint.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
-      : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
-      : "l"(from), "l"(policy));
+  asm volatile("ld.global.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
+               : "l"(from));
   return words;
 }
 
@@ -82,11 +80,7 @@ class Cursor {
         num_tiles_(num_tiles),
         depth_(depth),
         num_steps_(num_steps),
-        tile_(blockIdx.x),
-        policy_(int64_t{num_tiles} * kTileRows * depth * static_cast<int>(sizeof(T)) >=
-                        kLargeWeightBytes
-                    ? leave_unchanged()
-                    : keep_normally()) {
+        tile_(blockIdx.x) {
     find_rows();
   }
 
@@ -97,8 +91,8 @@ class Cursor {
     for (int chunk = 0; chunk < kStepChunks; ++chunk) {
       const int column = first + chunk * kChunkColumns;
       const bool is_there = tile_ < num_tiles_ && column < depth_;
-      step.low[chunk] = is_there ? load_words(low_ + column, policy_) : uint4{};
-      step.high[chunk] = is_there ? load_words(high_ + column, policy_) : uint4{};
+      step.low[chunk] = is_there ? load_words(low_ + column) : uint4{};
+      step.high[chunk] = is_there ? load_words(high_ + column) : uint4{};
     }
     if (++index_ == num_steps_) {
       index_ = 0;
@@ -119,7 +113,6 @@ class Cursor {
   const Source& source_;
   int num_tiles_, depth_, num_steps_;
   int tile_, index_ = 0;
-  uint64_t policy_;
   const T* low_ = nullptr;
   const T* high_ = nullptr;
 };

@@ -1,8 +1,8 @@
-// How long L2 keeps what a load or copy brings. Device code, no Torch.
+// How long L2 keeps what a copy brings. Device code, no Torch.
 //
 // What is read once displaces lines that others wrote, which the memory then has to take in small pieces between the
-// reads. Measured on one H200 with L2 full of such lines (docs/benchmarks.md, linear): weights of a few times L2 are read
-// fastest as the first to go, far larger ones without a priority of their own.
+// reads; copies of weights of up to a few times L2 are faster as the first to go (docs/benchmarks.md, linear). NOTE: a
+// load with the normal priority named is not one without: plain loads of weights lose by either.
 #pragma once
 
 #include <cstdint>
@@ -21,11 +21,6 @@ __device__ __forceinline__ uint64_t keep_normally() {
 __device__ __forceinline__ uint64_t let_go_first() {
   uint64_t policy;
   asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-  return policy;
-}
-__device__ __forceinline__ uint64_t leave_unchanged() {
-  uint64_t policy;
-  asm("createpolicy.fractional.L2::evict_unchanged.b64 %0, 1.0;" : "=l"(policy));
   return policy;
 }
 #endif

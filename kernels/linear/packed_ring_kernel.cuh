@@ -1,9 +1,9 @@
 // The products of packed_kernel.cuh for up to four rows of x on Hopper: one kernel rounds x and multiplies.
 //
 // A block has its share of the groups of eight rows. One thread keeps rings of stages filled by bulk copies, each of
-// consecutive chunks of one group; the copies are on their way while the others round x into shared memory. Teams of
-// four warps have a group and a ring each, so that what a team waits for at the end of a group is hidden behind the
-// others. Device code, no Torch.
+// consecutive chunks of one group; the copies are on their way while the others round x into shared memory. Two teams
+// of eight warps have a group and a ring each, so that what a team waits for at the end of a group is hidden behind the
+// other. Device code, no Torch.
 #pragma once
 
 #include "kernels/common/l2_policy.cuh"
@@ -12,8 +12,9 @@
 
 namespace graft_kernels::linear {
 
-inline constexpr int kTeams = 4;
-inline constexpr int kTeamWarps = 4;
+inline constexpr int kTeams = 2;
+// As many as packed_kernel has, so that a row's sums have its order, and its bits.
+inline constexpr int kTeamWarps = kPackedWarps;
 inline constexpr int kTeamThreads = 32 * kTeamWarps;
 inline constexpr int kRingWorkers = kTeams * kTeamThreads;
 inline constexpr int kPackedRingThreads = kRingWorkers + 32;
@@ -179,6 +180,7 @@ __device__ __forceinline__ void multiply_group(const uint8_t* ring, PackedRing<k
   using P = Piece<kFormat>;
   using Ring = PackedRing<kFormat>;
   constexpr int kStep = kTeamWarps * P::kChunks;
+  static_assert(Ring::kChunks % kStep == 0);
   const int own = threadIdx.x / 32 % kTeamWarps * P::kChunks + threadIdx.x % 32 / P::kLanes;
   for (int before = 0; before < x.chunks; before += Ring::kChunks) {
     const uint8_t* chunks = ring + slot.stage * Ring::kStageBytes;
