@@ -2,7 +2,8 @@
 // code, no Torch; nothing happens before sm_90.
 //
 // A kernel that was launched to overlap (cuda_launch.h) may touch nothing that earlier kernels write, nor
-// write anything that they read, before wait_for_previous(). Every thread calls it.
+// write anything that they read, before wait_for_previous(). Every thread calls it. Weights that it reads before ask for
+// launch_reading_ahead().
 #pragma once
 
 namespace graft_kernels {

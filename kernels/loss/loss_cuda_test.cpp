@@ -195,6 +195,7 @@ TEST_F(AddedRows, CanBeCapturedIntoAGraph) {
   const auto work = [&] { package("add_rows_", sums, rows, sorted, order, -1); };
   work();
   const at::Tensor first = sums.clone();
+  cudaDeviceSynchronize();  // the other stream does not wait for this one
   const testing::CurrentStream stream;
   const testing::CapturedGraph graph(stream, work);
   sums.copy_(before);
