@@ -6,7 +6,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "kernels/common/device_suite.h"
+#include "kernels/common/test_suite.h"
 
 namespace graft_kernels::activation {
 namespace {

@@ -7,7 +7,7 @@
 
 #include <gtest/gtest.h>
 
-#include "kernels/common/device_suite.h"
+#include "kernels/common/test_suite.h"
 
 namespace graft_kernels::rotary {
 
