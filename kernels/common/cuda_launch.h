@@ -61,7 +61,7 @@ class CudaScope {
   bool is_hopper() const { return attribute(cudaDevAttrComputeCapabilityMajor) == 9; }
 
   // Whether a launch may overlap the end of the one before (overlap.cuh). Beside what the device gains, such a launch
-  // costs the host 0.6 µs less.
+  // costs the host 0.3 to 0.6 µs less.
   bool may_overlap() const { return is_hopper(); }
 
   // Whether its kernel may also read weights before what was launched before is done: inside a capture alone.
