@@ -12,7 +12,8 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench/results"
 # The rows of the H200 that tell most: shapes of real models, and where the kernels are weakest.
-RMS_NORM = ["1x4096", "32x4096", "32768x256", "8192x4096", "8192x8192", "8192x16384", "4096x65536"]
+RMS_NORM = ["1x4096", "32x4096", "32768x256", "8192x4096", "8192x5120", "8192x8192", "8192x16384", "8192x32768",
+            "4096x65536", "2048x131072", "1024x262144", "27030x24x128"]
 # The rows of the H100: where Hopper's own paths are, and the norms beside RMSNorm.
 NORMS = ["8192x4096", "8192x5120", "8192x16384", "8192x32768", "4096x65536", "2048x131072", "1024x262144",
          "27030x24x128", "262144x128", "8192x1024"]
@@ -20,7 +21,6 @@ ACTIVATION = ["8192x14336", "1x14336"]
 ACTIVATION_H100 = [*ACTIVATION, "8192x2880", "32x2880", "1x2880"]
 NORM_ROTARY = ["B4 S4096 32+8 heads of 128", "B4 S4096 32+8 heads of 64", "B1 S27030 24+24 heads of 128",
                "B4 S4096 8+4 heads of 256", "B1 S1 32+8 heads of 128", "B32 S1 32+8 heads of 128", "B1 S1 8+4 heads of 256"]
-ROTARY = ["B4 S4096 32+8 heads of 128", "B4 S4096 32+8 heads of 64", "B1 S1 32+8 heads of 128"]
 
 
 def rows(path):
@@ -266,7 +266,7 @@ def main():
                                     "norms": kernel_table("rms_norm", NORMS, "h100"),
                                     "activation": kernel_table("activation", ACTIVATION),
                                     "activation-h100": kernel_table("activation", ACTIVATION_H100, "h100"),
-                                    "rotary": kernel_table("rotary", ROTARY),
+                                    "rotary": kernel_table("rotary", NORM_ROTARY),
                                     "norm-rotary": kernel_table("rotary", NORM_ROTARY, "h100"), "loss": work_table("loss"),
                                     "linear": work_table("linear"), "mlp": work_table("mlp"),
                                     "attention": work_table("attention", op="attention"),
