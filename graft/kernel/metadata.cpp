@@ -175,6 +175,9 @@ std::optional<Arch> parse_arch(std::string_view text) {
     arch.suffix = text.back();
     text.remove_suffix(1);
   }
+  if (text.find_first_not_of("0123456789.") != std::string_view::npos) {
+    return std::nullopt;  // from_chars would read a sign
+  }
   int major = 0, minor = 0;
   const char* end = text.data() + text.size();
   const auto dot = std::from_chars(text.data(), end, major);
@@ -182,10 +185,7 @@ std::optional<Arch> parse_arch(std::string_view text) {
     return std::nullopt;
   }
   const auto last = std::from_chars(dot.ptr + 1, end, minor);
-  if (last.ec != std::errc() || last.ptr != end) {
-    return std::nullopt;
-  }
-  if (major < 0 || major > kLargestMajor || minor < 0 || minor > 9) {
+  if (last.ec != std::errc() || last.ptr != end || major > kLargestMajor || minor > 9) {
     return std::nullopt;
   }
   arch.capability = major * 10 + minor;
