@@ -118,16 +118,15 @@ def forward(model: nn.Module, layer: type) -> Callable:
     output's logits wait until they are read; every other call is the class's own."""
     own, softcap = type(model).forward, softcap_of(model)
     _tie(model, layer)
-    names = list(inspect.signature(own).parameters)
-    position = names.index("labels") - 1 if "labels" in names else len(names)
+    names = list(inspect.signature(own).parameters)[1:]
     loss, counted = layer(), positions.of(model)
 
     @functools.wraps(own)  # Trainer reads the signature
     def fused(self, *args, **kwargs):
-        labels = kwargs.get("labels", args[position] if position < len(args) else None)
-        if labels is None or not _trains(self):
+        given = dict(zip(names, args), **kwargs)
+        if given.get("labels") is None or not _trains(self):
             return own(self, *args, **kwargs)
-        with _tied(self) as weight_of, counted(args, kwargs):
+        with _tied(self) as weight_of, counted(given):
             view = View(self, **{HEAD: _head_of(self), LOSS: functools.partial(_loss_of, self, loss, softcap, weight_of)})
             return _finish(own(view, *args, **kwargs), functools.partial(_logits_of, self, softcap))
 

@@ -44,15 +44,14 @@ def _remember() -> None:
 
 
 def of(model: nn.Module):
-    """Returns a function that makes the context for a call of a causal model from the call's arguments."""
+    """Returns a function that makes the context for a call of a causal model from the call's arguments by name."""
     base = getattr(model, model.base_model_prefix, None)
     if base is None or "arange" not in inspect.unwrap(type(base).forward).__code__.co_names:
-        return lambda args, kwargs: contextlib.nullcontext()
+        return lambda given: contextlib.nullcontext()
     _remember()
-    names, known = list(inspect.signature(type(model).forward).parameters)[1:], set()
+    known = set()
 
-    def counted(args, kwargs):
-        given = dict(zip(names, args), **kwargs)
+    def counted(given: dict):
         if any(given.get(name) is not None for name in _NOT_GIVEN):
             return contextlib.nullcontext()
         return _counted(known)
