@@ -29,7 +29,9 @@ void launch(const BackwardCall& call, cudaStream_t stream) {
   const unsigned passes = static_cast<unsigned>(call.tiles());
   sm90::attention_bwd_prepare_kernel<T, kD><<<passes, sm90::kPassThreads, 0, stream>>>(call);
   check_cuda(cudaGetLastError(), "attention_bwd_prepare_kernel");
-  const auto kernel = sm90::attention_bwd_sm90_kernel<T, kD>;
+  const auto kernel = call.packing.queries == nullptr
+                          ? sm90::attention_bwd_sm90_kernel<T, kD, false>
+                          : sm90::attention_bwd_sm90_kernel<T, kD, true>;
   check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, L::kBytes),
              "cudaFuncSetAttribute");
   kernel<<<static_cast<unsigned>(base.batch * base.key_heads * call.key_tiles),

@@ -70,7 +70,7 @@ struct BackwardTask {
   int first_tile;  // the sequence's first row of sums and statistics
 };
 
-template <int kD>
+template <int kD, bool kPacked>
 __device__ __forceinline__ BackwardTask backward_task(const BackwardCall& call) {
   constexpr int kTile = BackwardLayout<kD>::kTile;
   const Problem& base = call.problem.base;
@@ -84,7 +84,9 @@ __device__ __forceinline__ BackwardTask backward_task(const BackwardCall& call) 
   const int head = first_head + index % section_heads, tile = index / section_heads;
   BackwardTask task;
   task.key_head = head % key_heads;
-  if (call.packing.queries == nullptr) {
+  if constexpr (kPacked) {
+    task.span = find_span<kBackwardKeys, true>(call.problem, call.packing, tile);
+  } else {
     task.span = {head / key_heads,
                  0,
                  static_cast<int>(base.queries),
@@ -93,8 +95,6 @@ __device__ __forceinline__ BackwardTask backward_task(const BackwardCall& call) 
                  tile,
                  0,
                  true};
-  } else {
-    task.span = find_span<kBackwardKeys, true>(call.problem, call.packing, tile);
   }
   task.first_key = task.span.tile * kBackwardKeys;
   const Sight rows = queries_seeing(call.problem, task.span, task.first_key, kBackwardKeys);
@@ -220,6 +220,7 @@ __device__ __forceinline__ void take_sums(const BackwardCall& call, const Backwa
   for (int step = 0; step < steps; ++step, walk.step(task)) {
     sync_named(kSumsWritten + group, kThreads);
     if (threadIdx.x % 32 == 0) {
+      publish_shared();  // for the 128 threads that wrote: the barrier lies between, and they need not wait
       const int64_t row = row_of_tile(call, task, walk);
       int32_t* turns = call.turns == nullptr ? nullptr : call.turns + row * 2 + group;
       const int own = turns == nullptr ? 0 : turn_of<kD>(call.problem, task, walk.tile);

@@ -5,8 +5,9 @@
 
 namespace graft_kernels::attention::sm90 {
 
-// One warpgroup's 64 keys against all tiles of queries of a task.
-template <typename T, int kD>
+// One warpgroup's 64 keys against all tiles of queries of a task. What is written for the copy engine and for products is
+// published by those who start them, behind a barrier, instead of by those who wrote: these would wait for their writes.
+template <typename T, int kD, bool kPacked>
 struct BackwardWork {
   using L = BackwardLayout<kD>;
   static constexpr int kTile = L::kTile;
@@ -18,19 +19,24 @@ struct BackwardWork {
 
   // Rows of the last tile of a packed sequence that are not its own.
   __device__ __forceinline__ void clear_tail(int ring, const Walk& walk) const {
-    const int left = task.span.queries - walk.tile * kTile;
-    if (call.packing.queries != nullptr && left < kTile) {
-      clear_rows<L::kBoxes>(shared + ring + walk.slot * L::kQueryBytes, L::kQueryBox, left, kTile);
+    if constexpr (kPacked) {
+      const int left = task.span.queries - walk.tile * kTile;
+      if (left < kTile) {
+        clear_rows<L::kBoxes>(shared + ring + walk.slot * L::kQueryBytes, L::kQueryBox, left,
+                              kTile);
+      }
     }
   }
 
   __device__ __forceinline__ void wait_keys() const {
     wait(&barriers.keys, 0);
     wait(&barriers.values, 0);
-    const int left = task.span.keys - task.first_key;
-    if (call.packing.queries != nullptr && left < kBackwardKeys) {
-      clear_rows<L::kBoxes>(shared + L::kKeys, L::kKeyBox, left, kBackwardKeys);
-      clear_rows<L::kBoxes>(shared + L::kValues, L::kKeyBox, left, kBackwardKeys);
+    if constexpr (kPacked) {
+      const int left = task.span.keys - task.first_key;
+      if (left < kBackwardKeys) {
+        clear_rows<L::kBoxes>(shared + L::kKeys, L::kKeyBox, left, kBackwardKeys);
+        clear_rows<L::kBoxes>(shared + L::kValues, L::kKeyBox, left, kBackwardKeys);
+      }
     }
   }
 
@@ -64,7 +70,6 @@ struct BackwardWork {
       to[index * 128] = {sum[index * 4], sum[index * 4 + 1], sum[index * 4 + 2],
                          sum[index * 4 + 3]};
     }
-    publish_shared();
     arrive_named(kSumsWritten + group, 160);
   }
 
@@ -93,8 +98,8 @@ struct BackwardWork {
     commit_products();
     round_operand<T>(grads, slopes);
     store_slopes(shared + L::kSlopes + walk.slot * L::kSlopeBytes + group * L::kSlopeBox, slopes);
-    publish_shared();
     sync_named(kSlopesWritten, 256);
+    publish_shared();
   }
 
   __device__ __forceinline__ void walk_queries(float (&key_sum)[kD / 2], float (&value_sum)[kD / 2],
@@ -156,7 +161,9 @@ struct BackwardWork {
   }
 };
 
-template <typename T, int kD>
+// kPacked: packed sequences, whose tiles have other sequences' rows in them. An instance of its own, since all of it
+// would stand in the loop.
+template <typename T, int kD, bool kPacked>
 __global__ void __launch_bounds__(kBackwardThreads, 1)
     attention_bwd_sm90_kernel(const __grid_constant__ CUtensorMap query_map,
                               const __grid_constant__ CUtensorMap grad_map,
@@ -168,7 +175,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
   __shared__ BackwardBarriers barriers;
   // Swizzled tiles start at multiples of 1024 bytes.
   unsigned char* shared = unaligned + (1024 - shared_address(unaligned) % 1024) % 1024;
-  const BackwardTask task = backward_task<kD>(call);
+  const BackwardTask task = backward_task<kD, kPacked>(call);
   if (!task.span.exists || task.first_key >= task.span.keys) {
     return;
   }
@@ -198,7 +205,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
     }
   } else {
     take_registers<240>();
-    BackwardWork<T, kD>{call, task, shared, barriers, group - 1}.run();
+    BackwardWork<T, kD, kPacked>{call, task, shared, barriers, group - 1}.run();
   }
 #endif
 }
