@@ -14,14 +14,6 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "tools"))
 import teacher_forced  # noqa: E402
 
 
-def largest_gap(graft, model, run):
-    ids = run["prompt_ids"] + run["generated_ids"][:-1]
-    rows = teacher_forced.logits(graft, (model, "--device", "cuda", "--dtype", "float32"), "off", ids)
-    rows = rows[len(run["prompt_ids"]) - 1:]
-    gaps = [(row.max() - row[chosen]).item() for row, chosen in zip(rows, run["generated_ids"])]
-    return max(gaps), rows.abs().max().item()
-
-
 def main():
     graft, name, kernels, model, *files = sys.argv[1:]
     off, on, again = (json.loads(pathlib.Path(file).read_text()) for file in files)
@@ -32,10 +24,9 @@ def main():
             "decode_off": round(off["decode_tokens_per_second"], 1),
             "decode_on": round(on["decode_tokens_per_second"], 1)}
     if same < len(off["generated_ids"]) and "sampled" not in name and "beams" not in name:
-        (gap_off, _), (gap_on, largest) = (largest_gap(graft, model, run) for run in (off, on))
-        tie = teacher_forced.TIE_UNITS * teacher_forced.EPSILON["bfloat16"] * max(1.0, largest)
-        line.update(gap_off=round(gap_off, 4), gap_on=round(gap_on, 4), tie=round(tie, 4))
-        ok = ok and gap_on <= 2 * max(gap_off, tie)
+        good, numbers = teacher_forced.is_as_good(graft, (model, "--device", "cuda"), "bfloat16", off, on)
+        line.update({key: round(value, 4) for key, value in numbers.items()})
+        ok = ok and good
     print(json.dumps(dict(line, verdict="ok" if ok else "FAILED")))
     return 0 if ok else 1
 
