@@ -91,18 +91,25 @@ __device__ __forceinline__ bool all_seen(const TrainProblem& problem, const Back
          (problem.window == 0 || key > query + tile - 1 + shift - problem.window);
 }
 
-// Scores become weights.
+// Scores become weights. `middle`, where there is one, is arrived at behind half of them: the assembler would put the wait
+// for the products that run meanwhile before nearly all.
 template <int kCount>
-__device__ __forceinline__ void weigh(float (&scores)[kCount], const float* lse, float scale_log2) {
+__device__ __forceinline__ void weigh(float (&scores)[kCount], const float* lse, float scale_log2,
+                                      uint64_t* middle) {
   const float2* own = reinterpret_cast<const float2*>(lse) + threadIdx.x % 4;
+  uint32_t signs = 0;
 #pragma unroll
   for (int eight = 0; eight < kCount / 4; ++eight) {
+    if (middle != nullptr && eight == kCount / 8) {
+      arrive_behind(middle, __uint_as_float(signs));
+    }
     const float2 origin = own[eight * 4];
 #pragma unroll
     for (int index = 0; index < 4; ++index) {
       float& score = scores[eight * 4 + index];
       score = exp2_fast(fmaf(score, scale_log2, index % 2 == 0 ? -origin.x : -origin.y));
     }
+    signs |= __float_as_uint(scores[eight * 4 + 1]) | __float_as_uint(scores[eight * 4 + 3]);
   }
 }
 

@@ -11,6 +11,9 @@ template <typename T, int kD, bool kPacked>
 struct BackwardWork {
   using L = BackwardLayout<kD>;
   static constexpr int kTile = L::kTile;
+  // Products with an operand in registers hold their warps until it is read. Written before them, slopes are there when
+  // the next ones could begin; short heads have the registers for it.
+  static constexpr bool kStoredFirst = kD == 64;
   const BackwardCall& call;
   const BackwardTask& task;
   unsigned char* shared;
@@ -73,6 +76,13 @@ struct BackwardWork {
     arrive_named(kSumsWritten + group, 160);
   }
 
+  __device__ __forceinline__ void store_tile(const float (&grads)[kTile / 2],
+                                             uint32_t (&slopes)[kTile / 16][4],
+                                             const Walk& walk) const {
+    round_operand<T>(grads, slopes);
+    store_slopes(shared + L::kSlopes + walk.slot * L::kSlopeBytes + group * L::kSlopeBox, slopes);
+  }
+
   // Weights' gradients into registers and shared memory, and the products for values started.
   __device__ __forceinline__ void weigh_tile(float (&scores)[kTile / 2], float (&grads)[kTile / 2],
                                              float (&value_sum)[kD / 2],
@@ -84,11 +94,14 @@ struct BackwardWork {
       hide_pairs(scores, sight, query);
     }
     weigh(scores, reinterpret_cast<const float*>(shared + L::kLse + walk.slot * L::kStatBytes),
-          problem.base.scale * kLog2Of);
+          problem.base.scale * kLog2Of, kStoredFirst ? &barriers.middle : nullptr);
     wait_products<0>();
     fence_registers(grads);
     slope(scores, reinterpret_cast<const float*>(shared + L::kDelta + walk.slot * L::kStatBytes),
           grads);
+    if constexpr (kStoredFirst) {
+      store_tile(grads, slopes, walk);
+    }
     uint32_t weights[kTile / 16][4];
     round_operand<T>(scores, weights);
     fence_registers(weights);
@@ -96,8 +109,9 @@ struct BackwardWork {
     fence_products();
     start_sums<T, kD>(value_sum, weights, shared + L::kGrads + walk.slot * L::kQueryBytes);
     commit_products();
-    round_operand<T>(grads, slopes);
-    store_slopes(shared + L::kSlopes + walk.slot * L::kSlopeBytes + group * L::kSlopeBox, slopes);
+    if constexpr (!kStoredFirst) {
+      store_tile(grads, slopes, walk);
+    }
     sync_named(kSlopesWritten, 256);
     publish_shared();
   }
@@ -182,6 +196,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
   if (threadIdx.x == 0) {
     init_barrier(&barriers.keys, 1);
     init_barrier(&barriers.values, 1);
+    init_barrier(&barriers.middle, 256);
     for (int stage = 0; stage < kBackwardStages; ++stage) {
       init_barrier(&barriers.queries[stage], 1);
       init_barrier(&barriers.grads[stage], 1);
