@@ -209,6 +209,21 @@ TEST_P(CudaAttention, FollowsScoresThatClimbFromTileToTile) {
   }
 }
 
+// Rows that see none of the tile they begin with, and later only scores whose exponentials are nothing beside one.
+TEST_P(CudaAttention, IsRightWhereAllScoresAreFarBelowZero) {
+  for (const int64_t head_dim : {64, 128}) {
+    const at::Tensor query = random({1, 300, 4, head_dim}) + 4.0,
+                     value = random({1, 2, 700, head_dim});
+    for (const int64_t keys : {337, 463, 700}) {
+      const at::Tensor key = random({1, 2, keys, head_dim}) - 4.0, own = value.narrow(2, 0, keys);
+      for (const bool causal : {true, false}) {
+        const Cache cache{.causal = causal};
+        expect_close(decode(query, key, own, cache), query, key, own, cache, "below zero");
+      }
+    }
+  }
+}
+
 TEST_P(CudaAttention, GivesTheSameBitsForAPromptEveryTime) {
   const at::Tensor key = random({2, 2, 900, 128});
   for (const int64_t heads : {8, 6}) {  // blocks in pairs, and alone

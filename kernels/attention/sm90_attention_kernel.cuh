@@ -18,6 +18,7 @@ struct Barriers {
   uint64_t values[L::kStages];
   uint64_t keys_free[L::kStages];
   uint64_t values_free[L::kStages];
+  uint64_t order;  // nobody waits for it
   uint64_t task[kTasksAhead];
   uint64_t task_free[kTasksAhead];
 };
@@ -32,16 +33,8 @@ __device__ __forceinline__ void copy_tile(unsigned char* to, const CUtensorMap* 
   }
 }
 
-// A place in a ring, and how often it came round.
 template <int kStages>
-struct Slot {
-  int stage = 0;
-  int phase = 0;
-  __device__ __forceinline__ void step() {
-    stage = stage + 1 == kStages ? 0 : stage + 1;
-    phase ^= stage == 0 ? 1 : 0;
-  }
-};
+using Slot = graft_kernels::sm90::RingSlot<kStages>;
 
 // The one thread that takes tasks, says what they are, and starts every copy.
 template <class L>
@@ -212,18 +205,22 @@ __device__ __forceinline__ void work_task(const DecodeProblem& problem, const Ta
   wait_products<0>();
   fence_registers(scores);
   free_stage(&barriers.keys_free[slot.stage]);
-  hide(scores, first_key(first), sight);
   if (packed && task.keys - first_key(0) < kTile) {
     wait(&barriers.values[slot.stage], slot.phase);
     clear_values<L>(shared + L::kValues + slot.stage * L::kKeyBytes, task.keys - first_key(0),
                     kValuesCleared);
   }
-  const RowOrigin start = find_origin<true>(scores, state, scale_log2);
-  weigh_row(scores, state, scale_log2, start, 0);
-  weigh_row(scores, state, scale_log2, start, 1);
+  // Scores of which rows may not see all: their largest ones are looked for before they become weights.
+  const auto weigh_hidden = [&](int step, float slack) {
+    hide(scores, first_key(step), sight);
+    const RowOrigin origin = find_origin(scores, state, scale_log2, slack);
+    weigh(scores, state, scale_log2, origin);
+    return origin;
+  };
+  weigh_hidden(first, 0.0F);
   round_weights<T>(scores, weights);
-  // Scores of this step's keys and results of the last one's, whose weights are ready.
-  const auto advance = [&](auto hiding, int step) {
+  // Starts scores of a step's keys and results of the last one's, whose weights are ready and whose place is returned.
+  const auto start_step = [&](int step) {
     const Slot<L::kStages> before = slot;
     slot.step();
     if (group == 0) {  // the others' turns come after its waits
@@ -245,53 +242,71 @@ __device__ __forceinline__ void work_task(const DecodeProblem& problem, const Ta
     turns.pass(step == tiles - 1);
     wait_products<1>();
     fence_registers(scores);
-    if constexpr (!L::kQueriesHeld) {
-      free_stage(&barriers.keys_free[slot.stage]);
-    }
-    if constexpr (decltype(hiding)::value) {
-      hide(scores, first_key(step), sight);
-    }
-    const RowOrigin origin = find_origin<decltype(hiding)::value>(scores, state, scale_log2);
-    if constexpr (L::kQueriesHeld) {
-      // One row's exponentials hide behind this warpgroup's last products, the other's behind the other warpgroup's.
-      float even[2] = {0.0F, 0.0F}, odd[2] = {0.0F, 0.0F};
-      constexpr int kColumns = kTile / 4;  // of a thread
-      weigh_columns<0, kColumns>(scores, even[0], odd[0], scale_log2, origin, 0);
-      if (threadIdx.x % 32 == 0) {
-        arrive_behind(&barriers.keys_free[slot.stage], odd[0]);
-      }
-      wait_products<0>();
-      fence_registers(out);
-      free_stage(&barriers.values_free[before.stage]);
-      weigh_columns<0, kColumns>(scores, even[1], odd[1], scale_log2, origin, 1);
-      state.sum[0] = fmaf(state.sum[0], origin.factor[0], even[0] + odd[0]);
-      state.sum[1] = fmaf(state.sum[1], origin.factor[1], even[1] + odd[1]);
-    } else {
-      // Best with one block of instructions to arrange.
-      weigh_row(scores, state, scale_log2, origin, 0);
-      weigh_row(scores, state, scale_log2, origin, 1);
-      wait_products<0>();
-      fence_registers(out);
-      free_stage(&barriers.values_free[before.stage]);
-    }
+    return before;
+  };
+  const auto finish_values = [&](int stage) {
+    wait_products<0>();
+    fence_registers(out);
+    free_stage(&barriers.values_free[stage]);
+  };
+  const auto advance_hidden = [&](int step) {
+    const Slot<L::kStages> before = start_step(step);
+    free_stage(&barriers.keys_free[slot.stage]);
+    const RowOrigin origin = weigh_hidden(step, kSlack);
+    finish_values(before.stage);
     round_weights<T>(scores, weights);
     if (origin.moved) {
-#pragma unroll
-      for (int index = 0; index < L::kD / 2; ++index) {
-        out[index] *= origin.factor[index % 4 / 2];
-      }
+      measure_again(out, origin);
     }
+  };
+  // All rows see all keys: scores become weights at once, measured against what rows were before. Says whether weights
+  // of some row have grown too large; then they and the scores are lost.
+  const auto advance_seen = [&](int step) {
+    const Slot<L::kStages> before = start_step(step);
+    constexpr int kColumns = kTile / 4;  // of a thread
+    TileSums sums;
+    weigh_columns<0, kColumns>(scores, sums, scale_log2, known_origin(state, scale_log2, 0), 0);
+    if constexpr (L::kQueriesHeld) {
+      // One row's exponentials hide behind this warpgroup's last products, the other's behind the other warpgroup's.
+      if (threadIdx.x % 32 == 0) {
+        arrive_behind(&barriers.order, sums.of(0));
+      }
+      finish_values(before.stage);
+    }
+    weigh_columns<0, kColumns>(scores, sums, scale_log2, known_origin(state, scale_log2, 1), 1);
+    if constexpr (!L::kQueriesHeld) {
+      finish_values(before.stage);
+    }
+    round_weights<T>(scores, weights);
+    if (__any_sync(0xFFFFFFFFU, sums.have_grown())) {
+      return true;
+    }
+    state.sum[0] += sums.of(0);
+    state.sum[1] += sums.of(1);
+    free_stage(&barriers.keys_free[slot.stage]);
+    return false;
+  };
+  // Makes a step's weights from its keys once more, which are still there, where scores have grown too far.
+  const auto repair = [&](int step) {
+    multiply_again<T, L>(scores, queries, shared + L::kKeys + slot.stage * L::kKeyBytes);
+    free_stage(&barriers.keys_free[slot.stage]);
+    measure_again(out, weigh_hidden(step, 0.0F));
+    round_weights<T>(scores, weights);
   };
   const int seen_from = max(last_tile - sight.all_end / kTile + 1, 1);  // steps, of all rows
   const int seen_to = last_tile - (sight.all_begin + kTile - 1) / kTile + 1;
   for (int step = first + 1; step < tiles;) {
     if (step < seen_from || step >= seen_to) {
-      advance(std::true_type{}, step++);
-    } else {
+      advance_hidden(step++);
+      continue;
+    }
+    bool grown = false;
 #pragma unroll 1
-      for (const int end = min(seen_to, tiles); step < end; ++step) {
-        advance(std::false_type{}, step);
-      }
+    for (const int end = min(seen_to, tiles); step < end && !grown; ++step) {
+      grown = advance_seen(step);
+    }
+    if (grown) {
+      repair(step - 1);
     }
   }
   if constexpr (!L::kQueriesHeld) {
@@ -352,6 +367,7 @@ __global__ void __launch_bounds__(L::kThreads, 1)
       init_barrier(&barriers.keys_free[stage], kWarps);
       init_barrier(&barriers.values_free[stage], kWarps);
     }
+    init_barrier(&barriers.order, kWarps);
     for (int stage = 0; stage < kTasksAhead; ++stage) {
       init_barrier(&barriers.task[stage], 1);
       init_barrier(&barriers.task_free[stage], kWarps);

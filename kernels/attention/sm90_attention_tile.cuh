@@ -1,9 +1,7 @@
 // What a computing warpgroup of Hopper's attention does to one tile. Device code, no Torch.
 #pragma once
 
-#include "kernels/attention/attention_mma.cuh"
-#include "kernels/attention/attention_place.cuh"
-#include "kernels/attention/sm90_attention_task.cuh"
+#include "kernels/attention/sm90_attention_softmax.cuh"
 #include "kernels/attention/sm90_wgmma.cuh"
 
 namespace graft_kernels::attention::sm90 {
@@ -49,15 +47,22 @@ struct Queries {
   const unsigned char* shared;
 };
 
+// Queries' fragments of one step of 16 columns, from where a warpgroup's queries are.
+template <class L>
+__device__ __forceinline__ void load_fragments(uint32_t (&rows)[4], const unsigned char* from,
+                                               int step) {
+  const int lane = static_cast<int>(threadIdx.x) % 32,
+            row = static_cast<int>(threadIdx.x) / 32 % 4 * 16 + lane % 16;
+  const int chunk = (step % 4 * 2 + lane / 16) ^ (row % 8);
+  load_matrices(rows, from + step / 4 * L::kQueryBox + row * 128 + chunk * 16);
+}
+
 template <class L>
 __device__ __forceinline__ void load_queries(const unsigned char* from, Queries<L>& queries) {
   if constexpr (L::kQueriesHeld) {
-    const int lane = static_cast<int>(threadIdx.x) % 32,
-              row = static_cast<int>(threadIdx.x) / 32 % 4 * 16 + lane % 16;
 #pragma unroll
     for (int step = 0; step < L::kD / 16; ++step) {
-      const int chunk = (step % 4 * 2 + lane / 16) ^ (row % 8);
-      load_matrices(queries.rows[step], from + step / 4 * L::kQueryBox + row * 128 + chunk * 16);
+      load_fragments<L>(queries.rows[step], from, step);
     }
   } else {
     queries.shared = from;
@@ -88,6 +93,40 @@ __device__ __forceinline__ void start_scores(float (&scores)[L::kKeyTile / 2],
   }
 }
 
+// The same of a warp's sixteen rows, by the warp alone: for scores that are needed once more.
+template <typename T, class L>
+__device__ __forceinline__ void multiply_again(float (&scores)[L::kKeyTile / 2],
+                                               const Queries<L>& queries,
+                                               const unsigned char* keys) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  float sums[L::kKeyTile / 8][4] = {};
+#pragma unroll
+  for (int step = 0; step < L::kD / 16; ++step) {
+    uint32_t rows[4];
+    if constexpr (L::kQueriesHeld) {
+#pragma unroll
+      for (int index = 0; index < 4; ++index) {
+        rows[index] = queries.rows[step][index];
+      }
+    } else {
+      load_fragments<L>(rows, queries.shared, step);
+    }
+#pragma unroll
+    for (int block = 0; block < L::kKeyTile / 8; block += 2) {
+      const int key = block * 8 + lane / 16 * 8 + lane % 8;
+      const int chunk = (step % 4 * 2 + lane / 8 % 2) ^ (lane % 8);
+      uint32_t columns[4];
+      load_matrices(columns, keys + step / 4 * L::kKeyBox + key * 128 + chunk * 16);
+      multiply<T>(sums[block], rows, columns[0], columns[1]);
+      multiply<T>(sums[block + 1], rows, columns[2], columns[3]);
+    }
+  }
+#pragma unroll
+  for (int index = 0; index < L::kKeyTile / 2; ++index) {
+    scores[index] = sums[index / 4][index % 4];
+  }
+}
+
 // out[64 x D] += weights[64 x keys] values, started.
 template <typename T, class L>
 __device__ __forceinline__ void start_values(float (&out)[L::kD / 2],
@@ -96,55 +135,6 @@ __device__ __forceinline__ void start_values(float (&out)[L::kD / 2],
 #pragma unroll
   for (int step = 0; step < L::kKeyTile / 16; ++step) {
     multiply_registers<T>(out, weights[step], behind(values, step * 2048));
-  }
-}
-
-// A thread's two rows: lane / 4 and lane / 4 + 8 of its warp's sixteen.
-struct RowState {
-  float largest[2] = {-INFINITY, -INFINITY};  // what the products, unscaled, are measured against
-  float sum[2] = {};                          // of this thread's columns
-};
-
-// Keys that a thread's two rows see, those that all rows of its warpgroup do, and the end of what any of them does.
-struct RowSight {
-  int begin[2], end[2];
-  int all_begin, all_end, last_end;
-};
-
-__device__ __forceinline__ RowSight row_sight(const DecodeProblem& problem, const Task& task,
-                                              int group) {
-  const int first = task.first_query + group * 64;
-  const int row =
-      first + static_cast<int>(threadIdx.x) / 32 % 4 * 16 + static_cast<int>(threadIdx.x) % 32 / 4;
-  return {{task_begin(problem, task, row), task_begin(problem, task, row + 8)},
-          {task_end(problem, task, row), task_end(problem, task, row + 8)},
-          task_begin(problem, task, first + 63),
-          task_end(problem, task, first),
-          task_end(problem, task, first + 63)};
-}
-
-// Hides keys that the rows may not see.
-template <int kCount>
-__device__ __forceinline__ void hide(float (&scores)[kCount], int first_key,
-                                     const RowSight& sight) {
-  const int column = first_key + static_cast<int>(threadIdx.x) % 4 * 2;
-  if (first_key + kCount * 2 > sight.all_end) {
-    const int end[2] = {sight.end[0] - column, sight.end[1] - column};
-#pragma unroll
-    for (int index = 0; index < kCount; ++index) {
-      if (index / 4 * 8 + index % 2 >= end[index % 4 / 2]) {
-        scores[index] = -INFINITY;
-      }
-    }
-  }
-  if (first_key < sight.all_begin) {
-    const int begin[2] = {sight.begin[0] - column, sight.begin[1] - column};
-#pragma unroll
-    for (int index = 0; index < kCount; ++index) {
-      if (index / 4 * 8 + index % 2 < begin[index % 4 / 2]) {
-        scores[index] = -INFINITY;
-      }
-    }
   }
 }
 
@@ -161,83 +151,6 @@ __device__ __forceinline__ void clear_values(unsigned char* values, int from, in
   }
   publish_shared();
   sync_named(barrier, kComputing);
-}
-
-// What a row's scores are measured against, and the factor that its earlier sums must take.
-struct RowOrigin {
-  float scaled[2];
-  float factor[2];
-  bool moved;  // for any row of the warp; else factors are 1
-};
-
-// In powers of two: how far scores may lie above what they are measured against before that moves. Results that stay
-// as they are need not be multiplied.
-inline constexpr float kSlack = 8.0F;
-
-// kHidden: a row may see none of the keys.
-template <bool kHidden, int kCount>
-__device__ __forceinline__ RowOrigin find_origin(const float (&scores)[kCount], RowState& state,
-                                                 float scale_log2) {
-  RowOrigin origin;
-  origin.moved = false;
-  const float slack = kSlack / scale_log2;
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    // Two chains: one is as long as what it waits for.
-    float even = fmaxf(state.largest[half], scores[half * 2]), odd = scores[half * 2 + 1];
-#pragma unroll
-    for (int index = 4 + half * 2; index < kCount; index += 4) {
-      even = fmaxf(even, scores[index]);
-      odd = fmaxf(odd, scores[index + 1]);
-    }
-    float most = fmaxf(even, odd);
-    most = fmaxf(most, __shfl_xor_sync(0xFFFFFFFFU, most, 1));
-    most = fmaxf(most, __shfl_xor_sync(0xFFFFFFFFU, most, 2));
-    const bool moved = __any_sync(0xFFFFFFFFU, most - state.largest[half] > slack);
-    const float next = moved ? most : state.largest[half];
-    origin.moved |= moved;
-    origin.scaled[half] = (kHidden ? origin_of(next) : next) * scale_log2;
-    origin.factor[half] = exp2_fast(state.largest[half] * scale_log2 - origin.scaled[half]);
-    state.largest[half] = next;
-  }
-  return origin;
-}
-
-// Scores of one of a thread's rows become weights.
-template <int kCount>
-__device__ __forceinline__ void weigh_row(float (&scores)[kCount], RowState& state,
-                                          float scale_log2, const RowOrigin& origin, int half) {
-  float even = 0.0F, odd = 0.0F;
-#pragma unroll
-  for (int index = half * 2; index < kCount; index += 4) {
-    scores[index] = exp2_fast(fmaf(scores[index], scale_log2, -origin.scaled[half]));
-    scores[index + 1] = exp2_fast(fmaf(scores[index + 1], scale_log2, -origin.scaled[half]));
-    even += scores[index];
-    odd += scores[index + 1];
-  }
-  state.sum[half] = fmaf(state.sum[half], origin.factor[half], even + odd);
-}
-
-// Scores of columns [kFrom, kTo) of one of a thread's rows become weights, and are added to sums of even and odd ones.
-template <int kFrom, int kTo, int kCount>
-__device__ __forceinline__ void weigh_columns(float (&scores)[kCount], float& even, float& odd,
-                                              float scale_log2, const RowOrigin& origin, int half) {
-#pragma unroll
-  for (int index = half * 2 + kFrom * 2; index < kTo * 2; index += 4) {
-    scores[index] = exp2_fast(fmaf(scores[index], scale_log2, -origin.scaled[half]));
-    scores[index + 1] = exp2_fast(fmaf(scores[index + 1], scale_log2, -origin.scaled[half]));
-    even += scores[index];
-    odd += scores[index + 1];
-  }
-}
-
-template <typename T, int kCount>
-__device__ __forceinline__ void round_weights(const float (&scores)[kCount],
-                                              uint32_t (&weights)[kCount / 8][4]) {
-#pragma unroll
-  for (int index = 0; index < kCount / 2; ++index) {
-    weights[index / 4][index % 4] = pack<T>(scores[index * 2], scores[index * 2 + 1]);
-  }
 }
 
 template <typename T>
