@@ -46,6 +46,11 @@ TEST_P(CudaDecode, MergesAnyNumberOfParts) {
     expect_right({2, 2, 2100, 8, 2, 128}, {.lengths = ints({2100, 65}), .splits = splits});
     expect_right({1, 1, 1300, 4, 1, 64}, {.sinks = random({4}), .softcap = 4.0, .splits = splits});
   }
+  // More than meet at a time, of rows in several blocks.
+  for (const int64_t splits : {3, 128}) {
+    expect_right({1, 16, 1100, 4, 1, 256}, {.splits = splits});
+    expect_right({2, 1, 1100, 10, 2, 80}, {.lengths = ints({1100, 700}), .splits = splits});
+  }
 }
 
 TEST_P(CudaDecode, WorksThroughManyTilesInOneBlock) {
@@ -108,6 +113,30 @@ TEST_P(CudaDecode, TakesPagesOfAnySizeAndNeverOneThatIsNotInUse) {
                      "page " + std::to_string(page) + " D" + std::to_string(head_dim) + " window " +
                          std::to_string(window));
       }
+    }
+  }
+}
+
+TEST_P(CudaDecode, DividesLongCachesInSmallPages) {
+  constexpr int64_t kHeads = 8, kSize = 64;
+  const int64_t room = testing::is_small_run() ? 4096 : 16384;
+  for (const int64_t page : {8, 16}) {
+    const int64_t pages = room / page;
+    const at::Tensor query = random({1, 1, kHeads, kSize});
+    const at::Tensor keys = random({pages, kHeads, page, kSize});
+    const at::Tensor values = random({pages, kHeads, page, kSize});
+    const at::Tensor order = at::randperm(pages);
+    const auto gathered = [&](const at::Tensor& from) {
+      return from.index_select(0, order.to(at::kCUDA))
+          .transpose(0, 1)
+          .reshape({1, kHeads, room, kSize});
+    };
+    const at::Tensor key = gathered(keys), value = gathered(values);
+    for (const int64_t length : {room, room / 2 + 5}) {
+      Cache cache{.lengths = ints({static_cast<int32_t>(length)})};
+      cache.table = order.view({1, pages}).to(at::kInt).to(at::kCUDA);
+      expect_close(decode(query, keys, values, cache), query, key, value, cache,
+                   "page " + std::to_string(page) + " length " + std::to_string(length));
     }
   }
 }

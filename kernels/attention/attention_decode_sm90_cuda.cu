@@ -27,6 +27,9 @@ using sm90::kStageKeys;
 constexpr int kLeastBoxKeys = 8;
 // A part of fewer keys costs more to merge through device memory than it saves.
 constexpr int64_t kLeastTilesPerSplit = 8;
+// Boxes of so few keys take longer to copy than memory to deliver, where a block has more than so many of them.
+constexpr int kSmallBoxLog2 = 4;
+constexpr int64_t kManyCopies = 320;
 // In units of L2.
 constexpr int64_t kLongStream = 4;
 // Longest head of which two blocks fit on a processor.
@@ -36,7 +39,7 @@ static_assert(kMostCluster == 1 << kMostClusterLog2);
 // Of a launch's second and third dimension.
 constexpr int64_t kMostGrid = 65535;
 
-using DecodeKernel = void (*)(CUtensorMap, CUtensorMap, DecodeProblem, DecodeShape);
+using DecodeKernel = void (*)(DecodeShape, CUtensorMap, CUtensorMap, DecodeProblem);
 
 // What is asked of a device once: log2 of a cluster's blocks, then one or two blocks a processor.
 struct Prepared {
@@ -167,8 +170,8 @@ bool is_strided(const int64_t (&stride)[3], int64_t a, int64_t b, int64_t c) {
 // Columns of 64 elements become a dimension of their own where they fill the head: all of them are one copy.
 bool is_joined(const Problem& base) { return base.head_dim % sm90::kBoxColumns == 0; }
 
-CUtensorMap describe_cache(const DecodeProblem& problem, const void* from,
-                           const int64_t (&stride)[3], int tile_keys) {
+CUtensorMap describe_cache(const DecodeProblem& problem, const DecodeShape& shape, const void* from,
+                           const int64_t (&stride)[3]) {
   const Problem& base = problem.base;
   const bool paged = problem.table != nullptr;
   const auto size = [](int64_t count) { return static_cast<cuuint64_t>(count); };
@@ -182,7 +185,7 @@ CUtensorMap describe_cache(const DecodeProblem& problem, const void* from,
                                size(base.key_heads), size(batch)};
   const cuuint64_t strides[4] = {bytes(rows, stride[2]), bytes(columns, sm90::kBoxColumns),
                                  bytes(base.key_heads, stride[1]), bytes(batch, stride[0])};
-  const cuuint32_t box[5] = {sm90::kBoxColumns, static_cast<cuuint32_t>(tile_keys),
+  const cuuint32_t box[5] = {sm90::kBoxColumns, cuuint32_t{1} << shape.box_log2,
                              static_cast<cuuint32_t>(columns), 1, 1};
   const cuuint32_t steps[5] = {1, 1, 1, 1, 1};
   CUtensorMap map;
@@ -191,13 +194,25 @@ CUtensorMap describe_cache(const DecodeProblem& problem, const void* from,
       base.dtype == Dtype::kBfloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
                                      : CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
       5, const_cast<void*>(from), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-      CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+      CU_TENSOR_MAP_SWIZZLE_128B,
+      shape.wide ? CU_TENSOR_MAP_L2_PROMOTION_L2_256B : CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
       CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (status != CUDA_SUCCESS) {
     throw std::runtime_error("[cuda] cuTensorMapEncodeTiled: expected CUDA_SUCCESS, got " +
                              std::to_string(static_cast<int>(status)));
   }
   return map;
+}
+
+// Requests of 256 bytes are answered faster than those of 128 by memory of 3.35 TB/s (186 against 191 µs for 537 MB), and
+// slower by that of 4.9 TB/s (139 against 132).
+bool reads_wide() {
+  constexpr double kFastMemory = 4e12;  // bytes a second
+  int device = 0;
+  check_cuda(cudaGetDevice(&device), "cudaGetDevice");
+  return 2e3 / 8 * device_attribute(device, cudaDevAttrMemoryClockRate) *
+             device_attribute(device, cudaDevAttrGlobalMemoryBusWidth) <
+         kFastMemory;
 }
 
 // Differs from those of all other launches of this process, and from what memory happens to hold.
@@ -279,6 +294,31 @@ int choose_cluster(const Instance& instance, int64_t works, int64_t tiles) {
   return cluster;
 }
 
+// Clusters that one another's parts meet between, of those that run at once.
+int choose_splits(const Instance& instance, int64_t works, int64_t tiles, int cluster) {
+  const int64_t together = clusters_together(instance, cluster, 1);
+  return static_cast<int>(std::clamp<int64_t>(
+      std::min(together / works, tiles / (kLeastTilesPerSplit * cluster)), 1, kMaxSplits));
+}
+
+// Parts meet in shared memory as far as they can: in the device's it takes 2 µs longer, and half of the processors read
+// as much as memory gives. But a processor copies small boxes no faster than one in 60 to 80 ns: many of them are spread
+// over all processors, in clusters that fit anywhere.
+void divide_keys(const Instance& instance, int64_t works, int64_t tiles, DecodeShape& shape) {
+  shape.cluster = choose_cluster(instance, works, tiles);
+  shape.splits = choose_splits(instance, works, tiles, shape.cluster);
+  const int parts = shape.cluster * shape.splits;
+  const int64_t copies = tiles / parts * (2 * sm90::kStageKeys >> shape.box_log2);
+  if (shape.box_log2 > kSmallBoxLog2 || copies <= kManyCopies || shape.cluster <= 2) {
+    return;
+  }
+  const int splits = choose_splits(instance, works, tiles, 2);
+  if (2 * splits > parts) {
+    shape.cluster = 2;
+    shape.splits = splits;
+  }
+}
+
 }  // namespace
 
 DecodeShape choose_decode_shape(const DecodeProblem& problem, int processors, int64_t l2_bytes) {
@@ -286,8 +326,13 @@ DecodeShape choose_decode_shape(const DecodeProblem& problem, int processors, in
   DecodeShape shape = {};
   shape.splits = shape.cluster = shape.row_tiles = shape.sets = 1;
   shape.row_tiles = base.rows() > kBlockRows ? 2 : 1;
-  shape.box_keys = box_keys(problem);
+  shape.box_log2 = std::countr_zero(static_cast<unsigned>(box_keys(problem)));
+  shape.lengths = problem.lengths;
+  shape.wide = reads_wide();
   shape.joined = is_joined(base);
+  shape.paged = problem.table != nullptr;
+  shape.room = static_cast<int>(base.keys);
+  shape.rows = static_cast<int>(base.rows());
   shape.launch = next_launch();
   const int64_t blocks = row_blocks(base, shape), works = base.batch * base.key_heads * blocks;
   const int64_t seen =
@@ -296,7 +341,7 @@ DecodeShape choose_decode_shape(const DecodeProblem& problem, int processors, in
   // A stream of several times L2 was slower so, a shorter one faster.
   shape.read_once = blocks == 1 && works * seen * base.head_dim * 4 < kLongStream * l2_bytes;
   const bool crowded = works > processors;
-  shape.early = !crowded && problem.lengths != nullptr && problem.window == 0;
+  shape.early = problem.window == 0;
   // Two blocks a processor where there is work for them: one computes while the other waits.
   const bool shared = crowded && shape.row_tiles == 1 && base.head_dim <= kMostShared;
   const Instance chosen = choose_sets(base, shared, shape);
@@ -306,10 +351,7 @@ DecodeShape choose_decode_shape(const DecodeProblem& problem, int processors, in
                            clusters_together(chosen, problem.splits, 1) > 0;
     (clustered ? shape.cluster : shape.splits) = problem.splits;
   } else if (!crowded) {
-    shape.cluster = choose_cluster(chosen, works, tiles);
-    const int64_t together = clusters_together(chosen, shape.cluster, 1);
-    shape.splits = static_cast<int>(std::clamp<int64_t>(
-        std::min(together / works, tiles / (kLeastTilesPerSplit * shape.cluster)), 1, kMaxSplits));
+    divide_keys(chosen, works, tiles, shape);
   }
   if (shape.stages < chosen.least_stages) {
     shape.stages = stages_of(chosen, 1);
@@ -320,8 +362,8 @@ DecodeShape choose_decode_shape(const DecodeProblem& problem, int processors, in
 int64_t decode_part_floats(const DecodeProblem& problem, const DecodeShape& shape) {
   const Problem& base = problem.base;
   const int64_t works = base.batch * base.key_heads * row_blocks(base, shape);
-  const int64_t fours = base.head_dim / 4 * kBlockRows * shape.row_tiles;
-  return shape.splits == 1 ? 0 : works * (shape.splits * fours * 6 + shape.cluster * 2);
+  const int64_t fours = (base.head_dim + 63) / 64 * 16 * kBlockRows * shape.row_tiles;
+  return shape.splits == 1 ? 0 : works * (shape.splits * fours * 12 + shape.cluster * 2);
 }
 
 void run_decode_sm90(const DecodeProblem& problem, const DecodeShape& shape, bool may_overlap,
@@ -329,9 +371,8 @@ void run_decode_sm90(const DecodeProblem& problem, const DecodeShape& shape, boo
   const Problem& base = problem.base;
   const Instance chosen = instance(base, shape);
   prepare(chosen);
-  const CUtensorMap key_map = describe_cache(problem, base.key, base.key_stride, shape.box_keys);
-  const CUtensorMap value_map =
-      describe_cache(problem, base.value, base.value_stride, shape.box_keys);
+  const CUtensorMap key_map = describe_cache(problem, shape, base.key, base.key_stride);
+  const CUtensorMap value_map = describe_cache(problem, shape, base.value, base.value_stride);
   const dim3 grid(static_cast<unsigned>(shape.splits * shape.cluster),
                   static_cast<unsigned>(base.key_heads * row_blocks(base, shape)),
                   static_cast<unsigned>(base.batch));
@@ -342,7 +383,7 @@ void run_decode_sm90(const DecodeProblem& problem, const DecodeShape& shape, boo
     attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
   }
-  check_cuda(cudaLaunchKernelEx(&config, chosen.kernel, key_map, value_map, problem, shape),
+  check_cuda(cudaLaunchKernelEx(&config, chosen.kernel, shape, key_map, value_map, problem),
              "attention_decode_sm90_kernel");
 }
 

@@ -7,11 +7,17 @@
 
 namespace graft_kernels::attention::sm90 {
 
+// What the end asks for of the parameters comes near while the first tile is on its way.
+__device__ __forceinline__ void touch(const DecodeProblem& problem) {
+  asm volatile("" ::"l"(problem.lse), "l"(problem.sinks.values), "l"(problem.parts));
+}
+
 template <typename T, typename Ring>
 __device__ __forceinline__ void work_tiles(const DecodeProblem& problem, const DecodeShape& shape,
                                            const Place& place, const Tiles& tiles,
-                                           unsigned char* ring, RingBarriers& barriers, T* queries,
-                                           RowsState<Ring::kD>& state) {
+                                           const QueriesAhead<T, Ring>& ahead, unsigned char* ring,
+                                           RingBarriers& barriers, T* queries,
+                                           RowsState<Ring::kD>& state, T*& result) {
   constexpr int kD = Ring::kD;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int set = warp / Ring::kSetWarps, keys16 = warp % kKeyWarps * 16;
@@ -27,9 +33,15 @@ __device__ __forceinline__ void work_tiles(const DecodeProblem& problem, const D
   if (problem.append.cos != nullptr) {
     turn_queries<T, Ring>(problem, place, first_new, queries);
   } else {
-    read_queries<T, Ring>(problem, place, queries);
+    ahead.store(queries);
   }
   sync_named(kQueriesBarrier, Ring::kThreads - 32);
+  touch(problem);
+  result = first_result<T, Ring>(problem, shape, place);
+  asm volatile("" : "+l"(result));  // here, and not where it is needed
+  if (shape.cluster > 1) {
+    wait_cluster();  // every block's barriers are set up: here, where the first tile is waited for anyway
+  }
   const TileRows tile_rows = TileRows::of<Ring>(shape);
   QueryRows<T, kD> rows;
   rows.read(queries + row_tile * kBlockRows * Ring::kQueryPitch, Ring::kQueryPitch, lane);
@@ -78,24 +90,29 @@ __device__ __forceinline__ void work_tiles(const DecodeProblem& problem, const D
 template <typename T, int kD, int kRowTiles, int kSets>
 __global__ void __launch_bounds__(DecodeRing<kD, kRowTiles, kSets>::kThreads,
                                   kRowTiles* kSets == 1 && kD <= 128 ? 2 : 1)
-    attention_decode_sm90_kernel(const __grid_constant__ CUtensorMap key_map,
+    attention_decode_sm90_kernel(const __grid_constant__ DecodeShape shape,
+                                 const __grid_constant__ CUtensorMap key_map,
                                  const __grid_constant__ CUtensorMap value_map,
-                                 const __grid_constant__ DecodeProblem problem,
-                                 const __grid_constant__ DecodeShape shape) {
+                                 const __grid_constant__ DecodeProblem problem) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   using Ring = DecodeRing<kD, kRowTiles, kSets>;
-  extern __shared__ __align__(1024) unsigned char ring[];
-  T* queries = reinterpret_cast<T*>(ring + shape.stages * Ring::kStageBytes);
-  RingBarriers& barriers =
-      *reinterpret_cast<RingBarriers*>(ring + shape.stages * Ring::kStageBytes + Ring::kQueryBytes);
+  extern __shared__ __align__(1024) unsigned char shared[];
+  RingBarriers& barriers = *reinterpret_cast<RingBarriers*>(shared);
+  T* queries = reinterpret_cast<T*>(&barriers + 1);
+  unsigned char* ring = shared + Ring::kFixedBytes;
   const int warp = threadIdx.x / 32;
   if (threadIdx.x == Ring::kWarps * 32) {
     prefetch_map(&key_map);
     prefetch_map(&value_map);
+    init_barrier(&barriers.full[0], 1);  // the first tile waits for this one alone
+    publish_barriers();
+  } else if (threadIdx.x == 0) {
 #pragma unroll 1
     for (int stage = 0; stage < shape.stages; ++stage) {
-      init_barrier(&barriers.full[stage], 1);
       init_barrier(&barriers.free[stage], Ring::kSetWarps);
+      if (stage > 0) {
+        init_barrier(&barriers.full[stage], 1);
+      }
     }
     init_barrier(&barriers.sent, 1);
     publish_barriers();
@@ -105,16 +122,30 @@ __global__ void __launch_bounds__(DecodeRing<kD, kRowTiles, kSets>::kThreads,
   }
   allow_next_kernel();
   wait_for_kernel_before();
-  Place place = decode_place(problem, shape.cluster, Ring::kRows);
+  Place place = decode_place(shape, Ring::kRows);
+  const int length = shape.lengths == nullptr ? shape.room : shape.lengths[place.batch];
   RowsState<kD> state;
+  T* result = nullptr;
   if (warp == Ring::kWarps) {
     __syncwarp();
-    arrive_named(kReadyBarrier, Ring::kThreads);
-    Copier<Ring>(key_map, value_map, problem, shape, ring, barriers).run(place);
+    Copier<Ring>(key_map, value_map, problem, shape, ring, barriers).run(place, length);
+    if (shape.cluster > 1) {
+      wait_cluster();
+    }
+    if (shape.splits > 1 && threadIdx.x % 32 == 0) {
+      const int rank = shape.cluster == 1 ? 0 : rank_in_cluster();
+      barriers.is_last =
+          take_ticket(Meeting<Ring>(problem, shape, rank).word, shape.launch, shape.splits);
+    }
   } else {
-    const Tiles tiles = find_keys(problem, Ring::kRows, place);
+    QueriesAhead<T, Ring> ahead;
+    if (problem.append.cos == nullptr) {
+      ahead.ask(problem, place);
+    }
     sync_named(kReadyBarrier, Ring::kThreads);
-    work_tiles<T, Ring>(problem, shape, place, tiles, ring, barriers, queries, state);
+    const Tiles tiles = find_keys(problem, shape, Ring::kRows, length, place);
+    work_tiles<T, Ring>(problem, shape, place, tiles, ahead, ring, barriers, queries, state,
+                        result);
   }
   // The ring is used up. NOTE: racecheck reports reads of tiles beside the writes of share_rows(), and those beside the
   // reads of merge_parts(): this barrier and the one below lie between them, in the machine code too.
@@ -123,22 +154,21 @@ __global__ void __launch_bounds__(DecodeRing<kD, kRowTiles, kSets>::kThreads,
   const PartRows parts{
       values, reinterpret_cast<float2*>(values + Ring::kParts * Ring::kRows * Ring::kPitch)};
   unsigned char* sent =
-      Ring::kSentApart ? reinterpret_cast<unsigned char*>(&barriers + 1) : ring + Ring::kMergeBytes;
+      ring + (Ring::kSentApart ? shape.stages * Ring::kStageBytes : Ring::kMergeBytes);
   const Inbox inbox{reinterpret_cast<float4*>(sent),
                     reinterpret_cast<float2*>(sent + Ring::kSentColumns), &barriers.sent,
-                    &barriers.is_last};
+                    ring + Ring::kMergeRing, shape.stages * Ring::kStageBytes - Ring::kMergeRing};
   if (warp < Ring::kWarps) {
     share_rows<Ring>(place, state, parts);
   }
   if (shape.cluster > 1) {
-    wait_cluster();  // every block's barriers are set up
     if constexpr (!Ring::kSentApart) {
       arrive_cluster();
       wait_cluster();  // every block's ring is used up
     }
   }
   __syncthreads();
-  merge_parts<T, Ring>(problem, shape, place, parts, inbox);
+  merge_parts<T, Ring>(problem, shape, place, parts, inbox, barriers.is_last, result);
 #endif
 }
 

@@ -1,9 +1,9 @@
 // The merge of the attention of few rows on Hopper. Warps of a block meet in its shared memory. Every block of a
 // cluster has a share of the results, and is sent what the others found of it; what clusters found meets in device
-// memory, where the last to come merges. Device code, no Torch.
+// memory. Device code, no Torch.
 #pragma once
 
-#include "kernels/attention/attention_decode_sm90_rows.cuh"
+#include "kernels/attention/attention_decode_sm90_meet.cuh"
 #include "kernels/common/sm90_cluster.cuh"
 
 namespace graft_kernels::attention::sm90 {
@@ -40,44 +40,57 @@ __device__ __forceinline__ void share_rows(const Place& place, const RowsState<R
   }
 }
 
-// Four columns of a row, and what they are relative to.
-struct Found {
-  float largest;  // in units of log2
-  float sum;
-  float4 values;
+// What several parts found of the same four columns, and where the next part's lie.
+struct Parts {
+  const float4* values;
+  int values_step;
+  const float2* sums;
+  int sums_step;
+  int count;
 };
 
-// What `count` parts found, by sums(part) and values(part), in their order.
-template <int kUnroll, typename Sums, typename Values>
-__device__ __forceinline__ Found merge_found(int count, const Sums& sums, const Values& values) {
+// Merged in their order. One place in the code for all who merge: instructions that run once are fetched while the
+// device waits for them.
+static __device__ __noinline__ Found merge_found(const Parts parts) {
+  constexpr int kTogether = 8;
   Found found = {-INFINITY, 0.0F, {0.0F, 0.0F, 0.0F, 0.0F}};
-#pragma unroll kUnroll
-  for (int part = 0; part < count; ++part) {
-    found.largest = fmaxf(found.largest, sums(part).x);
-  }
-  const float origin = origin_of(found.largest);
-#pragma unroll kUnroll
-  for (int part = 0; part < count; ++part) {
-    const float2 own = sums(part);
-    const float4 value = values(part);
-    const float factor = exp2_fast(own.x - origin);
-    found.sum += own.y * factor;
-    found.values.x += value.x * factor;
-    found.values.y += value.y * factor;
-    found.values.z += value.z * factor;
-    found.values.w += value.w * factor;
+#pragma unroll 1
+  for (int first = 0; first < parts.count; first += kTogether) {
+    float2 sums[kTogether];
+    float4 values[kTogether];
+    float largest = found.largest;
+#pragma unroll
+    for (int i = 0; i < kTogether; ++i) {
+      sums[i] = {-INFINITY, 0.0F};
+      values[i] = {0.0F, 0.0F, 0.0F, 0.0F};
+      if (first + i < parts.count) {
+        sums[i] = parts.sums[(first + i) * parts.sums_step];
+        values[i] = parts.values[(first + i) * parts.values_step];
+      }
+      largest = fmaxf(largest, sums[i].x);
+    }
+    const float origin = origin_of(largest), before = exp2_fast(found.largest - origin);
+    found = {largest,
+             found.sum * before,
+             {found.values.x * before, found.values.y * before, found.values.z * before,
+              found.values.w * before}};
+#pragma unroll
+    for (int i = 0; i < kTogether; ++i) {
+      const float factor = exp2_fast(sums[i].x - origin);
+      found.sum += sums[i].y * factor;
+      found.values.x += values[i].x * factor;
+      found.values.y += values[i].y * factor;
+      found.values.z += values[i].z * factor;
+      found.values.w += values[i].w * factor;
+    }
   }
   return found;
 }
 
 template <typename Ring>
-__device__ __forceinline__ Found merge_warps(const PartRows& parts, int row, int column) {
-  return merge_found<Ring::kParts>(
-      Ring::kParts, [&](int part) { return parts.sums[part * Ring::kRows + row]; },
-      [&](int part) {
-        return *reinterpret_cast<const float4*>(parts.values +
-                                                (part * Ring::kRows + row) * Ring::kPitch + column);
-      });
+__device__ __forceinline__ Parts parts_of_warps(const PartRows& parts, int row, int four) {
+  return {reinterpret_cast<const float4*>(parts.values + row * Ring::kPitch) + four,
+          Ring::kRows * Ring::kPitch / 4, parts.sums + row, Ring::kRows, Ring::kParts};
 }
 
 // ---- between the blocks of a cluster
@@ -85,11 +98,6 @@ __device__ __forceinline__ Found merge_warps(const PartRows& parts, int row, int
 // What this thread wrote can be read by the cluster's threads once they waited.
 __device__ __forceinline__ void arrive_cluster() {
   asm volatile("barrier.cluster.arrive.release;" ::: "memory");
-}
-
-// The same without a word on memory, which would wait for the device's: enough after publish_barriers().
-__device__ __forceinline__ void arrive_cluster_relaxed() {
-  asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
 }
 
 __device__ __forceinline__ void wait_cluster() {
@@ -131,163 +139,166 @@ __device__ __forceinline__ void wait_sent(uint64_t* barrier) {
       : "memory");
 }
 
-// What a block is sent: four columns each of its share [sender][share], sums [sender][row].
+// What a block is sent: four columns each of its share [sender][share], sums [sender][row]; and room for what other
+// splits found.
 struct Inbox {
   float4* columns;
   float2* sums;
   uint64_t* barrier;
-  bool* is_last;
+  unsigned char* met;
+  int met_bytes;
 };
 
-// Results of a block's rows in fours of columns, and the share of them that each block of the cluster merges.
+// Results of a block's rows in fours of columns. Blocks of a cluster take turns at them.
 struct Shares {
-  int fours;  // of a row
   int all;
+  int log2;  // of the cluster's blocks
   int share;
-  int begin, own;  // of this block's
+  int own;  // this block's
 
-  __device__ __forceinline__ Shares(const DecodeProblem& problem, const Place& place, int cluster,
-                                    int rank)
-      : fours(static_cast<int>(problem.base.head_dim) / 4),
-        all(place.rows * fours),
-        share(cluster == 1 ? all : (all + cluster - 1) / cluster),
-        begin(rank * share),
-        own(min(max(all - begin, 0), share)) {}
+  __device__ __forceinline__ Shares(int all_fours, int cluster, int rank) {
+    all = all_fours;
+    log2 = 31 - __clz(cluster);
+    share = (all + cluster - 1) >> log2;
+    own = (all + cluster - 1 - rank) >> log2;
+  }
 };
 
 template <typename Ring>
 __device__ __forceinline__ void send_found(const Place& place, const PartRows& parts,
                                            const Shares& shares, const Inbox& inbox, int cluster,
                                            int rank) {
-  const int threads = Ring::kThreads;
   if (threadIdx.x == 0) {
     arrive_expecting(inbox.barrier, cluster * (shares.own * 16 + place.rows * 8));
   }
-  for (int index = threadIdx.x; index < shares.all; index += threads) {
-    const int row = index / shares.fours, column = (index - row * shares.fours) * 4;
-    const int to = index / shares.share;
-    const Found found = merge_warps<Ring>(parts, row, column);
-    send(address_of_rank(inbox.columns + rank * shares.share + index - to * shares.share, to),
+#pragma unroll 1
+  for (int index = threadIdx.x; index < shares.all; index += Ring::kThreads) {
+    const int row = index / Ring::kFours, four = index % Ring::kFours;
+    const Found found = merge_found(parts_of_warps<Ring>(parts, row, four));
+    const int to = index & (cluster - 1);
+    send(address_of_rank(inbox.columns + rank * shares.share + (index >> shares.log2), to),
          address_of_rank(inbox.barrier, to), found.values);
-  }
-  for (int index = threadIdx.x; index < cluster * place.rows; index += threads) {
-    const int to = index / place.rows, row = index - to * place.rows;
-    const Found found = merge_found<Ring::kParts>(
-        Ring::kParts, [&](int part) { return parts.sums[part * Ring::kRows + row]; },
-        [](int) {
-          return float4{0.0F, 0.0F, 0.0F, 0.0F};
-        });
-    send(address_of_rank(inbox.sums + rank * place.rows + row, to),
-         address_of_rank(inbox.barrier, to), float2{found.largest, found.sum});
-  }
-}
-
-// ---- between clusters
-
-// What this thread has seen is before the fence for the device's threads that come to see what it writes behind it.
-__device__ __forceinline__ void fence_device() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
-
-// Says whether this thread is the last of `count` to come to `word`, which holds the launch's number and how many came;
-// anything else counts as nobody, and is what the last one leaves.
-__device__ __forceinline__ bool is_last_to_come(unsigned long long* word, uint64_t launch,
-                                                int count) {
-  unsigned long long seen = *reinterpret_cast<volatile unsigned long long*>(word);
-  for (;;) {
-    const int came = (seen >> 8 == launch ? static_cast<int>(seen & 0xFFU) : 0) + 1;
-    const unsigned long long next = came == count ? 0 : launch << 8 | static_cast<unsigned>(came);
-    const unsigned long long before = atomicCAS(word, seen, next);
-    if (before == seen) {
-      return came == count;
+    if (four == 0) {
+#pragma unroll 1
+      for (int other = 0; other < cluster; ++other) {
+        send(address_of_rank(inbox.sums + rank * place.rows + row, other),
+             address_of_rank(inbox.barrier, other), float2{found.largest, found.sum});
+      }
     }
-    seen = before;
   }
 }
 
-// Memory that splits meet in: fours of columns [work][split][four], their sums likewise, words [work][rank].
-struct Meeting {
-  float4* columns;
-  float2* sums;
-  unsigned long long* word;
+// Where a result lies: the four `index` of the block's rows, counted over rows of Ring::kFours each.
+template <typename T, typename Ring>
+__device__ __forceinline__ T* result_at(const DecodeProblem& problem, const Place& place,
+                                        int index) {
+  return out_row<T>(problem, place.batch, view_row(problem, place, index / Ring::kFours)) +
+         index % Ring::kFours * 4;
+}
 
-  __device__ __forceinline__ Meeting(const DecodeProblem& problem, const DecodeShape& shape,
-                                     int rows, int rank) {
-    const int64_t works = static_cast<int64_t>(gridDim.y) * gridDim.z;
-    const int64_t work = static_cast<int64_t>(blockIdx.z) * gridDim.y + blockIdx.y;
-    const int64_t fours = problem.base.head_dim / 4 * rows;
-    columns = reinterpret_cast<float4*>(problem.parts);
-    sums = reinterpret_cast<float2*>(columns + works * shape.splits * fours);
-    word = reinterpret_cast<unsigned long long*>(sums + works * shape.splits * fours) +
-           work * shape.cluster + rank;
-    columns += work * shape.splits * fours;
-    sums += work * shape.splits * fours;
-  }
-};
+// That of the first four that this thread writes, which is looked for while the first tile is waited for.
+template <typename T, typename Ring>
+__device__ __forceinline__ T* first_result(const DecodeProblem& problem, const DecodeShape& shape,
+                                           const Place& place) {
+  const int rank = shape.cluster == 1 ? 0 : rank_in_cluster();
+  return result_at<T, Ring>(problem, place, static_cast<int>(threadIdx.x) * shape.cluster + rank);
+}
 
-template <typename T>
+template <typename T, typename Ring>
 __device__ __forceinline__ void write_result(const DecodeProblem& problem, const Place& place,
-                                             int row, int column, const Found& found) {
-  const RowView view = view_row(problem, place, row);
-  const RowResult result = finish_row<T>(problem, view.head, found.largest, found.sum);
-  T* out = out_row<T>(problem, place.batch, view) + column;
-  *reinterpret_cast<uint2*>(out) = {
-      pack<T>(found.values.x * result.factor, found.values.y * result.factor),
-      pack<T>(found.values.z * result.factor, found.values.w * result.factor)};
-  if (column == 0) {
-    store_lse(problem, place.batch, view, result.lse);
+                                             int index, const Found& found, T* out) {
+  const int column = index % Ring::kFours * 4;
+  if (column >= static_cast<int>(problem.base.head_dim)) {
+    return;
+  }
+  float factor = found.sum == 0.0F ? 0.0F : __fdividef(1.0F, found.sum);
+  if (problem.sinks.values != nullptr || problem.lse != nullptr) {
+    const RowView view = view_row(problem, place, index / Ring::kFours);
+    const RowResult result = finish_row<T>(problem, view.head, found.largest, found.sum);
+    factor = result.factor;
+    if (column == 0) {
+      store_lse(problem, place.batch, view, result.lse);
+    }
+  }
+  *reinterpret_cast<uint2*>(out) = {pack<T>(found.values.x * factor, found.values.y * factor),
+                                    pack<T>(found.values.z * factor, found.values.w * factor)};
+}
+
+// What this block found of its share meets what the other splits found of it. `own(slot)`: the parts that are merged into
+// the block's; `is_last`: of the splits, which merges.
+template <typename T, typename Ring, typename Own>
+__device__ __forceinline__ void merge_splits(const DecodeProblem& problem, const DecodeShape& shape,
+                                             const Place& place, const Shares& shares, int rank,
+                                             const Inbox& inbox, bool is_last, T* first,
+                                             const Own& own) {
+  const int splits = shape.splits;
+  const Meeting<Ring> meeting(problem, shape, rank);
+  // Slots that are merged together: as many as there is room for what all splits found of them, a power of two.
+  const int log2 =
+      min(31 - __clz(inbox.met_bytes / (Ring::kMetBytes * splits)), 32 - __clz(shares.own - 1));
+  float4* values = reinterpret_cast<float4*>(inbox.met);
+  float2* sums = reinterpret_cast<float2*>(values + (splits << log2));
+#pragma unroll 1
+  for (int begin = 0; begin < shares.own; begin += 1 << log2) {
+    const int count = min(1 << log2, shares.own - begin);
+    const auto index_of = [&](int slot) { return (begin + slot) << shares.log2 | rank; };
+#pragma unroll 1
+    for (int slot = threadIdx.x; slot < count; slot += Ring::kThreads) {
+      const Found found = merge_found(own(begin + slot));
+      if (is_last) {
+        values[(place.split << log2) + slot] = found.values;
+        sums[(place.split << log2) + slot] = {found.largest, found.sum};
+      } else {
+        meeting.leave(place.split, index_of(slot), found, shape.launch);
+      }
+    }
+    if (!is_last) {
+      continue;
+    }
+    meeting.take(shape, place.split, count, log2, values, sums, index_of);
+    __syncthreads();
+#pragma unroll 1
+    for (int slot = threadIdx.x; slot < count; slot += Ring::kThreads) {
+      const int index = index_of(slot);
+      write_result<T, Ring>(problem, place, index,
+                            merge_found({values + slot, 1 << log2, sums + slot, 1 << log2, splits}),
+                            begin + slot == static_cast<int>(threadIdx.x) && first != nullptr
+                                ? first
+                                : result_at<T, Ring>(problem, place, index));
+    }
+    __syncthreads();
   }
 }
 
-// The merge of what all warps of the cluster, and of all clusters with the same rows, found. By all threads.
+// The merge of what all warps of the cluster, and of all clusters with the same rows, found. By all threads. `first`:
+// first_result(), or null.
 template <typename T, typename Ring>
 __device__ __forceinline__ void merge_parts(const DecodeProblem& problem, const DecodeShape& shape,
                                             const Place& place, const PartRows& parts,
-                                            const Inbox& inbox) {
+                                            const Inbox& inbox, bool is_last, T* first) {
   const int cluster = shape.cluster, rank = cluster == 1 ? 0 : rank_in_cluster();
-  const Shares shares(problem, place, cluster, rank);
+  const Shares shares(place.rows * Ring::kFours, cluster, rank);
   if (cluster > 1) {
     send_found<Ring>(place, parts, shares, inbox, cluster, rank);
     wait_sent(inbox.barrier);
   }
-  const auto for_own = [&](const auto& use) {
-    for (int slot = threadIdx.x; slot < shares.own; slot += Ring::kThreads) {
-      const int index = shares.begin + slot, row = index / shares.fours;
-      use(slot, index, row, (index - row * shares.fours) * 4);
-    }
-  };
-  const auto merge_own = [&](int slot, int row, int column) {
+  const auto own = [&](int slot) {
+    const int index = slot << shares.log2 | rank;
+    const int row = index / Ring::kFours, four = index % Ring::kFours;
     return cluster == 1
-               ? merge_warps<Ring>(parts, row, column)
-               : merge_found<4>(
-                     cluster, [&](int from) { return inbox.sums[from * place.rows + row]; },
-                     [&](int from) { return inbox.columns[from * shares.share + slot]; });
+               ? parts_of_warps<Ring>(parts, row, four)
+               : Parts{inbox.columns + slot, shares.share, inbox.sums + row, place.rows, cluster};
   };
-  if (shape.splits == 1) {
-    return for_own([&](int slot, int, int row, int column) {
-      write_result<T>(problem, place, row, column, merge_own(slot, row, column));
-    });
+  if (shape.splits > 1) {
+    return merge_splits<T, Ring>(problem, shape, place, shares, rank, inbox, is_last, first, own);
   }
-  const Meeting meeting(problem, shape, Ring::kRows, rank);
-  const int pitch = shares.fours * Ring::kRows;
-  for_own([&](int slot, int index, int row, int column) {
-    const Found found = merge_own(slot, row, column);
-    meeting.columns[place.split * pitch + index] = found.values;
-    meeting.sums[place.split * pitch + index] = {found.largest, found.sum};
-  });
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    fence_device();
-    *inbox.is_last = is_last_to_come(meeting.word, shape.launch, shape.splits);
-    fence_device();
-  }
-  __syncthreads();
-  if (*inbox.is_last) {
-    for_own([&](int, int index, int row, int column) {
-      write_result<T>(
-          problem, place, row, column,
-          merge_found<4>(
-              shape.splits, [&](int split) { return __ldcg(meeting.sums + split * pitch + index); },
-              [&](int split) { return __ldcg(meeting.columns + split * pitch + index); }));
-    });
+#pragma unroll 1
+  for (int slot = threadIdx.x; slot < shares.own; slot += Ring::kThreads) {
+    const int index = slot << shares.log2 | rank;
+    write_result<T, Ring>(problem, place, index, merge_found(own(slot)),
+                          slot == static_cast<int>(threadIdx.x) && first != nullptr
+                              ? first
+                              : result_at<T, Ring>(problem, place, index));
   }
 }
 

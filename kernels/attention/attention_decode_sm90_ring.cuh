@@ -9,7 +9,8 @@
 
 namespace graft_kernels::attention::sm90 {
 
-inline constexpr int kStageKeys = 64;
+inline constexpr int kStageKeysLog2 = 6;
+inline constexpr int kStageKeys = 1 << kStageKeysLog2;
 inline constexpr int kKeyWarps = 4;  // share a stage's keys
 inline constexpr int kMaxStages = 16;
 // Numbers of the hardware's barriers: the ring is set up, the queries are there, a tile's 16 keys are mended.
@@ -24,7 +25,7 @@ struct alignas(16) RingBarriers {
   bool is_last;   // of the clusters that come to where theirs meet
 };
 
-// Shared memory: the ring, the queries, the barriers, and what the blocks of a cluster send one another. A stage
+// Shared memory: the barriers, the queries, the ring, and what the blocks of a cluster send one another. A stage
 // holds keys, then values, each as boxes of 64 columns; rows are 128 bytes, swizzled. The merge takes the ring's place.
 template <int kHead, int kRowTiles, int kSetCount>
 struct DecodeRing {
@@ -39,6 +40,10 @@ struct DecodeRing {
   static constexpr int kRows = kRowTiles * kBlockRows;
   static constexpr int kQueryPitch = kD + 8;  // elements
   static constexpr int kQueryBytes = kRows * kQueryPitch * 2;
+  // Where the ring begins.
+  static constexpr int kFixedBytes =
+      (static_cast<int>(sizeof(RingBarriers)) + kQueryBytes + 1023) / 1024 * 1024;
+  static constexpr int kFours = kD / 4;             // of a row's columns
   static constexpr int kParts = kKeyWarps * kSets;  // of a row's keys
   static constexpr int kPitch = kD + 8;  // floats of a row of the merge: rows in different banks
   static constexpr int kMergeBytes = kParts * kRows * (kPitch + 2) * 4;
@@ -47,10 +52,12 @@ struct DecodeRing {
   static constexpr int kSentBytes = kSentColumns + kMostCluster * kRows * 8;
   // Where it fits beside the ring, blocks need not wait for one another's rings to be used up.
   static constexpr bool kSentApart = kRows * kD <= 16 * 256;
-  static constexpr int kLeastRing = kMergeBytes + (kSentApart ? 0 : kSentBytes);
+  static constexpr int kMergeRing = kMergeBytes + (kSentApart ? 0 : kSentBytes);
+  // Behind it, what other splits found: four columns, largest score and sum of at least one four.
+  static constexpr int kMetBytes = 24;
+  static constexpr int kLeastRing = kMergeRing + kMaxSplits * kMetBytes;
   static constexpr int bytes(int stages, bool clustered) {
-    return stages * kStageBytes + kQueryBytes + static_cast<int>(sizeof(RingBarriers)) +
-           (clustered && kSentApart ? kSentBytes : 0);
+    return kFixedBytes + stages * kStageBytes + (clustered && kSentApart ? kSentBytes : 0);
   }
 };
 
@@ -63,11 +70,8 @@ struct Tiles {
 
 // The block's rows, and the keys that some of them see. The grid is parts, blocks of rows of all key heads, batch:
 // divisions take as long as a tile.
-__device__ __forceinline__ Place decode_place(const DecodeProblem& problem, int cluster,
-                                              int rows_together) {
-  const Problem& base = problem.base;
-  const unsigned part = blockIdx.x;
-  const int rows = static_cast<int>(base.rows());
+__device__ __forceinline__ Place decode_place(const DecodeShape& shape, int rows_together) {
+  const int part = static_cast<int>(blockIdx.x), rows = shape.rows;
   Place place;
   place.batch = blockIdx.z;
   place.head = blockIdx.y;
@@ -79,23 +83,21 @@ __device__ __forceinline__ Place decode_place(const DecodeProblem& problem, int 
   }
   place.rows = min(rows_together, rows - place.row);
   place.block = 0;  // nobody asks
-  place.split = cluster == 1 ? static_cast<int>(part) : static_cast<int>(part) / cluster;
+  place.split = part >> (31 - __clz(shape.cluster));
   return place;
 }
 
 // Where the keys end is in the device's memory.
-__device__ __forceinline__ Tiles find_keys(const DecodeProblem& problem, int rows_together,
-                                           Place& place) {
+__device__ __forceinline__ Tiles find_keys(const DecodeProblem& problem, const DecodeShape& shape,
+                                           int rows_together, int length, Place& place) {
   const Problem& base = problem.base;
   const unsigned groups = static_cast<unsigned>(base.groups);
   int first_query = 0, last_query = static_cast<int>(base.queries) - 1;
-  if (static_cast<int>(base.rows()) > rows_together) {
+  if (shape.rows > rows_together) {
     first_query = static_cast<int>(place.row / groups);
     last_query = static_cast<int>((place.row + place.rows - 1) / groups);
   }
-  const int keys = static_cast<int>(base.keys);
-  place.length =
-      problem.lengths == nullptr ? keys : min(max(problem.lengths[place.batch], 0), keys);
+  place.length = min(max(length, 0), shape.room);
   place.end = row_end(problem, place.length, last_query);
   place.begin = min(row_begin(problem, place.length, first_query), place.end);
   const int first = place.begin / kStageKeys, parts = static_cast<int>(gridDim.x);
@@ -117,6 +119,11 @@ __device__ __forceinline__ void publish_barriers() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 
+// Without a word on memory, which would wait for the device's: enough after publish_barriers().
+__device__ __forceinline__ void arrive_cluster_relaxed() {
+  asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
+}
+
 // What a copy leaves in L2: what is read once is the first to go, so that the stream passes through few
 // lines instead of driving out everything else. The words are those of createpolicy.
 inline constexpr uint64_t kKeepNormal = 0x1000000000000000U;
@@ -136,18 +143,19 @@ __device__ __forceinline__ void copy_rows_keeping(void* to, const CUtensorMap* m
 
 // Rows of a tile as copies lay them down: those of a box, then its further columns', then the next box.
 struct TileRows {
-  int box_keys;
+  int box_log2;
   int box_columns;  // bytes from 64 columns to the next
   int eight_rows;   // bytes from eight rows to the next, of 16 that begin at a multiple of 16
 
   template <typename Ring>
   static __device__ __forceinline__ TileRows of(const DecodeShape& shape) {
-    return {shape.box_keys, shape.box_keys * 128, shape.box_keys == 8 ? Ring::kBoxes * 1024 : 1024};
+    return {shape.box_log2, 128 << shape.box_log2,
+            shape.box_log2 == 3 ? Ring::kBoxes * 1024 : 1024};
   }
   // Where 16 rows begin.
   template <typename Ring>
   __device__ __forceinline__ int at(int row) const {
-    return row * 128 + row / box_keys * ((Ring::kBoxes - 1) * box_columns);
+    return row * 128 + (row >> box_log2) * ((Ring::kBoxes - 1) * box_columns);
   }
   // An element of these 16.
   __device__ __forceinline__ int element(int row, int column) const {
@@ -170,7 +178,9 @@ struct Copier {
   const DecodeShape& shape;
   unsigned char* ring;
   RingBarriers& barriers;
-  int lane, boxes, tiles_ahead;  // boxes of a tile's keys; tiles whose pages are read together
+  int lane;
+  int boxes_log2, boxes;  // of a tile's keys
+  int tiles_ahead;        // whose pages are read together
 
   __device__ __forceinline__ Copier(const CUtensorMap& keys, const CUtensorMap& values,
                                     const DecodeProblem& of, const DecodeShape& as,
@@ -182,15 +192,16 @@ struct Copier {
         ring(to),
         barriers(ready),
         lane(static_cast<int>(threadIdx.x) % 32),
-        boxes(kStageKeys / as.box_keys),
-        tiles_ahead(32 / boxes) {}
+        boxes_log2(kStageKeysLog2 - as.box_log2),
+        boxes(1 << boxes_log2),
+        tiles_ahead(32 >> boxes_log2) {}
 
   // From the tile that begins at key `first`; `end`: of the keys that may be asked for.
   __device__ __forceinline__ PageWindow read_pages(const Place& place, int first, int step,
                                                    int end) const {
     PageWindow window;
-    const int key = first + lane / boxes * step + lane % boxes * shape.box_keys;
-    if (problem.table != nullptr && key < end) {
+    const int key = first + (lane >> boxes_log2) * step + ((lane & (boxes - 1)) << shape.box_log2);
+    if (shape.paged && key < end) {
       const unsigned index = static_cast<unsigned>(key) / static_cast<unsigned>(problem.page_keys);
       window.page = problem.table[place.batch * problem.table_stride + index];
       window.row = key - static_cast<int>(index) * problem.page_keys;
@@ -202,45 +213,46 @@ struct Copier {
   // lanes, where the tile's boxes begin.
   __device__ __forceinline__ void copy_tile(const Place& place, int first, int begin, int end,
                                             const PageWindow& window, int from, int stage) const {
-    const CUtensorMap* map = lane % 2 == 0 ? key_map : value_map;
-    const int pieces = shape.joined ? 1 : Ring::kBoxes;  // of a box's columns
-    const int piece = lane / 2;
     const uint64_t policy = shape.read_once ? kKeepLeast : kKeepNormal;
-    const int skip = max(begin - first, 0) / shape.box_keys;
-    const int last = min(boxes, (end - first + shape.box_keys - 1) / shape.box_keys);
+    const int skip = max(begin - first, 0) >> shape.box_log2;
+    const int last = min(boxes, (end - first + (1 << shape.box_log2) - 1) >> shape.box_log2);
+    const int box_bytes = 128 << shape.box_log2;  // of 64 columns
     if (lane == 0) {
-      arrive_expecting(&barriers.full[stage],
-                       (last - skip) * 2 * Ring::kBoxes * shape.box_keys * 128);
+      arrive_expecting(&barriers.full[stage], (last - skip) * (2 * Ring::kBoxes) * box_bytes);
     }
     __syncwarp();
-    unsigned char* to = ring + stage * Ring::kStageBytes + lane % 2 * (Ring::kStageBytes / 2) +
-                        piece * shape.box_keys * 128;
-    for (int index = skip; index < last; ++index) {
-      int row = first, page = static_cast<int>(place.batch);
-      if (problem.table != nullptr) {
-        page = __shfl_sync(0xFFFFFFFFU, window.page, from + index);
-        row = __shfl_sync(0xFFFFFFFFU, window.row, from + index);
-      }
-      if (piece < pieces) {
-        copy_rows_keeping(to + index * (Ring::kBoxes * shape.box_keys * 128), map,
-                          &barriers.full[stage], piece * kBoxColumns, row,
-                          static_cast<int>(place.head), page, policy);
+    const int index = lane / 2;
+    int row = first + (index << shape.box_log2), page = static_cast<int>(place.batch);
+    if (shape.paged) {
+      page = __shfl_sync(0xFFFFFFFFU, window.page, from + index);
+      row = __shfl_sync(0xFFFFFFFFU, window.row, from + index);
+    }
+    if (index >= skip && index < last) {
+      const CUtensorMap* map = lane % 2 == 0 ? key_map : value_map;
+      unsigned char* to = ring + stage * Ring::kStageBytes + lane % 2 * (Ring::kStageBytes / 2) +
+                          index * Ring::kBoxes * box_bytes;
+      const int pieces = shape.joined ? 1 : Ring::kBoxes;
+#pragma unroll 1
+      for (int piece = 0; piece < pieces; ++piece) {
+        copy_rows_keeping(to + piece * box_bytes, map, &barriers.full[stage], piece * kBoxColumns,
+                          row, static_cast<int>(place.head), page, policy);
       }
     }
   }
 
-  // All of a part's tiles. Early: the first is asked for before it is known whether the keys reach it.
-  __device__ __forceinline__ Tiles run(Place& place) const {
-    const int room = static_cast<int>(problem.base.keys);
-    int first = static_cast<int>(blockIdx.x) * kStageKeys;
+  // All of a part's tiles. Early: the first is asked for before it is known whether the keys reach it, and before the
+  // barriers of the others are set up.
+  __device__ __forceinline__ void run(Place& place, int length) const {
     const int step = static_cast<int>(gridDim.x) * kStageKeys;
-    const bool early = shape.early && first < room;
+    int first = static_cast<int>(blockIdx.x) * kStageKeys;
+    const bool early = shape.early && first < shape.room;
     PageWindow pages;
     if (early) {
-      pages = read_pages(place, first, step, room);
-      copy_tile(place, first, 0, room, pages, 0, 0);
+      pages = read_pages(place, first, step, shape.room);
+      copy_tile(place, first, 0, shape.room, pages, 0, 0);
     }
-    const Tiles tiles = find_keys(problem, Ring::kRows, place);
+    sync_named(kReadyBarrier, Ring::kThreads);
+    const Tiles tiles = find_keys(problem, shape, Ring::kRows, length, place);
     if (early && tiles.count == 0) {
       wait(&barriers.full[0], 0);  // the merge takes the ring's place
     }
@@ -249,24 +261,23 @@ struct Copier {
       pages = read_pages(place, first, step, place.end);
     }
     PageWindow ahead = read_pages(place, first + tiles_ahead * step, step, place.end);
-    for (int index = 0, stage = 0, phase = 1, from = 0; index < tiles.count;
-         ++index, first += step) {
+    int index = early ? 1 : 0, stage = index, phase = 1, from = index * boxes;
+    first += index * step;
+#pragma unroll 1
+    for (; index < tiles.count; ++index, first += step) {
       if (from == tiles_ahead * boxes) {
         from = 0;
         pages = ahead;
         ahead = read_pages(place, first + tiles_ahead * step, step, place.end);
       }
-      if (index > 0 || !early) {
-        wait(&barriers.free[stage], phase);
-        copy_tile(place, first, place.begin, place.end, pages, from, stage);
-      }
+      wait(&barriers.free[stage], phase);
+      copy_tile(place, first, place.begin, place.end, pages, from, stage);
       from += boxes;
       if (++stage == shape.stages) {
         stage = 0;
         phase ^= 1;
       }
     }
-    return tiles;
   }
 };
 

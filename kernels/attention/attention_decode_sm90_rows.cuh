@@ -31,23 +31,42 @@ __device__ __forceinline__ void turn_queries(const DecodeProblem& problem, const
   });
 }
 
+// The block's queries on their way to shared memory: asked for before anything else that is far away.
 template <typename T, typename Ring>
-__device__ __forceinline__ void read_queries(const DecodeProblem& problem, const Place& place,
-                                             T* to) {
-  constexpr int kChunks = Ring::kD / 8;
-  const Problem& base = problem.base;
-  for (int index = threadIdx.x; index < Ring::kRows * kChunks; index += Ring::kThreads - 32) {
-    const int row = index / kChunks, chunk = index % kChunks;
-    uint4 value = {0, 0, 0, 0};
-    if (row < place.rows && chunk < base.head_dim / 8) {
-      const RowView view = view_row(problem, place, row);
-      value = *reinterpret_cast<const uint4*>(
-          static_cast<const T*>(base.query) + place.batch * base.query_stride[0] +
-          view.query * base.query_stride[1] + view.head * base.query_stride[2] + chunk * 8);
+struct QueriesAhead {
+  static constexpr int kChunks = Ring::kD / 8;
+  static constexpr int kStep = Ring::kThreads - 32;
+  static constexpr int kOwn = (Ring::kRows * kChunks + kStep - 1) / kStep;
+  uint4 held[kOwn];
+
+  __device__ __forceinline__ void ask(const DecodeProblem& problem, const Place& place) {
+    const Problem& base = problem.base;
+    const unsigned groups = static_cast<unsigned>(base.groups);
+#pragma unroll
+    for (int own = 0; own < kOwn; ++own) {
+      const int index = threadIdx.x + own * kStep;
+      const int row = index / kChunks, chunk = index % kChunks;
+      held[own] = {0, 0, 0, 0};
+      if (row < place.rows && chunk < base.head_dim / 8) {
+        const unsigned at = place.row + row, query = at / groups;
+        held[own] = *reinterpret_cast<const uint4*>(
+            static_cast<const T*>(base.query) + place.batch * base.query_stride[0] +
+            query * base.query_stride[1] +
+            (place.head * groups + (at - query * groups)) * base.query_stride[2] + chunk * 8);
+      }
     }
-    *reinterpret_cast<uint4*>(to + row * Ring::kQueryPitch + chunk * 8) = value;
   }
-}
+  __device__ __forceinline__ void store(T* to) const {
+#pragma unroll
+    for (int own = 0; own < kOwn; ++own) {
+      const int index = threadIdx.x + own * kStep;
+      if (kOwn * kStep == Ring::kRows * kChunks || index < Ring::kRows * kChunks) {
+        *reinterpret_cast<uint4*>(to + index / kChunks * Ring::kQueryPitch + index % kChunks * 8) =
+            held[own];
+      }
+    }
+  }
+};
 
 // A warp's running softmax over its keys: rows lane / 4 and lane / 4 + 8 of its tile of rows.
 template <int kD>
@@ -95,12 +114,14 @@ __device__ __forceinline__ void for_new_elements(const DecodeProblem& problem, c
   const int size = static_cast<int>(problem.base.head_dim);
   with_table_type<T>(append, [&](auto type) {
     using S = decltype(type);
+#pragma unroll 1
     for (int token = begin; token < end; ++token) {
       const T* key = static_cast<const T*>(append.key) + place.batch * append.key_stride[0] +
                      token * append.key_stride[1] + place.head * append.key_stride[2];
       const T* value = static_cast<const T*>(append.value) + place.batch * append.value_stride[0] +
                        token * append.value_stride[1] + place.head * append.value_stride[2];
       const Turn<S> turn = find_turn<S>(problem, place.batch, first_new, token);
+#pragma unroll 1
       for (int at = thread; at < size; at += threads) {
         store(token, at, turn_element<T, S>(problem, turn, key, at), value[at]);
       }
@@ -148,12 +169,18 @@ __device__ __forceinline__ void clear_unseen(const Place& place, int first, cons
                                              unsigned char* values) {
   const int lane = threadIdx.x % 32;
   constexpr int kChunks = kD / 8;
+#pragma unroll 1
   for (int index = lane; index < 16 * kChunks; index += 32) {
     const int row = index / kChunks, chunk = index % kChunks;
     if (first + row < place.begin || first + row >= place.end) {
       *reinterpret_cast<uint4*>(values + rows.element(row, chunk * 8)) = {0, 0, 0, 0};
     }
   }
+}
+
+// Within 2^-22 of tanh, in a few instructions: those of tanhf() would fill the loop over tiles.
+__device__ __forceinline__ float tanh_short(float value) {
+  return 1.0F - __fdividef(2.0F, 1.0F + exp2_fast(value * (2.0F * kLog2E)));
 }
 
 // Scores of 16 keys, in units of log2. `whole`: every row sees every one of them.
@@ -168,7 +195,7 @@ __device__ __forceinline__ void finish_scores(const DecodeProblem& problem, cons
     float& score = scores[index / 4][index % 4];
     score *= base.scale;
     if (base.softcap > 0.0F) {
-      score = base.softcap * tanhf(score / base.softcap);
+      score = base.softcap * tanh_short(__fdividef(score, base.softcap));
     }
     score *= kLog2E;
   }
