@@ -265,7 +265,7 @@ __device__ __forceinline__ void work_task(const DecodeProblem& problem, const Ta
     const Slot<L::kStages> before = start_step(step);
     constexpr int kColumns = kTile / 4;  // of a thread
     TileSums sums;
-    weigh_columns<0, kColumns>(scores, sums, scale_log2, known_origin(state, scale_log2, 0), 0);
+    weigh_columns<0, kColumns>(scores, sums, scale_log2, state.origin[0], 0);
     if constexpr (L::kQueriesHeld) {
       // One row's exponentials hide behind this warpgroup's last products, the other's behind the other warpgroup's.
       if (threadIdx.x % 32 == 0) {
@@ -273,7 +273,7 @@ __device__ __forceinline__ void work_task(const DecodeProblem& problem, const Ta
       }
       finish_values(before.stage);
     }
-    weigh_columns<0, kColumns>(scores, sums, scale_log2, known_origin(state, scale_log2, 1), 1);
+    weigh_columns<0, kColumns>(scores, sums, scale_log2, state.origin[1], 1);
     if constexpr (!L::kQueriesHeld) {
       finish_values(before.stage);
     }

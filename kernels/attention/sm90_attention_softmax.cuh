@@ -12,7 +12,8 @@ namespace graft_kernels::attention::sm90 {
 // A thread's two rows: lane / 4 and lane / 4 + 8 of its warp's sixteen.
 struct RowState {
   float largest[2] = {-INFINITY, -INFINITY};  // what the products, unscaled, are measured against
-  float sum[2] = {};                          // of this thread's columns
+  float origin[2];    // the same, scaled; of a row that has seen no key, lower than any score
+  float sum[2] = {};  // of this thread's columns
 };
 
 // Keys that a thread's two rows see, those that all rows of its warpgroup do, and the end of what any of them does.
@@ -97,6 +98,7 @@ __device__ __forceinline__ RowOrigin find_origin(const float (&scores)[kCount], 
     origin.scaled[half] = origin_of(next) * scale_log2;
     origin.factor[half] = exp2_fast(state.largest[half] * scale_log2 - origin.scaled[half]);
     state.largest[half] = next;
+    state.origin[half] = fmaxf(next * scale_log2, -FLT_MAX);
   }
   return origin;
 }
@@ -110,11 +112,6 @@ struct TileSums {
     return of(0) > kMostWeights || of(1) > kMostWeights;
   }
 };
-
-// What a row was measured against, scaled; of one that has seen no key, so low that its weights grow too large.
-__device__ __forceinline__ float known_origin(const RowState& state, float scale_log2, int half) {
-  return fmaxf(state.largest[half] * scale_log2, -FLT_MAX);
-}
 
 // Scores of columns [kFrom, kTo) of one of a thread's rows become weights.
 template <int kFrom, int kTo, int kCount>
