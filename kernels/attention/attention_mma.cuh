@@ -82,4 +82,14 @@ __device__ __forceinline__ uint32_t pack(float low, float high) {
   return word;
 }
 
+// Fragments of sums become those of an operand.
+template <typename T, int kCount>
+__device__ __forceinline__ void round_operand(const float (&values)[kCount],
+                                              uint32_t (&words)[kCount / 8][4]) {
+#pragma unroll
+  for (int index = 0; index < kCount / 2; ++index) {
+    words[index / 4][index % 4] = pack<T>(values[index * 2], values[index * 2 + 1]);
+  }
+}
+
 }  // namespace graft_kernels::attention

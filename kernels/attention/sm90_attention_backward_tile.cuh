@@ -142,15 +142,6 @@ __device__ __forceinline__ void slope(const float (&weights)[kCount], const floa
   }
 }
 
-template <typename T, int kCount>
-__device__ __forceinline__ void round_operand(const float (&values)[kCount],
-                                              uint32_t (&words)[kCount / 8][4]) {
-#pragma unroll
-  for (int index = 0; index < kCount / 2; ++index) {
-    words[index / 4][index % 4] = pack<T>(values[index * 2], values[index * 2 + 1]);
-  }
-}
-
 // Gradients of scores [64 keys x kTile] into the box of their keys, [kTile][64 keys].
 template <int kSteps>
 __device__ __forceinline__ void store_slopes(unsigned char* box,

@@ -218,7 +218,7 @@ __device__ __forceinline__ void work_task(const DecodeProblem& problem, const Ta
     return origin;
   };
   weigh_hidden(first, 0.0F);
-  round_weights<T>(scores, weights);
+  round_operand<T>(scores, weights);
   // Starts scores of a step's keys and results of the last one's, whose weights are ready and whose place is returned.
   const auto start_step = [&](int step) {
     const Slot<L::kStages> before = slot;
@@ -254,7 +254,7 @@ __device__ __forceinline__ void work_task(const DecodeProblem& problem, const Ta
     free_stage(&barriers.keys_free[slot.stage]);
     const RowOrigin origin = weigh_hidden(step, kSlack);
     finish_values(before.stage);
-    round_weights<T>(scores, weights);
+    round_operand<T>(scores, weights);
     if (origin.moved) {
       measure_again(out, origin);
     }
@@ -277,7 +277,7 @@ __device__ __forceinline__ void work_task(const DecodeProblem& problem, const Ta
     if constexpr (!L::kQueriesHeld) {
       finish_values(before.stage);
     }
-    round_weights<T>(scores, weights);
+    round_operand<T>(scores, weights);
     if (__any_sync(0xFFFFFFFFU, sums.have_grown())) {
       return true;
     }
@@ -291,7 +291,7 @@ __device__ __forceinline__ void work_task(const DecodeProblem& problem, const Ta
     multiply_again<T, L>(scores, queries, shared + L::kKeys + slot.stage * L::kKeyBytes);
     free_stage(&barriers.keys_free[slot.stage]);
     measure_again(out, weigh_hidden(step, 0.0F));
-    round_weights<T>(scores, weights);
+    round_operand<T>(scores, weights);
   };
   const int seen_from = max(last_tile - sight.all_end / kTile + 1, 1);  // steps, of all rows
   const int seen_to = last_tile - (sight.all_begin + kTile - 1) / kTile + 1;

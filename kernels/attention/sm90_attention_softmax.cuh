@@ -138,15 +138,6 @@ __device__ __forceinline__ void weigh(float (&scores)[kCount], RowState& state, 
   }
 }
 
-template <typename T, int kCount>
-__device__ __forceinline__ void round_weights(const float (&scores)[kCount],
-                                              uint32_t (&weights)[kCount / 8][4]) {
-#pragma unroll
-  for (int index = 0; index < kCount / 2; ++index) {
-    weights[index / 4][index % 4] = pack<T>(scores[index * 2], scores[index * 2 + 1]);
-  }
-}
-
 // Results measured against what rows were before become measured as they are now.
 template <int kCount>
 __device__ __forceinline__ void measure_again(float (&out)[kCount], const RowOrigin& origin) {
