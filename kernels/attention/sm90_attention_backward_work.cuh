@@ -7,6 +7,8 @@ namespace graft_kernels::attention::sm90 {
 
 // One warpgroup's 64 keys against all tiles of queries of a task. What is written for the copy engine and for products is
 // published by those who start them, behind a barrier, instead of by those who wrote: these would wait for their writes.
+// A fence between proxies anywhere on the path from the write to the read links them (PTX ISA, memory consistency model,
+// proxy-preserved base causality order).
 template <typename T, int kD, bool kPacked>
 struct BackwardWork {
   using L = BackwardLayout<kD>;
