@@ -27,6 +27,11 @@ def logits(graft, model_arguments, kernels, ids):
         return load_file(out)["logits"].reshape(len(ids), -1)
 
 
+def tie_gap(dtype, logit):
+    """How far below a best logit another one counts as a tie."""
+    return TIE_UNITS * EPSILON[dtype] * max(1.0, abs(logit))
+
+
 def largest_gap(graft, model_arguments, run):
     """How far a run's tokens lie below the best by float32 logits without kernels: at most; and the largest logit."""
     arguments = [*model_arguments, "--dtype", "float32"]
@@ -40,7 +45,7 @@ def largest_gap(graft, model_arguments, run):
 def is_as_good(graft, model_arguments, dtype, off, on):
     """Whether the tokens of `on` lie no further below the best than twice those of `off`, or a tie; with the numbers."""
     (gap_off, _), (gap_on, largest) = (largest_gap(graft, model_arguments, run) for run in (off, on))
-    tie = TIE_UNITS * EPSILON[dtype] * max(1.0, largest)
+    tie = tie_gap(dtype, largest)
     return gap_on <= 2 * max(gap_off, tie), {"gap_off": gap_off, "gap_on": gap_on, "tie": tie}
 
 
@@ -57,9 +62,8 @@ def compare(graft, model_arguments, dtype, off, on):
         gap = best - row[chosen].item()
         if gap == 0 and row.argmax().item() == chosen:
             continue
-        is_tie = gap <= TIE_UNITS * EPSILON[dtype] * max(1.0, abs(best))
-        (ties if is_tie else beyond).append({"step": step, "chosen": chosen, "reference": row.argmax().item(), "gap": gap,
-                                             "best": best})
+        (ties if gap <= tie_gap(dtype, best) else beyond).append(
+            {"step": step, "chosen": chosen, "reference": row.argmax().item(), "gap": gap, "best": best})
     if beyond:
         good, numbers = (False, {}) if dtype == "float32" else is_as_good(graft, model_arguments, dtype, off, on)
         if not good:

@@ -174,14 +174,13 @@ bool is_joined(const Problem& base) { return base.head_dim % sm90::kBoxColumns =
 CUtensorMap describe_cache(const DecodeProblem& problem, const DecodeShape& shape, const void* from,
                            const int64_t (&stride)[3]) {
   const Problem& base = problem.base;
-  const bool paged = problem.table != nullptr;
   const auto size = [](int64_t count) { return static_cast<cuuint64_t>(count); };
   const auto bytes = [](int64_t count, int64_t of) {
     return static_cast<cuuint64_t>(count == 1 ? 16 : of * 2);
   };
-  const int64_t columns = is_joined(base) ? base.head_dim / sm90::kBoxColumns : 1;
-  const int64_t rows = paged ? problem.page_keys : base.keys;
-  const int64_t batch = paged ? problem.pages : base.batch;
+  const int64_t columns = shape.joined ? base.head_dim / sm90::kBoxColumns : 1;
+  const int64_t rows = shape.paged ? problem.page_keys : base.keys;
+  const int64_t batch = shape.paged ? problem.pages : base.batch;
   const cuuint64_t sizes[5] = {size(base.head_dim / columns), size(rows), size(columns),
                                size(base.key_heads), size(batch)};
   const cuuint64_t strides[4] = {bytes(rows, stride[2]), bytes(columns, sm90::kBoxColumns),

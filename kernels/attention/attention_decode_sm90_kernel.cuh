@@ -133,9 +133,8 @@ __global__ void __launch_bounds__(DecodeRing<kD, kRowTiles, kSets>::kThreads,
       wait_cluster();
     }
     if (shape.splits > 1 && threadIdx.x % 32 == 0) {
-      const int rank = shape.cluster == 1 ? 0 : rank_in_cluster();
-      barriers.is_last =
-          take_ticket(Meeting<Ring>(problem, shape, rank).word, shape.launch, shape.splits);
+      barriers.is_last = take_ticket(Meeting<Ring>(problem, shape, rank_of(shape)).word,
+                                     shape.launch, shape.splits);
     }
   } else {
     QueriesAhead<T, Ring> ahead;

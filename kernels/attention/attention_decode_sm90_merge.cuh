@@ -95,6 +95,10 @@ __device__ __forceinline__ Parts parts_of_warps(const PartRows& parts, int row, 
 
 // ---- between the blocks of a cluster
 
+__device__ __forceinline__ int rank_of(const DecodeShape& shape) {
+  return shape.cluster == 1 ? 0 : rank_in_cluster();
+}
+
 // What this thread wrote can be read by the cluster's threads once they waited.
 __device__ __forceinline__ void arrive_cluster() {
   asm volatile("barrier.cluster.arrive.release;" ::: "memory");
@@ -153,21 +157,24 @@ struct Inbox {
 struct Shares {
   int all;
   int log2;  // of the cluster's blocks
+  int rank;  // this block's
   int share;
   int own;  // this block's
 
-  __device__ __forceinline__ Shares(int all_fours, int cluster, int rank) {
+  __device__ __forceinline__ Shares(int all_fours, int cluster, int own_rank) {
     all = all_fours;
     log2 = 31 - __clz(cluster);
+    rank = own_rank;
     share = (all + cluster - 1) >> log2;
     own = (all + cluster - 1 - rank) >> log2;
   }
+  // Among all, the block's own four `slot`.
+  __device__ __forceinline__ int index_of(int slot) const { return slot << log2 | rank; }
 };
 
 template <typename Ring>
 __device__ __forceinline__ void send_found(const Place& place, const PartRows& parts,
-                                           const Shares& shares, const Inbox& inbox, int cluster,
-                                           int rank) {
+                                           const Shares& shares, const Inbox& inbox, int cluster) {
   if (threadIdx.x == 0) {
     arrive_expecting(inbox.barrier, cluster * (shares.own * 16 + place.rows * 8));
   }
@@ -176,12 +183,12 @@ __device__ __forceinline__ void send_found(const Place& place, const PartRows& p
     const int row = index / Ring::kFours, four = index % Ring::kFours;
     const Found found = merge_found(parts_of_warps<Ring>(parts, row, four));
     const int to = index & (cluster - 1);
-    send(address_of_rank(inbox.columns + rank * shares.share + (index >> shares.log2), to),
+    send(address_of_rank(inbox.columns + shares.rank * shares.share + (index >> shares.log2), to),
          address_of_rank(inbox.barrier, to), found.values);
     if (four == 0) {
 #pragma unroll 1
       for (int other = 0; other < cluster; ++other) {
-        send(address_of_rank(inbox.sums + rank * place.rows + row, other),
+        send(address_of_rank(inbox.sums + shares.rank * place.rows + row, other),
              address_of_rank(inbox.barrier, other), float2{found.largest, found.sum});
       }
     }
@@ -200,8 +207,17 @@ __device__ __forceinline__ T* result_at(const DecodeProblem& problem, const Plac
 template <typename T, typename Ring>
 __device__ __forceinline__ T* first_result(const DecodeProblem& problem, const DecodeShape& shape,
                                            const Place& place) {
-  const int rank = shape.cluster == 1 ? 0 : rank_in_cluster();
-  return result_at<T, Ring>(problem, place, static_cast<int>(threadIdx.x) * shape.cluster + rank);
+  return result_at<T, Ring>(problem, place,
+                            static_cast<int>(threadIdx.x) * shape.cluster + rank_of(shape));
+}
+
+// Where the four `index` lies, this thread's `slot`; `first`: first_result(), or null.
+template <typename T, typename Ring>
+__device__ __forceinline__ T* own_result(const DecodeProblem& problem, const Place& place,
+                                         int index, int slot, T* first) {
+  return slot == static_cast<int>(threadIdx.x) && first != nullptr
+             ? first
+             : result_at<T, Ring>(problem, place, index);
 }
 
 template <typename T, typename Ring>
@@ -228,11 +244,11 @@ __device__ __forceinline__ void write_result(const DecodeProblem& problem, const
 // the block's; `is_last`: of the splits, which merges.
 template <typename T, typename Ring, typename Own>
 __device__ __forceinline__ void merge_splits(const DecodeProblem& problem, const DecodeShape& shape,
-                                             const Place& place, const Shares& shares, int rank,
+                                             const Place& place, const Shares& shares,
                                              const Inbox& inbox, bool is_last, T* first,
                                              const Own& own) {
   const int splits = shape.splits;
-  const Meeting<Ring> meeting(problem, shape, rank);
+  const Meeting<Ring> meeting(problem, shape, shares.rank);
   // Slots that are merged together: as many as there is room for what all splits found of them, a power of two.
   const int log2 =
       min(31 - __clz(inbox.met_bytes / (Ring::kMetBytes * splits)), 32 - __clz(shares.own - 1));
@@ -241,7 +257,7 @@ __device__ __forceinline__ void merge_splits(const DecodeProblem& problem, const
 #pragma unroll 1
   for (int begin = 0; begin < shares.own; begin += 1 << log2) {
     const int count = min(1 << log2, shares.own - begin);
-    const auto index_of = [&](int slot) { return (begin + slot) << shares.log2 | rank; };
+    const auto index_of = [&](int slot) { return shares.index_of(begin + slot); };
 #pragma unroll 1
     for (int slot = threadIdx.x; slot < count; slot += Ring::kThreads) {
       const Found found = merge_found(own(begin + slot));
@@ -262,9 +278,7 @@ __device__ __forceinline__ void merge_splits(const DecodeProblem& problem, const
       const int index = index_of(slot);
       write_result<T, Ring>(problem, place, index,
                             merge_found({values + slot, 1 << log2, sums + slot, 1 << log2, splits}),
-                            begin + slot == static_cast<int>(threadIdx.x) && first != nullptr
-                                ? first
-                                : result_at<T, Ring>(problem, place, index));
+                            own_result<T, Ring>(problem, place, index, begin + slot, first));
     }
     __syncthreads();
   }
@@ -276,29 +290,27 @@ template <typename T, typename Ring>
 __device__ __forceinline__ void merge_parts(const DecodeProblem& problem, const DecodeShape& shape,
                                             const Place& place, const PartRows& parts,
                                             const Inbox& inbox, bool is_last, T* first) {
-  const int cluster = shape.cluster, rank = cluster == 1 ? 0 : rank_in_cluster();
-  const Shares shares(place.rows * Ring::kFours, cluster, rank);
+  const int cluster = shape.cluster;
+  const Shares shares(place.rows * Ring::kFours, cluster, rank_of(shape));
   if (cluster > 1) {
-    send_found<Ring>(place, parts, shares, inbox, cluster, rank);
+    send_found<Ring>(place, parts, shares, inbox, cluster);
     wait_sent(inbox.barrier);
   }
   const auto own = [&](int slot) {
-    const int index = slot << shares.log2 | rank;
+    const int index = shares.index_of(slot);
     const int row = index / Ring::kFours, four = index % Ring::kFours;
     return cluster == 1
                ? parts_of_warps<Ring>(parts, row, four)
                : Parts{inbox.columns + slot, shares.share, inbox.sums + row, place.rows, cluster};
   };
   if (shape.splits > 1) {
-    return merge_splits<T, Ring>(problem, shape, place, shares, rank, inbox, is_last, first, own);
+    return merge_splits<T, Ring>(problem, shape, place, shares, inbox, is_last, first, own);
   }
 #pragma unroll 1
   for (int slot = threadIdx.x; slot < shares.own; slot += Ring::kThreads) {
-    const int index = slot << shares.log2 | rank;
+    const int index = shares.index_of(slot);
     write_result<T, Ring>(problem, place, index, merge_found(own(slot)),
-                          slot == static_cast<int>(threadIdx.x) && first != nullptr
-                              ? first
-                              : result_at<T, Ring>(problem, place, index));
+                          own_result<T, Ring>(problem, place, index, slot, first));
   }
 }
 

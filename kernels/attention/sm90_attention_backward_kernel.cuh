@@ -45,7 +45,7 @@ struct BackwardLayout {
 struct BackwardBarriers {
   uint64_t keys;
   uint64_t values;
-  uint64_t middle;  // of the exponentials; nobody waits for it
+  uint64_t order;  // nobody waits for it
   uint64_t queries[kBackwardStages];
   uint64_t grads[kBackwardStages];
   uint64_t queries_free[kBackwardStages];

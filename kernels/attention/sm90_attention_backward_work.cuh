@@ -96,7 +96,7 @@ struct BackwardWork {
       hide_pairs(scores, sight, query);
     }
     weigh(scores, reinterpret_cast<const float*>(shared + L::kLse + walk.slot * L::kStatBytes),
-          problem.base.scale * kLog2Of, kStoredFirst ? &barriers.middle : nullptr);
+          problem.base.scale * kLog2Of, kStoredFirst ? &barriers.order : nullptr);
     wait_products<0>();
     fence_registers(grads);
     slope(scores, reinterpret_cast<const float*>(shared + L::kDelta + walk.slot * L::kStatBytes),
@@ -198,7 +198,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
   if (threadIdx.x == 0) {
     init_barrier(&barriers.keys, 1);
     init_barrier(&barriers.values, 1);
-    init_barrier(&barriers.middle, 256);
+    init_barrier(&barriers.order, 256);
     for (int stage = 0; stage < kBackwardStages; ++stage) {
       init_barrier(&barriers.queries[stage], 1);
       init_barrier(&barriers.grads[stage], 1);
